@@ -1,0 +1,119 @@
+"""Walk a settings schema: help texts for people, field lookups for error messages."""
+
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin
+
+from pydantic_core import PydanticUndefined
+
+from rlvr.settings.base import Settings
+
+
+@dataclass(frozen=True)
+class FieldDescription:
+    """One setting: its dotted key, type, default (as text) and help."""
+
+    key: str
+    type: str
+    default: str
+    help: str
+
+
+def describe(schema: type[Settings], prefix: str = "") -> Iterator[FieldDescription]:
+    """Every setting under ``schema``, depth first; the choices of a union follow their field."""
+    for name, field in schema.model_fields.items():
+        key = f"{prefix}{name}"
+        annotation = field.annotation
+        if _literal(annotation) and name == "name":
+            continue
+        default = (
+            "required"
+            if field.is_required()
+            else _default_text(field.get_default(call_default_factory=True))
+        )
+        help_text = " ".join((field.description or "").split())
+        yield FieldDescription(key, _type_text(annotation), default, help_text)
+        members = list(_settings_members(annotation))
+        for member in members:
+            tag = _tag(member)
+            choice = f"{key}[{tag}]" if tag and len(members) > 1 else key
+            if tag and len(members) > 1:
+                summary = (member.__doc__ or "").strip().split("\n\n")[0]
+                yield FieldDescription(choice, "choice", "", " ".join(summary.split()))
+            yield from describe(member, f"{choice}.")
+
+
+def model_at(schema: type[Settings], location: Sequence[str | int]) -> type[Settings] | None:
+    """The settings class that sits at a pydantic error location, or None."""
+    model: type[Settings] | None = schema
+    annotation: Any = schema
+    for part in location:
+        members = {_tag(member): member for member in _settings_members(annotation)}
+        if part in members:
+            model = members[str(part)]
+            annotation = model
+        elif model is not None and part in model.model_fields:
+            annotation = model.model_fields[str(part)].annotation
+            found = list(_settings_members(annotation))
+            model = found[0] if found else None
+        elif isinstance(part, int):
+            continue
+        else:
+            return None
+    return model
+
+
+def tagged_members(schema: type[Settings], location: Sequence[str | int]) -> set[str]:
+    """The names one can choose from at a location; empty where there is no such choice."""
+    if not location:
+        return set()
+    parent = model_at(schema, location[:-1])
+    if parent is None or location[-1] not in parent.model_fields:
+        return set()
+    annotation = parent.model_fields[str(location[-1])].annotation
+    return {tag for member in _settings_members(annotation) if (tag := _tag(member))}
+
+
+def _settings_members(annotation: Any) -> Iterator[type[Settings]]:  # noqa: ANN401
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        yield annotation
+    else:
+        for argument in get_args(annotation):
+            yield from _settings_members(argument)
+
+
+def _tag(member: type[Settings]) -> str | None:
+    field = member.model_fields.get("name")
+    values = _literal(field.annotation) if field else ()
+    return str(values[0]) if values else None
+
+
+def _literal(annotation: Any) -> tuple[Any, ...]:  # noqa: ANN401
+    return get_args(annotation) if get_origin(annotation) is typing.Literal else ()
+
+
+def _type_text(annotation: Any) -> str:  # noqa: ANN401
+    members = list(_settings_members(annotation))
+    if members:
+        return " or ".join(_tag(member) or "group" for member in members)
+    if _literal(annotation):
+        return " or ".join(repr(value) for value in _literal(annotation))
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type_text(argument) for argument in arguments)
+    if origin is typing.Annotated:
+        return _type_text(arguments[0])
+    if annotation is type(None):
+        return "null"
+    return "list" if origin in (tuple, list) else getattr(annotation, "__name__", str(annotation))
+
+
+def _default_text(value: object) -> str:
+    if value is PydanticUndefined:
+        return "required"
+    if isinstance(value, Settings):
+        tag = _tag(type(value))
+        return tag if tag else "see below"
+    return "null" if value is None else repr(value)
