@@ -1,0 +1,43 @@
+"""The model as a function: loading, token statistics, micro-batches."""
+
+from rlvr.policy.batching import (
+    ModelInputs,
+    packed_inputs,
+    padded_inputs,
+    plan_packed,
+    plan_padded,
+)
+from rlvr.policy.model import (
+    LoraSettings,
+    ModelSettings,
+    Policy,
+    default_device,
+    export_policy,
+    load_policy,
+    load_tokenizer,
+    packing_is_exact,
+    save_policy,
+    stop_token_ids,
+)
+from rlvr.policy.token_stats import Proxy, TokenStats, token_stats
+
+__all__ = [
+    "LoraSettings",
+    "ModelInputs",
+    "ModelSettings",
+    "Policy",
+    "Proxy",
+    "TokenStats",
+    "default_device",
+    "export_policy",
+    "load_policy",
+    "load_tokenizer",
+    "packed_inputs",
+    "packing_is_exact",
+    "padded_inputs",
+    "plan_packed",
+    "plan_padded",
+    "save_policy",
+    "stop_token_ids",
+    "token_stats",
+]

@@ -47,7 +47,7 @@ def parse_yaml(text: str, where: str) -> Any:  # noqa: ANN401  (YAML holds anyth
         ValueError: The text is not YAML, or a key stands twice; ``where`` and the line are named.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"{where}{line}: not valid YAML: {error.problem}") from None

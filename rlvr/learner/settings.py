@@ -1,0 +1,60 @@
+"""Settings of the update: optimizer, schedule, batching."""
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from rlvr.settings import Settings
+
+
+class Schedule(Settings):
+    """Learning rate over the run, as a fraction of ``learner.lr``."""
+
+    name: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape after the warm-up."""
+    warmup_updates: int = Field(0, ge=0)
+    """Updates over which the rate rises linearly from 0."""
+    final_fraction: float = Field(0.0, ge=0, le=1)
+    """Where linear and cosine end."""
+
+    def fraction(self, update: int, total: int) -> float:
+        """Fraction of the learning rate for update number ``update`` (from 0) of ``total``."""
+        if update < self.warmup_updates:
+            return (update + 1) / (self.warmup_updates + 1)
+        if self.name == "constant":
+            return 1.0
+        progress = (update - self.warmup_updates) / max(1, total - self.warmup_updates)
+        progress = min(1.0, progress)
+        shape = 1 - progress if self.name == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        return self.final_fraction + (1 - self.final_fraction) * shape
+
+
+class LearnerSettings(Settings):
+    """How weights are updated from a batch of rollouts."""
+
+    lr: float = Field(1e-6, gt=0)
+    """Peak learning rate of AdamW."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of AdamW's moments."""
+    epsilon: float = Field(1e-8, gt=0)
+    """AdamW's denominator offset."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay on matrices (never on norms and biases)."""
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm; null leaves them."""
+    schedule: Schedule = Schedule()
+    """Learning rate over the run."""
+    updates_per_rollout: int = Field(1, ge=1)
+    """Optimizer steps that a rollout is split into, by prompts. With 1, old and current policy
+    coincide and the ratio is 1."""
+    tokens_per_micro_batch: int = Field(4096, ge=1)
+    """Most input positions run at once, padding included."""
+    layout: Literal["auto", "packed", "padded"] = "auto"
+    """packed runs a prompt once for all its completions behind a block mask; auto chooses it where
+    a trial shows that it gives this model's numbers."""
+    skip_zero_advantage: bool = True
+    """Do not run completions whose advantage is zero when no regulariser touches them: their
+    gradient is exactly zero. Policy metrics are then means over the completions that were run."""
+    logits_chunk: int | None = Field(None, ge=1)
+    """Tokens whose logits are formed at once; null chooses by vocabulary size."""

@@ -1,0 +1,21 @@
+"""The plain policy gradient: loss_t = -A_t log pi(o_t | s_t).
+
+Williams, "Simple statistical gradient-following algorithms" (1992). On freshly sampled tokens its
+gradient is that of every ratio-based loss at ratio 1; with all advantages 1 on given tokens it is
+maximum likelihood, which is how a warm-up on demonstrations uses it.
+"""
+
+from typing import Literal
+
+from rlvr.objective.terms import PerToken, Terms
+from rlvr.settings import Settings
+
+
+class Reinforce(Settings):
+    """The plain policy gradient, without ratio or clip."""
+
+    name: Literal["reinforce"] = "reinforce"
+
+    def __call__(self, terms: Terms) -> PerToken:
+        """Per-token loss [B, T]."""
+        return PerToken(-terms.advantages_BT * terms.logprobs_BT)

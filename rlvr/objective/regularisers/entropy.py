@@ -1,0 +1,34 @@
+"""Entropy bonus: loss_t = -coefficient * H(pi(. | s_t)), the gradient flowing through H.
+
+H is the entropy, in nats, over the whole vocabulary of the distribution at the sampling
+temperature. Williams and Peng (1991); Mnih et al., arXiv:1602.01783. Coefficients of 1e-2 are known
+to make the entropy of language models explode (Cui et al., arXiv:2505.22617, section 4.1).
+"""
+
+from typing import Literal
+
+from rlvr.objective.terms import PerToken, Terms
+from rlvr.settings import Settings
+
+
+class Entropy(Settings):
+    """Reward the policy for staying undecided."""
+
+    name: Literal["entropy"] = "entropy"
+    coefficient: float = 0.001
+    """Weight of the bonus; negative values sharpen the policy instead."""
+
+    @property
+    def active(self) -> bool:
+        """Whether the term changes the gradient."""
+        return self.coefficient != 0
+
+    @property
+    def needs_reference(self) -> bool:
+        """Never: the entropy is the policy's own."""
+        return False
+
+    def __call__(self, terms: Terms) -> PerToken:
+        """-coefficient x entropy, [B, T]."""
+        assert terms.entropy_BT is not None, "the learner always measures it"
+        return PerToken(-self.coefficient * terms.entropy_BT)

@@ -1,0 +1,238 @@
+"""Log-probability, entropy and proxy mass of given tokens, straight from hidden states.
+
+This is the only place that turns hidden states into probabilities. The logits of a batch,
+[tokens x vocabulary], are the largest tensor of an update by far (4096 tokens x 49k words in fp32
+are 0.8 GB, and a plain softmax loss holds several of them), so they are formed C tokens at a time
+and formed again in the backward pass. With z = h W^T / temperature and p = softmax(z):
+
+    logprob  = z_y - logsumexp(z)               d logprob / dz = e_y - p
+    entropy  = -sum_v p_v log p_v               d entropy / dz = -p (log p + entropy)
+
+so one recomputed chunk yields both gradients in closed form. The proxy distribution of Lp-Reg
+(arXiv:2510.03222, Eq. 5) drops the tokens v with p_v <= tau and renormalises; all that a loss needs
+of it is the kept mass Z and whether the sampled token was kept, two numbers a token, constants.
+
+Not here: soft-capped or otherwise transformed logits (``Policy`` refuses such models at load).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from rlvr.settings import Settings
+
+# A chunk of this many logits (64 MiB in fp32) keeps matrix multiplies efficient on CPU and GPU.
+_CHUNK_LOGITS = 2**24
+
+
+class Proxy(Settings):
+    """The noise filter that defines Lp-Reg's proxy distribution (arXiv:2510.03222, section 4.1)."""
+
+    threshold: Literal["min_p", "fixed"] = "min_p"
+    """How tau is set: kappa times the largest probability at the position, or kappa itself."""
+    kappa: float = 0.02
+    """The filter's strength, in (0, 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStats:
+    """Statistics of N tokens, in nats; only ``logprobs_N`` and ``entropy_N`` carry gradients.
+
+    ``log_kept_mass_N`` is log Z of the proxy distribution and ``kept_N`` whether the token itself
+    passed the filter; the proxy's log-probability of a kept token is logprob - log Z.
+    """
+
+    logprobs_N: torch.Tensor
+    entropy_N: torch.Tensor | None = None
+    log_kept_mass_N: torch.Tensor | None = None
+    kept_N: torch.Tensor | None = None
+
+
+def token_stats(
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    targets_N: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    bias_V: torch.Tensor | None = None,
+    entropy: bool = False,
+    proxy: Proxy | None = None,
+    chunk_tokens: int | None = None,
+) -> TokenStats:
+    """Statistics of ``targets_N`` under softmax(hidden @ weight^T / temperature).
+
+    Args:
+        hidden_ND: Final hidden states at the positions that predict the targets.
+        weight_VD: The output head.
+        targets_N: Token ids.
+        temperature: The sampling temperature, > 0; it enters here exactly as it entered sampling.
+        bias_V: The head's bias, where it has one.
+        entropy: Also return the entropy over the whole vocabulary.
+        proxy: Also return the kept mass and the kept bit of this noise filter.
+        chunk_tokens: C, tokens per chunk; None chooses by vocabulary size.
+
+    Raises:
+        ValueError: ``temperature`` is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature {temperature} is not positive; sample greedily elsewhere")
+    chunk = chunk_tokens or max(1, _CHUNK_LOGITS // weight_VD.shape[0])
+    logprobs_N, entropy_N, log_mass_N, kept_N = _ChunkedStats.apply(
+        hidden_ND, weight_VD, bias_V, targets_N, temperature, entropy, proxy, chunk
+    )
+    return TokenStats(
+        logprobs_N,
+        entropy_N if entropy else None,
+        log_mass_N if proxy else None,
+        kept_N if proxy else None,
+    )
+
+
+def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
+    """The dtype of the head's matrix multiply: autocast's where it is on, as nn.Linear does."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return hidden.dtype
+
+
+def _log_softmax_chunk(
+    hidden_CD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    temperature: float,
+) -> torch.Tensor:
+    """log softmax of one chunk [C, V], in at least fp32, using one buffer."""
+    logits_CV = torch.nn.functional.linear(hidden_CD, weight_VD, bias_V)
+    logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+    if temperature != 1.0:
+        logits_CV /= temperature
+    logits_CV -= torch.logsumexp(logits_CV, dim=-1, keepdim=True)
+    return logits_CV
+
+
+def _proxy_mass(logp_CV: torch.Tensor, proxy: Proxy) -> tuple[torch.Tensor, torch.Tensor]:
+    """log Z [C] and the log threshold [C, 1]; strictly above the threshold is kept."""
+    log_tau = torch.full_like(logp_CV[:, :1], proxy.kappa).log()
+    if proxy.threshold == "min_p":
+        log_tau = log_tau + logp_CV.max(dim=-1, keepdim=True).values
+    kept_CV = logp_CV.masked_fill(logp_CV <= log_tau, float("-inf"))
+    return torch.logsumexp(kept_CV, dim=-1), log_tau
+
+
+class _ChunkedStats(torch.autograd.Function):
+    """The chunked forward and its closed-form backward; formulas in the module docstring."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        targets_N: torch.Tensor,
+        temperature: float,
+        entropy: bool,
+        proxy: Proxy | None,
+        chunk: int,
+    ) -> tuple[torch.Tensor, ...]:
+        dtype = _compute_dtype(hidden_ND)
+        device = hidden_ND.device.type
+        statistics_dtype = torch.promote_types(dtype, torch.float32)
+        count = targets_N.shape[0]
+        logprobs_N = hidden_ND.new_empty(count, dtype=statistics_dtype)
+        entropy_N = torch.empty_like(logprobs_N) if entropy else logprobs_N.new_empty(0)
+        log_mass_N = torch.empty_like(logprobs_N) if proxy else logprobs_N.new_empty(0)
+        kept_N = torch.empty_like(targets_N if proxy else targets_N[:0], dtype=torch.bool)
+        weight, bias = weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype)
+        with torch.autocast(device, enabled=False):
+            for start in range(0, count, chunk):
+                part = slice(start, start + chunk)
+                logp_CV = _log_softmax_chunk(hidden_ND[part].to(dtype), weight, bias, temperature)
+                logprobs_N[part] = logp_CV.gather(-1, targets_N[part, None])[:, 0]
+                if proxy:
+                    log_mass_N[part], log_tau = _proxy_mass(logp_CV, proxy)
+                    kept_N[part] = logprobs_N[part] > log_tau[:, 0]
+                if entropy:
+                    entropy_N[part] = -logp_CV.exp().mul_(logp_CV).sum(-1)
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, entropy_N)
+        ctx.temperature, ctx.chunk, ctx.dtype, ctx.entropy = temperature, chunk, dtype, entropy
+        ctx.mark_non_differentiable(log_mass_N, kept_N)
+        ctx.set_materialize_grads(False)
+        return logprobs_N, entropy_N, log_mass_N, kept_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        grad_logprobs_N: torch.Tensor | None,
+        grad_entropy_N: torch.Tensor | None,
+        *_: torch.Tensor | None,
+    ) -> tuple[torch.Tensor | None, ...]:
+        hidden_ND, weight_VD, bias_V, targets_N, entropy_N = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        if not ctx.entropy:
+            grad_entropy_N = None
+        grad_hidden = torch.zeros_like(hidden_ND) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight_VD) if needs_weight else None
+        grad_bias = torch.zeros_like(bias_V) if needs_bias else None
+        if grad_logprobs_N is None and grad_entropy_N is None:
+            return grad_hidden, grad_weight, grad_bias, *(None,) * 5
+        weight = weight_VD.to(ctx.dtype)
+        bias = None if bias_V is None else bias_V.to(ctx.dtype)
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            for start in range(0, targets_N.shape[0], ctx.chunk):
+                part = slice(start, start + ctx.chunk)
+                hidden_CD = hidden_ND[part].to(ctx.dtype)
+                logp_CV = _log_softmax_chunk(hidden_CD, weight, bias, ctx.temperature)
+                grad_CV = _logit_gradient(
+                    logp_CV,
+                    targets_N[part],
+                    None if grad_logprobs_N is None else grad_logprobs_N[part],
+                    None if grad_entropy_N is None else grad_entropy_N[part],
+                    entropy_N[part],
+                )
+                if ctx.temperature != 1.0:
+                    grad_CV /= ctx.temperature
+                grad_CV = grad_CV.to(ctx.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[part] = grad_CV @ weight
+                if grad_weight is not None:
+                    _accumulate_product(grad_weight, grad_CV, hidden_CD)
+                if grad_bias is not None:
+                    grad_bias += grad_CV.sum(0)
+        return grad_hidden, grad_weight, grad_bias, *(None,) * 5
+
+
+def _logit_gradient(
+    logp_CV: torch.Tensor,
+    targets_C: torch.Tensor,
+    grad_logprobs_C: torch.Tensor | None,
+    grad_entropy_C: torch.Tensor | None,
+    entropy_C: torch.Tensor,
+) -> torch.Tensor:
+    """Gradient with respect to z, [C, V]; ``logp_CV`` may be overwritten."""
+    p_CV = logp_CV.exp()
+    if grad_entropy_C is None:
+        assert grad_logprobs_C is not None
+        grad_CV = p_CV.mul_(-grad_logprobs_C[:, None])
+    else:
+        # -g_H p (log p + H) - g_l p  =  -p (g_H (log p + H) + g_l)
+        factor_CV = logp_CV.add_(entropy_C[:, None]).mul_(grad_entropy_C[:, None])
+        if grad_logprobs_C is not None:
+            factor_CV += grad_logprobs_C[:, None]
+        grad_CV = p_CV.mul_(factor_CV).neg_()
+    if grad_logprobs_C is not None:
+        grad_CV.scatter_add_(-1, targets_C[:, None], grad_logprobs_C[:, None])
+    return grad_CV
+
+
+def _accumulate_product(
+    total_VD: torch.Tensor, grad_CV: torch.Tensor, hidden_CD: torch.Tensor
+) -> None:
+    """total += grad^T hidden, in place where the dtypes allow it."""
+    if total_VD.dtype == grad_CV.dtype:
+        total_VD.addmm_(grad_CV.T, hidden_CD)
+    else:
+        total_VD += grad_CV.T @ hidden_CD

@@ -1,0 +1,106 @@
+"""How tokens are drawn: sampling settings, and random numbers that depend on position alone.
+
+Each completion owns a counter-based stream (Philox) keyed by (run seed, step, problem id, sample
+index). Its t-th token is drawn with the t-th number of that stream by inverting the cumulative
+distribution, so what else was in the batch, in which order, and whether the run was resumed in
+between cannot change which random number a token meets.
+"""
+
+import hashlib
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+
+from rlvr.settings import Settings
+
+
+class Sampling(Settings):
+    """How completions are drawn."""
+
+    max_tokens: int = Field(512, ge=1)
+    """Most tokens a completion may have; one that reaches it is cut and counted as truncated."""
+    temperature: float = Field(1.0, ge=0)
+    """Divides the logits; 0 takes the likeliest token."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Keep the likeliest tokens that together reach this mass."""
+    top_k: int = Field(0, ge=0)
+    """Keep this many of the likeliest tokens; 0 keeps all."""
+
+    @property
+    def truncates(self) -> bool:
+        """Whether the distribution's tail is cut off, so that log-probabilities are not exact."""
+        return self.top_p < 1 or self.top_k > 0
+
+    @model_validator(mode="after")
+    def _greedy_is_greedy(self) -> "Sampling":
+        if self.temperature == 0 and self.truncates:
+            raise ValueError("top_p and top_k do nothing at temperature 0; leave them out")
+        return self
+
+
+Purpose = Literal["train", "evaluate"]
+
+
+def sample_seed(run_seed: int, step: int, problem_id: str, sample_index: int) -> int:
+    """A 64-bit seed that is a function of its arguments alone, on every machine."""
+    text = f"{run_seed}\x1f{step}\x1f{problem_id}\x1f{sample_index}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def uniform_stream(seed: int, count: int) -> np.ndarray:
+    """The first ``count`` uniform numbers in [0, 1) of the stream of ``seed``, float64."""
+    return np.random.Generator(np.random.Philox(key=seed)).random(count)
+
+
+def draw(
+    logits_BV: torch.Tensor, uniforms_B: torch.Tensor, sampling: Sampling
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw one token a row.
+
+    Args:
+        logits_BV: Untempered logits.
+        uniforms_B: One number in [0, 1) a row; unused at temperature 0.
+        sampling: Temperature, top-p and top-k.
+
+    Returns:
+        Token ids [B] and their log-probabilities [B] in nats: under the tempered distribution
+        before top-p and top-k cut it, or under temperature 1 when drawn greedily.
+    """
+    logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
+    if sampling.temperature not in (0, 1):
+        logits_BV = logits_BV / sampling.temperature
+    logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
+    if sampling.temperature == 0:
+        tokens_B = logits_BV.argmax(-1)
+    else:
+        tokens_B = _invert_cumulative(_truncate(logprobs_BV, sampling).exp(), uniforms_B)
+    return tokens_B, logprobs_BV.gather(-1, tokens_B[:, None])[:, 0]
+
+
+def _truncate(logprobs_BV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """-inf outside the top k, then outside the smallest set of mass top_p."""
+    if not sampling.truncates:
+        return logprobs_BV
+    ordered, order = logprobs_BV.sort(dim=-1, descending=True)
+    if sampling.top_k:
+        ordered[:, sampling.top_k :] = float("-inf")
+    if sampling.top_p < 1:
+        probabilities = ordered.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities
+        ordered = ordered.masked_fill(before >= sampling.top_p, float("-inf"))
+    return torch.empty_like(logprobs_BV).scatter_(-1, order, ordered)
+
+
+def _invert_cumulative(probabilities_BV: torch.Tensor, uniforms_B: torch.Tensor) -> torch.Tensor:
+    """The first index whose cumulative mass exceeds u times the total mass, [B].
+
+    In float64: in float32 the running sum would round rare tokens late in the vocabulary away.
+    """
+    cumulative_BV = probabilities_BV.double().cumsum_(-1)
+    thresholds_B1 = uniforms_B.double()[:, None] * cumulative_BV[:, -1:]
+    tokens_B = torch.searchsorted(cumulative_BV, thresholds_B1, right=True)[:, 0]
+    # u * total may round up to the total itself; the last token with any mass is then meant.
+    last_B = (probabilities_BV > 0).cumsum(-1).argmax(-1)
+    return torch.minimum(tokens_B, last_B)

@@ -1,0 +1,53 @@
+"""From scored groups to the learner's columns, and the numbers that describe a rollout."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+import torch
+
+from rlvr.objective import Advantage
+from rlvr.train.scoring import Scored
+from rlvr.types import Batch
+
+
+def build_batch(scored: Sequence[Sequence[Scored]], advantage: Advantage) -> Batch:
+    """Columns [B] and [B, T] of all completions, groups in order."""
+    rows = [item for group in scored for item in group]
+    width = max(len(item.completion.token_ids) for item in rows)
+    mask_BT = torch.zeros(len(rows), width)
+    rollout_BT = torch.zeros(len(rows), width)
+    for row, item in enumerate(rows):
+        length = len(item.completion.token_ids)
+        mask_BT[row, :length] = 1
+        rollout_BT[row, :length] = torch.tensor(item.completion.logprobs)
+    rewards_B = torch.tensor([item.reward for item in rows])
+    group_index_B = torch.tensor([index for index, group in enumerate(scored) for _ in group])
+    advantages_B = advantage(rewards_B, group_index_B)
+    return Batch(
+        prompt_ids=tuple(item.completion.prompt_ids for item in rows),
+        completion_ids=tuple(item.completion.token_ids for item in rows),
+        group_index_B=group_index_B,
+        rewards_B=rewards_B,
+        advantages_BT=advantages_B[:, None] * mask_BT,
+        mask_BT=mask_BT,
+        rollout_logprobs_BT=rollout_BT,
+    )
+
+
+def rollout_metrics(scored: Sequence[Sequence[Scored]]) -> dict[str, float]:
+    """Rewards, lengths and truncation of a rollout (docs/metrics.md)."""
+    rows = [item for group in scored for item in group]
+    rewards = torch.tensor([item.reward for item in rows], dtype=torch.float64)
+    lengths = [len(item.completion.token_ids) for item in rows]
+    flat = [max(r) == min(r) for group in scored if (r := [item.reward for item in group])]
+    return {
+        "reward/mean": float(rewards.mean()),
+        "reward/std": float(rewards.std(correction=0)),
+        "reward/correct": fmean(item.grade.correct for item in rows),
+        "reward/zero_variance_groups": fmean(flat),
+        "completion/length_mean": fmean(lengths),
+        "completion/length_max": float(max(lengths)),
+        "completion/truncated": fmean(item.completion.finish_reason == "length" for item in rows),
+        "completion/logprob_mean": sum(sum(item.completion.logprobs) for item in rows)
+        / max(1, sum(lengths)),
+    }

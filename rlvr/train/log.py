@@ -1,0 +1,207 @@
+"""What a run leaves for people: metrics, sample completions, trackers, live progress.
+
+``metrics.jsonl`` gets a line when a step is finished, and another of the same step when it was
+evaluated or saved; readers merge lines of equal ``step``. A run that is resumed drops the lines
+and files of steps after its checkpoint first: those steps are done again, and come out the same.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rlvr.train.scoring import Scored
+
+# Shown live, in this order: metric, label, format.
+_SHOWN = (
+    ("reward/mean", "reward", "{:.3f}"),
+    ("reward/correct", "right", "{:.3f}"),
+    ("completion/length_mean", "length", "{:.1f}"),
+    ("completion/truncated", "cut", "{:.2f}"),
+    ("policy/entropy", "entropy", "{:.3f}"),
+    ("learner/grad_norm", "grad", "{:.2f}"),
+    ("time/step", "s/step", "{:.1f}"),
+)
+
+
+class RunLog:
+    """Writes a run's records; a context manager around the training loop.
+
+    Args:
+        folder: The run folder.
+        total_steps: Length of the run.
+        resumed_step: Steps that are already done; records after it are dropped.
+        trackers: Names of experiment trackers.
+        console: Where progress goes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        total_steps: int,
+        *,
+        resumed_step: int = 0,
+        trackers: Sequence[str] = (),
+        config: dict[str, Any] | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.folder, self.total, self.start = folder, total_steps, resumed_step
+        self.console = console or Console()
+        self.metrics_path = folder / "metrics.jsonl"
+        _drop_after(folder, self.metrics_path, resumed_step)
+        self.trackers = [_start_tracker(name, folder, config or {}) for name in trackers]
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+
+    def __enter__(self) -> "RunLog":
+        self.progress.start()
+        self._steps = self.progress.add_task(
+            "step", total=self.total, completed=self.start, figures=""
+        )
+        self._phase = self.progress.add_task("starting", total=None, figures="")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.progress.stop()
+        for tracker in self.trackers:
+            tracker.finish()
+
+    def phase(self, name: str, done: int = 0, total: int | None = None) -> None:
+        """Show what is going on within a step."""
+        self.progress.update(self._phase, description=name, completed=done, total=total)
+
+    def say(self, text: str) -> None:
+        """One line for the person watching."""
+        self.console.print(text, highlight=False)
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the evaluation after ``step`` steps is recorded already."""
+        return any(
+            row["step"] == step and any(name.startswith("eval/") for name in row)
+            for row in read_metrics(self.metrics_path)
+        )
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        """Record figures of a step; several lines of one step add up to its record."""
+        row = {"step": step, **{name: _rounded(value) for name, value in metrics.items()}}
+        with self.metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        for tracker in self.trackers:
+            tracker.log(metrics, step=step)
+        figures = "  ".join(
+            f"{label} {form.format(metrics[name])}"
+            for name, label, form in _SHOWN
+            if name in metrics
+        )
+        scores = [(name, value) for name, value in metrics.items() if name.endswith("/accuracy")]
+        figures += "".join(f"  {name.split('/')[1]} {value:.3f}" for name, value in scores)
+        self.progress.update(self._steps, completed=step, figures=figures)
+        if not self.console.is_terminal or scores:
+            self.say(f"step {step}/{self.total}  {figures}")
+
+    def completions(self, kind: str, step: int, rows: Sequence[dict[str, Any]]) -> None:
+        """Keep completions of a step as JSON lines; ``kind`` names the folder."""
+        if not rows:
+            return
+        path = self.folder / kind / f"step_{step:06d}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def completion_row(
+    item: Scored,
+    step: int,
+    tokenizer: Any,  # noqa: ANN401
+    *,
+    advantage: float | None = None,
+    set_name: str | None = None,
+) -> dict[str, Any]:
+    """A completion as it is kept: text, verdict, and every token with its log-probability."""
+    completion = item.completion
+    row = {
+        "step": step,
+        "problem_id": completion.problem_id,
+        "group": completion.group_id,
+        "sample": completion.sample_index,
+        "prompt": tokenizer.decode(list(completion.prompt_ids)),
+        "response": item.response,
+        "answer": item.answer,
+        "reward": item.reward,
+        "rewards": item.rewards,
+        "correct": item.grade.correct,
+        "extracted": item.grade.extracted,
+        "reason": item.grade.reason,
+        "finish_reason": completion.finish_reason,
+        "advantage": advantage,
+        "tokens": [tokenizer.decode([token]) for token in completion.token_ids],
+        "logprobs": [round(value, 5) for value in completion.logprobs],
+        "policy_version": completion.policy_version,
+    }
+    return row if set_name is None else {**row, "set": set_name}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _drop_after(folder: Path, metrics_path: Path, step: int) -> None:
+    kept = [row for row in read_metrics(metrics_path) if row["step"] <= step and step > 0]
+    if metrics_path.exists():
+        write_atomically(metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
+    for path in (*folder.glob("completions/step_*"), *folder.glob("evaluations/step_*")):
+        if step == 0 or int(path.stem.removeprefix("step_")) > step:
+            path.unlink()
+
+
+def _start_tracker(name: str, folder: Path, config: dict[str, Any]) -> Any:  # noqa: ANN401
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    tracker_class = LOGGER_TYPE_TO_CLASS[name]
+    arguments = {"logging_dir": str(folder)} if tracker_class.requires_logging_directory else {}
+    try:
+        tracker = tracker_class(folder.name, **arguments)
+        tracker.start()
+    except ImportError as error:
+        raise ValueError(
+            f"log.track names {name!r}, which is not installed ({error}); "
+            "run: pip install 'rlvr[track]'"
+        ) from error
+    tracker.store_init_configuration(config)
+    return tracker
+
+
+def _rounded(value: float) -> float | int:
+    return value if isinstance(value, int) else float(f"{value:.9g}")

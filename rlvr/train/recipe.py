@@ -1,0 +1,197 @@
+"""The root schema of a recipe: what a YAML file for ``rlvr train`` may say."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rlvr.data import Source, TemplateSettings
+from rlvr.learner import LearnerSettings
+from rlvr.objective import (
+    Advantage,
+    Clip,
+    GroupAdvantage,
+    PolicyLoss,
+    Reducer,
+    Regulariser,
+    TokenMean,
+)
+from rlvr.policy import ModelSettings
+from rlvr.rollout import Sampling, TransformersEngineSettings
+from rlvr.settings import Settings
+
+
+class DataSettings(Settings):
+    """Where the training problems come from and how they become prompts."""
+
+    source: Source
+    """The problems: a Hub data set, a file, a reasoning-gym task, or generated arithmetic."""
+    template: str | TemplateSettings = "qwen_math"
+    """How a problem becomes a prompt: the name of a built-in template, a YAML file, or the
+    template itself."""
+    max_prompt_tokens: int = Field(1024, ge=1)
+    """Problems whose prompt is longer are left out (and counted), never cut."""
+    shuffle: bool = True
+    """Visit the problems in a new random order in every epoch."""
+
+
+class RolloutSettings(Settings):
+    """How many completions are sampled in a step, and by what."""
+
+    engine: TransformersEngineSettings = TransformersEngineSettings()
+    """What generates."""
+    prompts_per_step: int = Field(16, ge=1)
+    """Problems drawn for a step."""
+    samples_per_prompt: int = Field(8, ge=1)
+    """Completions of each problem: the group that advantages are relative to."""
+    sampling: Sampling = Sampling()
+    """How tokens are drawn in training."""
+
+
+class RewardTerm(Settings):
+    """One reward function and its weight."""
+
+    function: str
+    """Name of a built-in function, or package.module:function of your own."""
+    weight: float = 1.0
+    """Factor on its value in the sum."""
+    parameters: dict[str, float | int | str | bool] = Field(default_factory=dict)
+    """Keyword arguments of the function."""
+
+
+class RewardSettings(Settings):
+    """What a completion is worth."""
+
+    functions: tuple[RewardTerm, ...] = (RewardTerm(function="accuracy"),)
+    """Summed with their weights."""
+    workers: int = Field(1, ge=1)
+    """Verifier processes."""
+    timeout: float = Field(5.0, gt=0)
+    """Seconds after which a verdict is given up, the worker killed and the completion scored 0."""
+
+
+class EvaluationSettings(Settings):
+    """Held-out problems, answered by the running policy from time to time."""
+
+    sets: dict[str, Source] = Field(default_factory=dict)
+    """Evaluation sets by name; their problems go through the training template."""
+    every: int = Field(10, ge=1)
+    """Evaluate after every so many steps; also before the first and after the last."""
+    samples: int = Field(1, ge=1)
+    """Completions of each problem."""
+    sampling: Sampling | None = None
+    """How tokens are drawn; null is greedily, up to training's max_tokens."""
+
+
+class CheckpointSettings(Settings):
+    """What is kept to continue from."""
+
+    every: int = Field(20, ge=1)
+    """Write a checkpoint after every so many steps; always after the last."""
+    keep: int = Field(2, ge=1)
+    """How many of the newest remain."""
+
+
+class LogSettings(Settings):
+    """What is written for people."""
+
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Experiment trackers to send the metrics to; ``metrics.jsonl`` is always written."""
+    completions_per_step: int = Field(32, ge=0)
+    """Training completions kept in full at each step, whole groups first to last."""
+    completions_every: int = Field(1, ge=1)
+    """Keep them at every so many steps."""
+
+
+class RLRecipe(Settings):
+    """Reinforcement learning from verifiable rewards: the recipe of ``rlvr train``."""
+
+    task: Literal["rl"] = "rl"
+    """What is trained: a policy, by reinforcement learning."""
+    output: Path
+    """Folder of the run; everything it writes is in there."""
+    seed: int = Field(0, ge=0)
+    """Order of problems, sampling, initialisation of adapters."""
+    steps: int = Field(ge=1)
+    """Rollouts to train on."""
+    model: ModelSettings
+    """The policy."""
+    data: DataSettings
+    """The training problems."""
+    rollout: RolloutSettings = RolloutSettings()
+    """Sampling of completions."""
+    reward: RewardSettings = RewardSettings()
+    """What a completion is worth."""
+    advantage: Advantage = GroupAdvantage()
+    """How rewards become advantages."""
+    policy_loss: PolicyLoss = Clip()
+    """The policy-gradient loss."""
+    regularisers: tuple[Regulariser, ...] = ()
+    """Terms added to the loss."""
+    reducer: Reducer = TokenMean()
+    """How the loss over tokens becomes a number."""
+    learner: LearnerSettings = LearnerSettings()
+    """The optimizer."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """Held-out problems."""
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    """What is kept to continue from."""
+    log: LogSettings = LogSettings()
+    """What is written for people."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "RLRecipe":
+        for fault in _impossible(self):
+            raise ValueError(fault)
+        return self
+
+    @property
+    def evaluation_sampling(self) -> Sampling:
+        """How evaluation draws tokens."""
+        return self.evaluation.sampling or Sampling(
+            max_tokens=self.rollout.sampling.max_tokens, temperature=0.0
+        )
+
+    @property
+    def completions_per_step(self) -> int:
+        """Completions sampled in a step."""
+        return self.rollout.prompts_per_step * self.rollout.samples_per_prompt
+
+
+Recipe = Annotated[RLRecipe, Field(discriminator="task")]
+
+
+def _impossible(recipe: RLRecipe) -> list[str]:
+    """Combinations of valid settings that cannot work, each with its remedy."""
+    rollout, sampling, faults = recipe.rollout, recipe.rollout.sampling, []
+    if sampling.temperature == 0:
+        faults.append(
+            "rollout.sampling.temperature = 0 gives every sample of a problem the same tokens, so "
+            "there is nothing to learn from; choose one above 0"
+        )
+    if sampling.truncates and recipe.policy_loss.name != "reinforce":
+        faults.append(
+            f"rollout.sampling.top_p = {sampling.top_p} and top_k = {sampling.top_k} sample from "
+            "another distribution than the one whose ratio policy_loss "
+            f"{recipe.policy_loss.name!r} takes; set top_p = 1 and top_k = 0"
+        )
+    if rollout.samples_per_prompt < 2:
+        faults.append(
+            f"rollout.samples_per_prompt = {rollout.samples_per_prompt}: advantage "
+            f"{recipe.advantage.name!r} compares a completion with others of its prompt; sample at "
+            "least 2"
+        )
+    if recipe.learner.updates_per_rollout > rollout.prompts_per_step:
+        faults.append(
+            f"learner.updates_per_rollout = {recipe.learner.updates_per_rollout} cannot split "
+            f"rollout.prompts_per_step = {rollout.prompts_per_step} prompts; lower it"
+        )
+    names = [term.name for term in recipe.regularisers]
+    if len(set(names)) < len(names):
+        faults.append(f"regularisers {names} name one twice; merge their coefficients")
+    if recipe.learner.layout == "packed" and recipe.model.attention not in ("sdpa", "eager"):
+        faults.append(
+            f"learner.layout = 'packed' needs a block mask, which model.attention = "
+            f"{recipe.model.attention!r} does not take; use sdpa or layout padded"
+        )
+    return faults

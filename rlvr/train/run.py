@@ -1,0 +1,276 @@
+"""A run: everything a recipe describes, built and put in one place, and saved as one thing."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from rlvr.data import (
+    EncodedPrompts,
+    ProblemSampler,
+    Prompt,
+    encode_prompts,
+    load_problems,
+    load_template,
+)
+from rlvr.learner import (
+    Learner,
+    checkpoint_path,
+    latest_checkpoint,
+    load_state,
+    random_states,
+    restore_random_states,
+    save_checkpoint,
+)
+from rlvr.objective import Objective
+from rlvr.policy import Policy, load_policy, load_tokenizer, save_policy, stop_token_ids
+from rlvr.rollout import TransformersEngine
+from rlvr.settings import load_settings, to_yaml
+from rlvr.train.log import RunLog, write_atomically
+from rlvr.train.recipe import RLRecipe
+from rlvr.train.scoring import Scorer
+
+# What may differ between a run and its continuation: nothing that enters a gradient.
+_MAY_CHANGE = frozenset({"steps", "evaluation", "checkpoint", "log", "output"})
+_STACK = ("rlvr", "torch", "transformers", "accelerate", "peft", "datasets", "math-verify")
+
+
+@dataclass
+class Run:
+    """A run in progress; ``step`` counts finished steps."""
+
+    recipe: RLRecipe
+    tokenizer: Any
+    prompts: list[Prompt]
+    evaluation_prompts: dict[str, list[Prompt]]
+    sampler: ProblemSampler
+    engine: TransformersEngine
+    learner: Learner
+    scorer: Scorer
+    log: RunLog
+    step: int = 0
+    sampler_state: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.recipe.output
+
+    @property
+    def policy(self) -> Policy:
+        """The model being trained."""
+        return self.learner.policy
+
+    def next_prompts(self) -> list[Prompt]:
+        """The prompts of the coming step."""
+        return [
+            self.prompts[index] for index in self.sampler.next(self.recipe.rollout.prompts_per_step)
+        ]
+
+    def finish_step(self) -> None:
+        """Count the step as done: from here on a checkpoint holds it."""
+        self.step += 1
+        self.sampler_state = self.sampler.state_dict()
+        self.engine.set_version(self.learner.updates)
+
+    def save(self) -> Path:
+        """Write a checkpoint of the state after ``step`` steps, unless it is there already."""
+        folder = self.folder / "checkpoints"
+        target = checkpoint_path(folder, self.step)
+        if target.exists():
+            return target
+
+        def write_model(path: Path) -> None:
+            save_policy(self.policy, path)
+            if not self.policy.has_adapters:
+                self.tokenizer.save_pretrained(path / "model")
+
+        return save_checkpoint(
+            folder,
+            self.step,
+            write_model=write_model,
+            tensors={**self.learner.engine.state(), **random_states()},
+            state={
+                "step": self.step,
+                "sampler": self.sampler_state,
+                "updates": self.learner.updates,
+                "skipped_updates": self.learner.skipped_updates,
+            },
+            keep=self.recipe.checkpoint.keep,
+        )
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take everything but the weights (loaded already) from a checkpoint."""
+        state, tensors = load_state(checkpoint)
+        self.learner.engine.load_state(
+            {key: value for key, value in tensors.items() if not key.startswith("rng/")}
+        )
+        restore_random_states(tensors)
+        self.sampler.load_state_dict(state["sampler"])
+        self.sampler_state = state["sampler"]
+        self.learner.updates = state["updates"]
+        self.learner.skipped_updates = state["skipped_updates"]
+        self.engine.set_version(state["updates"])
+        self.step = state["step"]
+
+
+@contextmanager
+def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Run]:
+    """Build a run, from its newest valid checkpoint where ``resume`` is set and there is one.
+
+    Raises:
+        ValueError: Anything the recipe names is missing or unusable, or the output folder holds
+            another run.
+    """
+    claim_folder(recipe, resume)
+    checkpoint = latest_checkpoint(recipe.output / "checkpoints") if resume else None
+    torch.manual_seed(recipe.seed)
+    tokenizer = load_tokenizer(recipe.model)
+    with ExitStack() as stack:
+        # Verifier processes start before torch touches a GPU.
+        scorer = stack.enter_context(
+            Scorer(recipe.reward, tokenizer, recipe.rollout.sampling.max_tokens)
+        )
+        prompts, evaluation_prompts = load_prompts(recipe, tokenizer, scorer, console)
+        learner = build_learner(recipe, checkpoint)
+        stop_ids = stop_token_ids(learner.policy, tokenizer)
+        run = Run(
+            recipe=recipe,
+            tokenizer=tokenizer,
+            prompts=prompts,
+            evaluation_prompts=evaluation_prompts,
+            sampler=ProblemSampler(len(prompts), recipe.seed, shuffle=recipe.data.shuffle),
+            engine=TransformersEngine(learner.policy, stop_ids, recipe.rollout.engine),
+            learner=learner,
+            scorer=scorer,
+            log=None,  # type: ignore[arg-type]  # needs the step, which a checkpoint may set
+        )
+        run.sampler_state = run.sampler.state_dict()
+        if checkpoint is not None:
+            run.restore(checkpoint)
+            console.print(f"resuming after step {run.step} from {checkpoint}", highlight=False)
+        write_atomically(recipe.output / "recipe.yaml", to_yaml(recipe))
+        run.log = stack.enter_context(
+            RunLog(
+                recipe.output,
+                recipe.steps,
+                resumed_step=run.step,
+                trackers=recipe.log.track,
+                config=recipe.model_dump(mode="json"),
+                console=console,
+            )
+        )
+        yield run
+
+
+def claim_folder(recipe: RLRecipe, resume: bool) -> None:
+    """Make the output folder this run's own.
+
+    Raises:
+        ValueError: It holds another run (or this one, and ``resume`` is not set), or other files.
+    """
+    folder, written = recipe.output, recipe.output / "recipe.yaml"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output {str(folder)!r} is a file; give a folder")
+    if written.is_file():
+        if not resume:
+            raise ValueError(
+                f"output {str(folder)!r} holds a run already; continue it with --resume or choose "
+                "another output"
+            )
+        _check_same_recipe(load_settings(RLRecipe, written), recipe)
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"output {str(folder)!r} holds other files and no run; choose another output"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(written, to_yaml(recipe))
+    write_atomically(folder / "run.json", json.dumps(describe_run(recipe), indent=1))
+
+
+def describe_run(recipe: RLRecipe) -> dict[str, Any]:
+    """What was run, with which versions, when."""
+    return {
+        "versions": versions(),
+        "seed": recipe.seed,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that results depend on."""
+    found = {}
+    for name in _STACK:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def build_learner(recipe: RLRecipe, checkpoint: Path | None = None) -> Learner:
+    """The policy, its reference where the objective needs one, and the optimizer."""
+    objective = Objective(recipe.policy_loss, recipe.regularisers, recipe.reducer)
+    policy = load_policy(recipe.model, saved=checkpoint)
+    reference = None
+    if objective.needs_reference and recipe.model.lora is None:
+        reference = load_policy(recipe.model).requires_grad_(False).eval()
+    return Learner(
+        policy,
+        objective,
+        recipe.learner,
+        temperature=recipe.rollout.sampling.temperature,
+        total_updates=recipe.steps * recipe.learner.updates_per_rollout,
+        reference=reference,
+    )
+
+
+def load_prompts(
+    recipe: RLRecipe,
+    tokenizer: Any,  # noqa: ANN401
+    scorer: Scorer,
+    console: Console,
+) -> tuple[list[Prompt], dict[str, list[Prompt]]]:
+    """Training prompts and evaluation prompts by set, without problems that cannot be graded."""
+    template = load_template(recipe.data.template)
+    limit = recipe.data.max_prompt_tokens
+
+    def load(name: str, source: Any) -> list[Prompt]:  # noqa: ANN401
+        problems = load_problems(source)
+        bad = dict(scorer.pool.check_golds([problem.answer for problem in problems]))
+        for index, reason in bad.items():
+            problem = problems[index]
+            console.print(f"{name}: problem {problem.id!r} is left out: {reason}", highlight=False)
+        usable = [problem for index, problem in enumerate(problems) if index not in bad]
+        if not usable:
+            raise ValueError(f"{name}: none of {len(problems)} reference answers can be graded")
+        encoded: EncodedPrompts = encode_prompts(usable, template, tokenizer, limit)
+        if encoded.dropped:
+            console.print(
+                f"{name}: {encoded.dropped} problems are left out, their prompts being longer than "
+                f"{limit} tokens (the longest: {encoded.longest_id!r}, {encoded.longest_length})",
+                highlight=False,
+            )
+        return list(encoded.prompts)
+
+    training = load("data", recipe.data.source)
+    return training, {name: load(name, source) for name, source in recipe.evaluation.sets.items()}
+
+
+def _check_same_recipe(old: RLRecipe, new: RLRecipe) -> None:
+    for name in RLRecipe.model_fields:
+        before, after = getattr(old, name), getattr(new, name)
+        if name not in _MAY_CHANGE and before != after:
+            raise ValueError(
+                f"output {str(new.output)!r} holds a run with other settings: {name} was {before} "
+                f"and is {after}; resume with the same recipe or choose another output"
+            )

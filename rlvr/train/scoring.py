@@ -1,0 +1,98 @@
+"""From groups to rewards: text derived once from ids, verdicts from the pool, functions on top."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from reward import VerifierPool
+from reward.functions import RewardInput, combine, resolve
+
+import reward
+from rlvr.train.recipe import RewardSettings
+from rlvr.types import Completion, Group
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A completion with its text, verdict and reward; ``rewards`` holds each function's value."""
+
+    completion: Completion
+    answer: str
+    response: str
+    grade: reward.Grade
+    reward: float
+    rewards: dict[str, float]
+
+
+class Scorer:
+    """The verifier pool and the recipe's reward functions; a context manager.
+
+    Args:
+        settings: Functions, workers, timeout.
+        tokenizer: Derives text from ids.
+        max_tokens: The generation limit, which length-based rewards refer to.
+    """
+
+    def __init__(self, settings: RewardSettings, tokenizer: Any, max_tokens: int) -> None:  # noqa: ANN401
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self.rewards = combine(
+            [
+                (term.function, resolve(term.function, **term.parameters), term.weight)
+                for term in settings.functions
+            ]
+        )
+        self.pool = VerifierPool(workers=settings.workers, timeout=settings.timeout)
+
+    def __enter__(self) -> "Scorer":
+        self.pool.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.pool.__exit__(kind, error, trace)
+
+    def score(self, groups: Sequence[Group], max_tokens: int | None = None) -> list[list[Scored]]:
+        """Grade and reward every completion; the shape follows ``groups``."""
+        rows = [(group, completion) for group in groups for completion in group.completions]
+        responses = self.tokenizer.batch_decode(
+            [list(completion.token_ids) for _, completion in rows], skip_special_tokens=True
+        )
+        answers = [group.problem.answer for group, _ in rows]
+        grades = self.pool.grade_many(list(zip(responses, answers, strict=True)))
+        scored = iter(
+            self._reward(group, completion, response, grade, max_tokens or self.max_tokens)
+            for (group, completion), response, grade in zip(rows, responses, grades, strict=True)
+        )
+        return [[next(scored) for _ in group.completions] for group in groups]
+
+    def _reward(
+        self,
+        group: Group,
+        completion: Completion,
+        response: str,
+        grade: reward.Grade,
+        max_tokens: int,
+    ) -> Scored:
+        problem = group.problem
+        total, values = self.rewards(
+            RewardInput(
+                response=response,
+                gold=problem.answer,
+                grade=grade,
+                truncated=completion.finish_reason == "length",
+                num_tokens=len(completion.token_ids),
+                max_tokens=max_tokens,
+                metadata=problem.metadata,
+            )
+        )
+        return Scored(completion, problem.answer, response, grade, total, values)
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """Verifier events since the start, named as they are logged."""
+        return {f"verifier/{name}": float(count) for name, count in self.pool.counters.items()}
