@@ -1,0 +1,233 @@
+r"""Find the answer in a model's response.
+
+One linear pass, no backtracking patterns: a response may be megabytes of anything. The steps are
+
+1. cut at the first end-of-turn token, and at the first "next question" line that follows the
+   thinking (a base model that goes on to invent and answer another problem is not read there);
+2. keep what follows the last ``</think>``; nothing remains if a think block never closed;
+3. take the last ``\boxed`` or ``\fbox`` whose braces balance. An unclosed last box is no answer:
+   falling back to a number inside it would reward a truncated guess.
+
+There is no fall-back to the last number unless it is asked for by name: with one, "Step 3" is
+right for 3.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from reward.verdict import Extraction
+
+# Boxes stand near the end; scanning a bounded tail keeps ten megabytes of braces cheap.
+TAIL_CHARACTERS = 200_000
+
+END_OF_TURN = (
+    "<|im_end|>",
+    "<|im_start|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end|>",
+    "<|user|>",
+    "<|return|>",
+    "<end_of_turn>",
+    "<start_of_turn>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    "<\uff5cUser\uff5c>",
+    "</s>",
+    "[INST]",
+)
+_OPENING, _NUMBERED = r"\n[ \t]{0,8}(?:[#*]{1,4}[ \t]?)?", r"[ \t]?\d{0,4}(?:\*\*)?[ \t]?"
+_NEXT_TURN = re.compile(_OPENING + "(?:Question|Human|User|Instruction)" + _NUMBERED + ":")
+_NEXT_PROBLEM = re.compile(_OPENING + "(?:Problem|Exercise|Q|Example)" + _NUMBERED + "[:.]")
+_THINK_TAGS = (("<think>", "</think>"), ("<thinking>", "</thinking>"))
+
+_BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])[ \t\r\n]*|\\.|[{}]", re.DOTALL)
+_BARE_BOX = re.compile(r"([+-]?\d+(?:\.\d+)?|[A-Za-z])(?![\w.^{]*[\w^{])")
+_MARKED_LINE = re.compile(
+    r"(?:^|\n|[.!?] |\*\*)[ \t]*(?:\*\*)?(?:the )?(?:final )?(?:answer|答案)(?:\*\*)?"
+    r"[ \t]{0,4}[:\uff1a](?:\*\*)?[ \t]*([^\n]{1,1000})",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(r"[+-]?(?:\d[\d,]*)(?:\.\d+)?(?:/\d+)?")
+
+
+_Box = tuple[int, int, int]  # start, start of the content, end (-1: not closed)
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """The answer text (``None``: there is none), where it stood, and why not if not."""
+
+    answer: str | None
+    source: Literal["box", "tag", "line", "number", "none"]
+    reason: str
+
+
+def extract(response: str, mode: Extraction = "boxed", join_boxes: bool = False) -> Extracted:
+    """Extract the final answer from ``response``.
+
+    Args:
+        response: what the model wrote, thinking included.
+        mode: ``boxed``, ``marked`` or ``last_number`` (see `Policy.extraction`).
+        join_boxes: join several boxes on the last boxed line with commas.
+    """
+    segment, missing = final_segment(response)
+    if segment is None:
+        return Extracted(None, "none", missing)
+    boxed = _from_boxes(segment, join_boxes)
+    if boxed is not None:
+        return boxed
+    if mode in ("marked", "last_number"):
+        marked = _from_markers(segment)
+        if marked is not None:
+            return marked
+    if mode == "last_number":
+        numbers = _NUMBER.findall(segment[-TAIL_CHARACTERS:])
+        if numbers:
+            return Extracted(numbers[-1].replace(",", ""), "number", "last number of the response")
+    return Extracted(None, "none", "no box in the final answer")
+
+
+def final_segment(response: str) -> tuple[str | None, str]:
+    """Return the part of a response that may hold its answer, or ``None`` and the reason."""
+    text = _cut_at_markers(response)
+    close = max(text.rfind(end) + len(end) if end in text else 0 for _, end in _THINK_TAGS)
+    if any(text.find(start, close) >= 0 for start, _ in _THINK_TAGS):
+        return None, "the think block was never closed"
+    segment = text[close:]
+    if not segment.strip():
+        return None, "the response is empty" if close == 0 else "nothing follows the think block"
+    return segment, ""
+
+
+def last_box(text: str) -> str | None:
+    r"""Return the content of the last balanced ``\boxed`` or ``\fbox`` of ``text``, unwrapped."""
+    found = _from_boxes(text, join_boxes=False)
+    return found.answer if found is not None else None
+
+
+def unwrap_boxes(text: str) -> str:
+    r"""Replace every ``\boxed{x}`` and ``\fbox{x}`` in ``text`` by ``x``."""
+    if "box" not in text:
+        return text
+    for _ in range(8):
+        boxes = [(start, inner, end) for start, inner, end in _scan(text) if end >= 0]
+        if not boxes:
+            return text
+        outermost: list[_Box] = []
+        for start, inner, end in boxes:
+            if not outermost or start >= outermost[-1][2]:
+                outermost.append((start, inner, end))
+        pieces, position = [], 0
+        for start, inner, end in outermost:
+            pieces += [text[position:start], text[inner : end - 1]]
+            position = end
+        text = "".join([*pieces, text[position:]])
+    return text
+
+
+def _cut_at_markers(text: str) -> str:
+    """Cut at the first end-of-turn token and at the first line that opens another problem."""
+    ends = [text.find(marker) for marker in END_OF_TURN]
+    text = text[: min((end for end in ends if end >= 0), default=len(text))]
+    answer_from = max(text.find(end) for _, end in _THINK_TAGS)
+    answer_from = max(answer_from, 0)
+    turn = _NEXT_TURN.search(text, answer_from)
+    while turn and not text[answer_from : turn.start()].strip():
+        turn = _NEXT_TURN.search(text, turn.end())
+    if turn:
+        text = text[: turn.start()]
+    box = re.compile(r"\\(?:boxed|fbox)").search(text, answer_from)
+    if box:
+        problem = _NEXT_PROBLEM.search(text, box.end())
+        if problem:
+            text = text[: problem.start()]
+    return text
+
+
+def _scan(text: str) -> list[_Box]:
+    r"""List the boxes of ``text`` as (start, start of content, end), in order of start.
+
+    One pass with a stack of open braces; ``\{`` and ``\}`` and ``\\`` do not count. A box written
+    without braces (``\boxed3``) has its content directly.
+    """
+    boxes: list[_Box] = []
+    stack: list[int | None] = []
+    position = 0
+    while match := _BOX_TOKEN.search(text, position):
+        token, position = match.group(), match.end()
+        if token[0] == "\\" and len(token) > 2:
+            if text[position : position + 1] == "{":
+                boxes.append((match.start(), position + 1, -1))
+                stack.append(len(boxes) - 1)
+                position += 1
+        elif token == "{":
+            stack.append(None)
+        elif token == "}" and stack:
+            index = stack.pop()
+            if index is not None:
+                start, inner, _ = boxes[index]
+                boxes[index] = (start, inner, position)
+    return boxes
+
+
+def _from_boxes(segment: str, join_boxes: bool) -> Extracted | None:
+    tail = segment[-TAIL_CHARACTERS:]
+    boxes = _scan(tail)
+    bare = _bare_box(tail, boxes[-1][0] if boxes else -1)
+    if bare is not None:
+        return Extracted(bare, "box", "last box")
+    if not boxes:
+        return None
+    start, inner, end = boxes[-1]
+    if end < 0:
+        return Extracted(None, "none", "the last box is not closed")
+    for outer in reversed(boxes[:-1]):
+        if outer[2] >= end:
+            start, inner, end = outer
+    answer = unwrap_boxes(tail[inner : end - 1]).strip()
+    if join_boxes:
+        answer = _joined(tail, boxes, start) or answer
+    if not answer:
+        return Extracted(None, "none", "the last box is empty")
+    return Extracted(answer, "box", "last box")
+
+
+def _bare_box(text: str, after: int) -> str | None:
+    r"""Read ``\boxed3`` or ``\boxed 12`` if it stands after the last box with braces."""
+    found = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+    if found <= after:
+        return None
+    content = re.compile(r"\\(?:boxed|fbox)[ \t]*").match(text, found)
+    assert content is not None
+    number = _BARE_BOX.match(text, content.end())
+    return number.group(1) if number else None
+
+
+def _joined(text: str, boxes: list[_Box], last: int) -> str | None:
+    """Join the top-level closed boxes that stand on the line of the last one."""
+    line = text.rfind("\n", 0, last) + 1
+    answers, covered = [], line
+    for start, inner, end in boxes:
+        if start >= covered and end >= 0:
+            answers.append(unwrap_boxes(text[inner : end - 1]).strip())
+            covered = end
+    return ", ".join(answer for answer in answers if answer) or None
+
+
+def _from_markers(segment: str) -> Extracted | None:
+    """Read the last ``<answer>`` tag or ``Answer:`` line."""
+    tail = segment[-TAIL_CHARACTERS:]
+    close = tail.rfind("</answer>")
+    if close >= 0:
+        open_ = tail.rfind("<answer>", 0, close)
+        answer = tail[open_ + len("<answer>") : close].strip() if open_ >= 0 else ""
+        return Extracted(answer or None, "tag" if answer else "none", "answer tag")
+    lines = _MARKED_LINE.findall(tail)
+    if lines:
+        answer = lines[-1].strip().strip("*").strip()
+        return Extracted(answer or None, "line" if answer else "none", "answer line")
+    return None
