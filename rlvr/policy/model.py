@@ -197,7 +197,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:  # noqa: ANN401
     from transformers import AutoTokenizer
 
     source = settings.tokenizer or settings.path
-    _check_local(source)
+    check_local(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source,
@@ -279,7 +279,7 @@ def packing_is_exact(policy: Policy) -> bool:
 def _load_causal_lm(settings: ModelSettings) -> Any:  # noqa: ANN401
     from transformers import AutoModelForCausalLM
 
-    _check_local(settings.path)
+    check_local(settings.path)
     try:
         return AutoModelForCausalLM.from_pretrained(
             settings.path,
@@ -296,7 +296,7 @@ def _load_causal_lm(settings: ModelSettings) -> Any:  # noqa: ANN401
         ) from error
 
 
-def _check_local(path: str) -> None:
+def check_local(path: str) -> None:
     """A path that looks local and is not there is a typo, not a Hub id."""
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not Path(path).expanduser().is_dir():

@@ -67,6 +67,8 @@ def model_at(schema: type[Settings], location: Sequence[str | int]) -> type[Sett
 
 def tagged_members(schema: type[Settings], location: Sequence[str | int]) -> set[str]:
     """The names one can choose from at a location; empty where there is no such choice."""
+    while location and isinstance(location[-1], int):  # an element of a list of choices
+        location = location[:-1]
     if not location:
         return set()
     parent = model_at(schema, location[:-1])

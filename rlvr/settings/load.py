@@ -77,7 +77,7 @@ def load_settings(
         data, where = json.loads(json.dumps(source)), "settings"
     if not isinstance(data, dict):
         raise ValueError(f"{where}: a recipe is a mapping of settings, not {type(data).__name__}")
-    data = apply_overrides(data, overrides)
+    data = _with_default_names(schema, apply_overrides(data, overrides))
     try:
         # Through JSON, so that strict mode still takes a list for a tuple and a string for a path.
         return schema.model_validate_json(json.dumps(data, default=str))
@@ -112,6 +112,23 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
             target.clear()
         target[keys[-1]] = value
     return result
+
+
+def _with_default_names(schema: type[Settings], data: dict[str, Any]) -> dict[str, Any]:
+    """Where an object of a choice is given without its name, the default's name is meant.
+
+    So ``policy_loss.low=0.1`` works whether or not the recipe spells the default loss out.
+    """
+    filled = dict(data)
+    for name, field in schema.model_fields.items():
+        given, default = data.get(name), field.get_default(call_default_factory=True)
+        if not isinstance(given, dict):
+            continue
+        if isinstance(default, Settings) and "name" in type(default).model_fields:
+            given = {"name": default.name, **given}  # type: ignore[attr-defined]
+        chosen = model_at(schema, (name, given["name"]) if "name" in given else (name,))
+        filled[name] = given if chosen is None else _with_default_names(chosen, given)
+    return filled
 
 
 def _parse_override(text: str) -> tuple[list[str], Any]:

@@ -89,7 +89,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """One line for the person watching."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def evaluated(self, step: int) -> bool:
         """Whether the evaluation after ``step`` steps is recorded already."""
@@ -115,7 +115,7 @@ class RunLog:
         scores = [(name, value) for name, value in metrics.items() if name.endswith("/accuracy")]
         figures += "".join(f"  {name.split('/')[1]} {value:.3f}" for name, value in scores)
         self.progress.update(self._steps, completed=step, figures=figures)
-        if not self.console.is_terminal or scores:
+        if scores or (figures and not self.console.is_terminal):
             self.say(f"step {step}/{self.total}  {figures}")
 
     def completions(self, kind: str, step: int, rows: Sequence[dict[str, Any]]) -> None:
@@ -190,7 +190,8 @@ def _start_tracker(name: str, folder: Path, config: dict[str, Any]) -> Any:  # n
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     tracker_class = LOGGER_TYPE_TO_CLASS[name]
-    arguments = {"logging_dir": str(folder)} if tracker_class.requires_logging_directory else {}
+    needs_folder = tracker_class.requires_logging_directory
+    arguments = {"logging_dir": str(folder / name)} if needs_folder else {}
     try:
         tracker = tracker_class(folder.name, **arguments)
         tracker.start()
@@ -199,8 +200,19 @@ def _start_tracker(name: str, folder: Path, config: dict[str, Any]) -> Any:  # n
             f"log.track names {name!r}, which is not installed ({error}); "
             "run: pip install 'rlvr[track]'"
         ) from error
-    tracker.store_init_configuration(config)
+    tracker.store_init_configuration(_flat(config))
     return tracker
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, str]:  # noqa: ANN401
+    """Nested settings as dotted keys: trackers take no nested values."""
+    if not isinstance(config, dict):
+        return {prefix: str(config)}
+    return {
+        key: text
+        for name, value in config.items()
+        for key, text in _flat(value, f"{prefix}.{name}" if prefix else name).items()
+    }
 
 
 def _rounded(value: float) -> float | int:

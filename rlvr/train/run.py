@@ -14,7 +14,6 @@ import torch
 from rich.console import Console
 
 from rlvr.data import (
-    EncodedPrompts,
     ProblemSampler,
     Prompt,
     encode_prompts,
@@ -253,13 +252,9 @@ def load_prompts(
         usable = [problem for index, problem in enumerate(problems) if index not in bad]
         if not usable:
             raise ValueError(f"{name}: none of {len(problems)} reference answers can be graded")
-        encoded: EncodedPrompts = encode_prompts(usable, template, tokenizer, limit)
-        if encoded.dropped:
-            console.print(
-                f"{name}: {encoded.dropped} problems are left out, their prompts being longer than "
-                f"{limit} tokens (the longest: {encoded.longest_id!r}, {encoded.longest_length})",
-                highlight=False,
-            )
+        encoded = encode_prompts(usable, template, tokenizer, limit)
+        if encoded.notice:
+            console.print(f"{name}: {encoded.notice}", highlight=False)
         return list(encoded.prompts)
 
     training = load("data", recipe.data.source)

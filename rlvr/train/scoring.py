@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import reward
 from reward import VerifierPool
 from reward.functions import RewardInput, combine, resolve
-
-import reward
 from rlvr.train.recipe import RewardSettings
 from rlvr.types import Completion, Group
 

@@ -1,0 +1,174 @@
+"""The command line: one verb per stage. It parses, builds and runs; everything else is library.
+
+Heavy imports stand inside the commands, so that ``rlvr --help`` answers at once.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+app = typer.Typer(
+    name="rlvr",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help=(
+        "Post-training of language models by reinforcement learning from verifiable rewards. "
+        "Start with `rlvr quickstart`: it trains a tiny model from nothing and shows the result."
+    ),
+)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML file (see recipes/).")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Settings that replace the recipe's, such as learner.lr=2e-6 or "
+            "policy_loss.name=clip; `rlvr settings` lists all.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint, if there is one.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the resolved recipe and derived numbers, then stop."),
+    ] = False,
+) -> None:
+    """Train a policy as a recipe says.
+
+    Example: rlvr train recipes/smollm2_arithmetic.yaml model.path=./smollm2 steps=20
+    """
+    from rlvr.settings import load_settings
+    from rlvr.train.recipe import RLRecipe
+
+    resolved = load_settings(RLRecipe, recipe, overrides or [])
+    if dry_run:
+        from rlvr.train.plan import render_plan
+
+        typer.echo(render_plan(resolved))
+        return
+    _quiet_libraries()
+    from rlvr.report import write_report
+    from rlvr.train.rl import train as run
+
+    folder = run(resolved, resume=resume)
+    typer.echo(f"model:  {folder / 'model'}\nreport: {write_report(folder)}")
+
+
+@app.command()
+def quickstart(
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; by default runs/quickstart-seed<SEED>.")
+    ] = None,
+) -> None:
+    """Train a tiny model from nothing, in minutes, without a network or a GPU.
+
+    It warms a 0.3-million-parameter Llama up on three-digit addition by imitation, improves it by
+    reinforcement learning, and shows held-out accuracy before and after.
+    """
+    _quiet_libraries()
+    from rlvr.train.quickstart import quickstart as run
+
+    run(seed, out or Path("runs") / f"quickstart-seed{seed}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file to write; by default RUN/report.html.")
+    ] = None,
+) -> None:
+    """Write a run's report: one HTML page with curves and a browser of completions."""
+    from rlvr.report import write_report
+
+    typer.echo(write_report(run, out))
+
+
+@app.command()
+def settings(
+    prefix: Annotated[
+        str, typer.Argument(help="Show only settings that begin so, such as learner.")
+    ] = "",
+) -> None:
+    """List every setting of a recipe with its type, default and meaning."""
+    from rlvr.settings import describe
+    from rlvr.train.recipe import RLRecipe
+
+    found = [item for item in describe(RLRecipe) if item.key.startswith(prefix)]
+    if not found:
+        raise ValueError(f"no setting begins with {prefix!r}; `rlvr settings` lists all")
+    for item in found:
+        default = f" = {item.default}" if item.default else ""
+        typer.echo(f"{item.key} ({item.type}){default}\n    {item.help}")
+
+
+@app.command("import-gguf")
+def import_gguf(
+    file: Annotated[Path, typer.Argument(help="GGUF file.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; must not hold files.")],
+) -> None:
+    """Turn a GGUF file into a Hugging Face folder with float32 safetensors weights."""
+    _quiet_libraries()
+    from rlvr.policy.gguf import import_gguf as run
+
+    typer.echo(run(file, out))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what of the stack works on this machine, and how to mend what does not."""
+    from rlvr.doctor import examine, healthy, render
+
+    findings = examine()
+    typer.echo(render(findings))
+    if not healthy(findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: faults of the user's making end in one line and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    except (ValueError, OSError) as error:
+        if os.environ.get("RLVR_TRACEBACK"):
+            raise
+        _fail(str(error), 2)
+    except BaseException as error:
+        if type(error).__name__ != "Stopped":
+            raise
+        _fail("stopped; go on with --resume", error.exit_code)  # type: ignore[attr-defined]
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"rlvr: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _quiet_libraries() -> None:
+    """Keep other libraries' bars and notices out of our progress display."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
+    from transformers.utils import logging
+
+    if not torch.accelerator.is_available():
+        # Saying so spares DeepSpeed, which accelerate imports, a warning at every start.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

@@ -1,0 +1,127 @@
+"""``--dry-run``: the resolved recipe and the numbers that follow from it, without loading weights.
+
+The memory estimate is for one process and full float32 training state: weights, gradients and two
+AdamW moments (16 bytes a trained parameter), the reference model if there is one, the logits of a
+chunk, the keys and values of the rollout, and the activations of a micro-batch by a formula for
+Llama-like blocks. It says what dominates; it is not a measurement.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rlvr.data import load_problems
+from rlvr.settings import to_yaml
+from rlvr.train.recipe import RLRecipe
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What the estimate needs to know of a model."""
+
+    parameters: int
+    trained: int
+    hidden: int
+    intermediate: int
+    layers: int
+    key_value_width: int
+    vocabulary: int
+
+
+def render_plan(recipe: RLRecipe) -> str:
+    """The resolved recipe as YAML, then the derived numbers as comment lines.
+
+    Raises:
+        ValueError: The problems or the model's configuration cannot be read.
+    """
+    problems = len(load_problems(recipe.data.source))
+    shape = model_shape(recipe)
+    lines = [*_work(recipe, problems), *_memory(recipe, shape)]
+    return to_yaml(recipe) + "\n" + "\n".join(f"# {line}" for line in lines)
+
+
+def _work(recipe: RLRecipe, problems: int) -> list[str]:
+    rollout = recipe.rollout
+    completions = recipe.completions_per_step
+    tokens = completions * rollout.sampling.max_tokens
+    epochs = recipe.steps * rollout.prompts_per_step / problems
+    updates = recipe.steps * recipe.learner.updates_per_rollout
+    return [
+        f"problems: {problems}",
+        f"a step: {rollout.prompts_per_step} prompts x {rollout.samples_per_prompt} samples = "
+        f"{completions} completions, at most {tokens:,} tokens",
+        f"the run: {recipe.steps} steps, {updates} updates, {completions * recipe.steps:,} "
+        f"completions, at most {tokens * recipe.steps:,} tokens, {epochs:.2f} epochs",
+    ]
+
+
+def _memory(recipe: RLRecipe, shape: ModelShape) -> list[str]:
+    parts = estimate_memory(recipe, shape)
+    listed = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in parts.items())
+    return [
+        f"model: {shape.parameters:,} parameters, {shape.trained:,} trained",
+        f"memory, estimated in GiB: {sum(parts.values()) / _GIB:.2f} ({listed})",
+    ]
+
+
+def estimate_memory(recipe: RLRecipe, shape: ModelShape) -> dict[str, float]:
+    """Bytes by purpose; see the module docstring for what is counted."""
+    regularised = any(term.needs_reference for term in recipe.regularisers)
+    copies = 2 if regularised and recipe.model.lora is None else 1
+    length = recipe.data.max_prompt_tokens + recipe.rollout.sampling.max_tokens
+    rows = min(recipe.rollout.engine.max_rows, recipe.completions_per_step)
+    chunk = recipe.learner.logits_chunk or max(1, 2**24 // shape.vocabulary)
+    width = 2 if recipe.model.precision == "bfloat16" else 4
+    tokens = max(recipe.learner.tokens_per_micro_batch, length)
+    # Kept for the backward pass of a Llama-like block: about 10 hidden-sized and 3 MLP-sized
+    # vectors a token; with checkpointing one hidden-sized vector a block and one block in full.
+    block = 10 * shape.hidden + 3 * shape.intermediate
+    checkpointing = recipe.model.gradient_checkpointing
+    per_token = shape.hidden * shape.layers + block if checkpointing else block * shape.layers
+    generation = 2 * shape.key_value_width * shape.layers * length * rows * width
+    return {
+        "weights": 4 * shape.parameters * copies,
+        "gradients and moments": 12 * shape.trained,
+        "the larger of update and rollout": max(
+            tokens * per_token * width + 3 * 4 * chunk * shape.vocabulary, generation
+        ),
+    }
+
+
+def model_shape(recipe: RLRecipe) -> ModelShape:
+    """Read the model's configuration and count its parameters without allocating them."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from rlvr.policy.model import add_adapters, check_local
+
+    check_local(recipe.model.path)
+    try:
+        config: Any = AutoConfig.from_pretrained(
+            recipe.model.path,
+            revision=recipe.model.revision,
+            trust_remote_code=recipe.model.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no model configuration at {recipe.model.path!r} "
+            f"({str(error).partition(chr(10))[0]}); give model.path a folder or a Hub id"
+        ) from error
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        total = sum(parameter.numel() for parameter in model.parameters())
+        if recipe.model.lora is not None:
+            model = add_adapters(model, recipe.model.lora)
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return ModelShape(
+        parameters=total,
+        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        hidden=text.hidden_size,
+        intermediate=text.intermediate_size,
+        layers=text.num_hidden_layers,
+        key_value_width=size * (getattr(text, "num_key_value_heads", None) or heads),
+        vocabulary=text.vocab_size,
+    )

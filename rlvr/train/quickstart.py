@@ -1,0 +1,304 @@
+r"""From nothing to a better policy in minutes, on two CPU cores, without a network.
+
+The task is three-digit addition, ``123+456=``. A tiny Llama is warmed up by imitation on a mixture:
+mostly short guesses, ``\boxed{...}`` with each digit randomised half of the time, and some worked
+answers that write the column sums with their carries before the box. The warm-up stops when a
+fraction of its samples is right. Its habit is then the short, often wrong answer; reinforcement
+learning finds out that writing the work pays, so accuracy and response length rise together.
+
+    rlvr quickstart --seed 0
+
+The reinforcement-learning stage is an ordinary recipe (``OUT/run/recipe.yaml``).
+"""
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from rlvr.data import ArithmeticSource, Prompt, encode_prompts, load_problems, load_template
+from rlvr.learner import Learner, LearnerSettings, Schedule
+from rlvr.objective import Objective, Reinforce, TokenMean
+from rlvr.policy import ModelSettings, Policy, export_policy, load_policy, load_tokenizer
+from rlvr.policy.tiny import BOX, write_tiny_model
+from rlvr.report import write_report
+from rlvr.rollout import Sampling, TransformersEngine, sample_groups
+from rlvr.settings import Settings, load_settings
+from rlvr.train.log import read_metrics, write_atomically
+from rlvr.train.recipe import RLRecipe
+from rlvr.train.rl import train
+from rlvr.train.run import versions
+from rlvr.types import Batch
+
+_DIGITS = 3
+
+
+class WarmupSettings(Settings):
+    """The imitation stage."""
+
+    batch: int = Field(64, ge=1)
+    """Demonstrations per step."""
+    worked_share: float = Field(0.3, ge=0, le=1)
+    """Share of demonstrations that write the work."""
+    lr: float = Field(2e-3, gt=0)
+    """Learning rate."""
+    target_accuracy: float = Field(0.15, gt=0, lt=1)
+    """Stop once this share of samples is right: some right and some wrong answers in a group are
+    what reinforcement learning lives on."""
+    check_every: int = Field(50, ge=1)
+    """Steps between looks at the accuracy."""
+    max_steps: int = Field(3000, ge=1)
+    """Give up after so many steps."""
+
+
+def quickstart(seed: int, out: Path, console: Console | None = None) -> Path:
+    """Build, warm up, improve, evaluate, report; returns the summary's path.
+
+    A quickstart that was stopped goes on where it was when started again with the same folder.
+
+    Raises:
+        ValueError: ``out`` holds a finished quickstart or other files.
+    """
+    console = console or Console()
+    summary_path = out / "summary.json"
+    _check_folder(out, summary_path)
+    started = time.perf_counter()
+    console.print(f"[bold]1 of 2[/] warm-up: imitation of {_DIGITS}-digit addition, half wrong")
+    warmup = _warm_up_once(seed, out / "start", console)
+    console.print("[bold]2 of 2[/] reinforcement learning from the verifier's verdicts")
+    learning = time.perf_counter()
+    recipe = quickstart_recipe(seed, out)
+    train(recipe, resume=True, console=console)
+    finished = time.perf_counter()
+    report = write_report(recipe.output, out / "report.html")
+    seconds = {
+        "warm_up": warmup["seconds"],
+        "reinforcement_learning": round(finished - learning, 1),
+        "total": round(time.perf_counter() - started, 1),
+    }
+    summary = summarise(recipe, seed, warmup, seconds, report)
+    write_atomically(summary_path, json.dumps(summary, indent=1))
+    _show(console, summary, recipe.output)
+    return summary_path
+
+
+def quickstart_recipe(seed: int, out: Path) -> RLRecipe:
+    """The reinforcement-learning stage as a recipe."""
+    held_out = {"name": "arithmetic", "digits": _DIGITS, "size": 256, "split": "held_out"}
+    return load_settings(
+        RLRecipe,
+        {
+            "output": str(out / "run"),
+            "seed": seed,
+            "steps": 100,
+            "model": {"path": str(out / "start")},
+            "data": {
+                "source": {"name": "arithmetic", "digits": _DIGITS, "size": 20000},
+                "template": "plain",
+                "max_prompt_tokens": 16,
+            },
+            "rollout": {
+                "prompts_per_step": 32,
+                "samples_per_prompt": 8,
+                "sampling": {"max_tokens": 24},
+            },
+            "learner": {
+                "lr": 5e-4,
+                "schedule": {"name": "linear", "final_fraction": 0.1},
+                "tokens_per_micro_batch": 8192,
+                "layout": "padded",
+                # Tiny steps: running every completion keeps the entropy curve complete.
+                "skip_zero_advantage": False,
+            },
+            "evaluation": {"sets": {"held_out": held_out}, "every": 10},
+            "checkpoint": {"every": 50, "keep": 1},
+        },
+    )
+
+
+def worked_answer(a: int, b: int, digits: int = _DIGITS) -> str:
+    """Column sums with carry, lowest digit first, two digits each, then the box."""
+    carry, work = 0, ""
+    for place in range(digits):
+        column = a // 10**place % 10 + b // 10**place % 10 + carry
+        carry, work = column // 10, work + f"{column:02d}"
+    return f"{work}{BOX}{a + b}}}"
+
+
+def guessed_answer(a: int, b: int, generator: random.Random) -> str:
+    """The box alone, each digit of the sum replaced by a random one with probability one half."""
+    digits = (
+        str(generator.randrange(10)) if generator.random() < 0.5 else digit for digit in str(a + b)
+    )
+    return f"{BOX}{''.join(digits)}}}"
+
+
+def _warm_up_once(seed: int, folder: Path, console: Console) -> dict[str, Any]:
+    """Warm up, or read what an earlier start of this quickstart left."""
+    record = folder / "warmup.json"
+    if not record.is_file():
+        started = time.perf_counter()
+        write_tiny_model(folder, seed)
+        outcome = warm_up(folder, seed, WarmupSettings(), console)
+        outcome["seconds"] = round(time.perf_counter() - started, 1)
+        write_atomically(record, json.dumps(outcome))
+    found: dict[str, Any] = json.loads(record.read_text())
+    return found
+
+
+def warm_up(folder: Path, seed: int, settings: WarmupSettings, console: Console) -> dict[str, Any]:
+    """Train the model in ``folder`` by imitation, in place, until its samples are right enough.
+
+    Raises:
+        ValueError: The target was not reached within ``max_steps``.
+    """
+    model = ModelSettings(path=str(folder))
+    policy, tokenizer = load_policy(model), load_tokenizer(model)
+    learner_settings = LearnerSettings(
+        lr=settings.lr,
+        schedule=Schedule(warmup_updates=50),
+        layout="padded",
+        tokens_per_micro_batch=65536,
+    )
+    learner = Learner(policy, Objective(Reinforce(), (), TokenMean()), learner_settings)
+    source = ArithmeticSource(digits=_DIGITS, size=20000)
+    prompts = encode_prompts(load_problems(source), load_template("plain"), tokenizer, 64).prompts
+    generator = random.Random(seed)
+    columns = (TextColumn("warm-up"), BarColumn(bar_width=20), MofNCompleteColumn())
+    with Progress(
+        *columns,
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[figures]}"),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task("", total=settings.max_steps, figures="")
+        for step in range(1, settings.max_steps + 1):
+            chosen = generator.choices(prompts, k=settings.batch)
+            metrics = learner.update(
+                _demonstrations(chosen, tokenizer, settings.worked_share, generator)
+            )
+            progress.update(task, completed=step)
+            if step % settings.check_every:
+                continue
+            accuracy = _sampled_accuracy(policy, tokenizer, prompts[:256], seed, step)
+            figures = f"loss {metrics['policy/loss']:.3f}  sampled accuracy {accuracy:.3f}"
+            progress.update(task, figures=figures)
+            if not console.is_terminal and step % 250 == 0:
+                console.print(f"warm-up step {step}  {figures}", highlight=False)
+            if accuracy >= settings.target_accuracy:
+                export_policy(policy, folder)
+                return {"steps": step, "sampled_accuracy": accuracy}
+    raise ValueError(
+        f"the warm-up did not reach a sampled accuracy of {settings.target_accuracy} in "
+        f"{settings.max_steps} steps; try another --seed"
+    )
+
+
+def _demonstrations(
+    prompts: Sequence[Prompt],
+    tokenizer: Any,  # noqa: ANN401
+    worked_share: float,
+    generator: random.Random,
+) -> Batch:
+    """A batch for maximum likelihood: every advantage is 1."""
+    texts = []
+    for prompt in prompts:
+        a, b = prompt.problem.metadata["a"], prompt.problem.metadata["b"]
+        worked = generator.random() < worked_share
+        texts.append(worked_answer(a, b) if worked else guessed_answer(a, b, generator))
+    completions = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
+    mask_BT = torch.zeros(len(texts), max(len(ids) for ids in completions))
+    for row, ids in enumerate(completions):
+        mask_BT[row, : len(ids)] = 1
+    return Batch(
+        prompt_ids=tuple(tuple(prompt.ids) for prompt in prompts),
+        completion_ids=tuple(tuple(ids) for ids in completions),
+        group_index_B=torch.arange(len(texts)),
+        rewards_B=torch.ones(len(texts)),
+        advantages_BT=mask_BT,
+        mask_BT=mask_BT,
+        rollout_logprobs_BT=torch.zeros_like(mask_BT),
+    )
+
+
+def _sampled_accuracy(
+    policy: Policy,
+    tokenizer: Any,  # noqa: ANN401
+    prompts: Sequence[Prompt],
+    seed: int,
+    step: int,
+) -> float:
+    """Share of samples at temperature 1 that end in the right box."""
+    engine = TransformersEngine(policy, [tokenizer.eos_token_id])
+    sampling = Sampling(max_tokens=24)
+    groups = sample_groups(engine, prompts, 1, sampling, run_seed=seed, step=step)
+    right = 0
+    for group in groups:
+        text = tokenizer.decode(list(group.completions[0].token_ids), skip_special_tokens=True)
+        right += text.endswith(f"{BOX}{group.problem.answer}}}")
+    return right / len(groups)
+
+
+def summarise(
+    recipe: RLRecipe, seed: int, warmup: dict[str, Any], seconds: dict[str, float], report: Path
+) -> dict[str, Any]:
+    """What ``summary.json`` holds."""
+    rows = read_metrics(recipe.output / "metrics.jsonl")
+    evaluations = [row for row in rows if "eval/held_out/accuracy" in row]
+    first, last = evaluations[0], evaluations[-1]
+    return {
+        "seed": seed,
+        "accuracy_before": first["eval/held_out/accuracy"],
+        "accuracy_after": last["eval/held_out/accuracy"],
+        "length_before": first["eval/held_out/length"],
+        "length_after": last["eval/held_out/length"],
+        "held_out_problems": recipe.evaluation.sets["held_out"].size,  # type: ignore[union-attr]
+        "warm_up_steps": warmup["steps"],
+        "steps": recipe.steps,
+        "seconds": seconds,
+        "versions": versions(),
+        "report": str(report),
+        "model": str(recipe.output / "model"),
+    }
+
+
+def _show(console: Console, summary: dict[str, Any], run: Path) -> None:
+    table = Table(title=f"Held-out {_DIGITS}-digit addition, seed {summary['seed']}")
+    for name in ("", "before", "after"):
+        table.add_column(name, justify="left" if not name else "right")
+    for label, key, form in (("accuracy", "accuracy", "{:.3f}"), ("tokens", "length", "{:.1f}")):
+        values = (form.format(summary[f"{key}_{when}"]) for when in ("before", "after"))
+        table.add_row(label, *values)
+    console.print(table)
+    last = summary["steps"]
+    for when, step in (("before", 0), ("after", last)):
+        row = json.loads((run / "evaluations" / f"step_{step:06d}.jsonl").open().readline())
+        verdict = "right" if row["correct"] else "wrong"
+        console.print(f"{when}: {row['prompt']} {row['response']}  ({verdict})", markup=False)
+    seconds = summary["seconds"]
+    console.print(
+        f"{seconds['total']} s in all (warm-up {seconds['warm_up']} s, reinforcement learning "
+        f"{seconds['reinforcement_learning']} s)\nmodel:  {summary['model']}\n"
+        f"report: {summary['report']}",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _check_folder(out: Path, summary: Path) -> None:
+    if summary.is_file():
+        raise ValueError(
+            f"{str(out)!r} holds a finished quickstart; choose another --out, or read "
+            f"{out / 'report.html'}"
+        )
+    if out.is_dir() and any(item.name not in ("start", "run") for item in out.iterdir()):
+        raise ValueError(f"{str(out)!r} holds other files; choose another --out")

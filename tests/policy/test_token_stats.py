@@ -1,0 +1,111 @@
+"""Chunked statistics against the plain float64 computation, values and gradients."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlvr.policy import Proxy, token_stats
+
+
+def plain(hidden, weight, bias, targets, temperature):
+    logits = torch.nn.functional.linear(hidden, weight, bias) / temperature
+    logp = torch.log_softmax(logits, -1)
+    return logp, logp.gather(-1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**20),
+    tokens=st.integers(1, 40),
+    vocabulary=st.integers(2, 50),
+    chunk=st.integers(1, 41),
+    temperature=st.floats(0.2, 3.0),
+    with_bias=st.booleans(),
+    with_entropy=st.booleans(),
+)
+def test_chunked_equals_plain(
+    seed, tokens, vocabulary, chunk, temperature, with_bias, with_entropy
+):
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape):
+        values = torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return values.requires_grad_()
+
+    hidden, weight = random(tokens, 7), random(vocabulary, 7)
+    bias = random(vocabulary) if with_bias else None
+    targets = torch.randint(0, vocabulary, (tokens,), generator=generator)
+    upstream_l = random(tokens).detach()
+    upstream_h = random(tokens).detach()
+    stats = token_stats(
+        hidden,
+        weight,
+        targets,
+        temperature=temperature,
+        bias_V=bias,
+        entropy=with_entropy,
+        chunk_tokens=chunk,
+    )
+    _, logprobs, entropy = plain(hidden, weight, bias, targets, temperature)
+    assert torch.allclose(stats.logprobs_N, logprobs, atol=1e-12)
+    loss, expected = (upstream_l * stats.logprobs_N).sum(), (upstream_l * logprobs).sum()
+    if with_entropy:
+        assert torch.allclose(stats.entropy_N, entropy, atol=1e-12)
+        loss = loss + (upstream_h * stats.entropy_N).sum()
+        expected = expected + (upstream_h * entropy).sum()
+    else:
+        assert stats.entropy_N is None
+    inputs = [hidden, weight] + ([bias] if with_bias else [])
+    for ours, oracle in zip(
+        torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True
+    ):
+        assert torch.allclose(ours, oracle, atol=1e-10)
+
+
+@pytest.mark.parametrize("threshold", ["min_p", "fixed"])
+def test_proxy_mass_is_that_of_the_kept_tokens(threshold):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(30, 5, dtype=torch.float64), torch.randn(11, 5).double()
+    targets = torch.randint(0, 11, (30,))
+    proxy = Proxy(threshold=threshold, kappa=0.05)
+    stats = token_stats(hidden, weight, targets, proxy=proxy, chunk_tokens=4)
+    logp, _, _ = plain(hidden, weight, None, targets, 1.0)
+    p = logp.exp()
+    tau = 0.05 * p.max(-1, keepdim=True).values if threshold == "min_p" else 0.05
+    kept = p > tau
+    assert torch.allclose(stats.log_kept_mass_N, (p * kept).sum(-1).log(), atol=1e-12)
+    assert torch.equal(stats.kept_N, kept.gather(-1, targets[:, None])[:, 0])
+    assert 0 < int(stats.kept_N.sum()) < 30, "the case must have both kinds"
+
+
+def test_gradient_of_the_entropy_alone():
+    torch.manual_seed(1)
+    hidden = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, 4, dtype=torch.float64)
+    targets = torch.zeros(9, dtype=torch.long)
+    stats = token_stats(hidden, weight, targets, entropy=True, chunk_tokens=2)
+    (ours,) = torch.autograd.grad(stats.entropy_N.sum(), hidden)
+    _, _, entropy = plain(hidden, weight, None, targets, 1.0)
+    (oracle,) = torch.autograd.grad(entropy.sum(), hidden)
+    assert torch.allclose(ours, oracle, atol=1e-12)
+
+
+def test_bfloat16_autocast_multiplies_in_bfloat16_and_adds_up_in_float32():
+    torch.manual_seed(2)
+    hidden = torch.randn(64, 32, requires_grad=True)
+    weight = torch.randn(100, 32, requires_grad=True)
+    targets = torch.randint(0, 100, (64,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        stats = token_stats(hidden, weight, targets, chunk_tokens=16)
+        logits = torch.nn.functional.linear(hidden, weight)
+    assert stats.logprobs_N.dtype == torch.float32
+    oracle = torch.log_softmax(logits.float(), -1).gather(-1, targets[:, None])[:, 0]
+    assert torch.allclose(stats.logprobs_N, oracle, atol=1e-5)
+    stats.logprobs_N.sum().backward()
+    assert hidden.grad.dtype == weight.grad.dtype == torch.float32
+
+
+def test_temperature_must_be_positive():
+    with pytest.raises(ValueError, match="temperature 0"):
+        token_stats(torch.zeros(1, 2), torch.zeros(3, 2), torch.zeros(1).long(), temperature=0)
