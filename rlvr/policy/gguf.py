@@ -38,6 +38,8 @@ _SINGLE_DIGITS = frozenset(
 )
 # Pre-tokenizers that are GPT-2's, which is what the loader falls back to.
 _GPT2_SPLIT = frozenset({"gpt-2", "gpt2", "default", "phi-2", "mpt", "olmo", "jais"})
+# Vocabularies that begin a text with the begin token where the file does not say.
+_BEGINS = frozenset({"llama3", "llama-v3", "llama-bpe"})
 _PROBE = "Hello, world!  54+94 = 148\n\n7 \u00e9t\u00e9"
 
 
@@ -49,8 +51,8 @@ class _Header:
     split: str | None
     context_length: int | None
     tokenizer_kind: str | None
-    pre_tokenizer: str | None
-    add_bos: bool | None
+    pre_tokenizer: str
+    add_bos: bool
     end_ids: tuple[int, ...]
     sizes: dict[str, int]
 
@@ -76,12 +78,12 @@ def import_gguf(file: Path, out: Path, dtype: Dtype = "float32") -> Path:
     header = _read_header(file)
     _refuse_occupied(out)
     with _partial_folder(out) as folder:
-        model = _unpacked_model(file, header, getattr(torch, dtype))
-        tokenizer = _tokenizer(file, header)
+        unpacked = _unpacked_model(file, header, getattr(torch, dtype))
+        model, tokenizer = _plain_model(unpacked), _tokenizer(file, header)
         _settle_special_tokens(model, tokenizer, header)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        _check(folder, model, tokenizer)
+        _check(folder, unpacked, tokenizer)
         os.replace(folder, out)
     return out
 
@@ -110,6 +112,10 @@ def _read_header(file: Path) -> _Header:
             f"{str(file)!r} holds a model of architecture {header.architecture!r}, which "
             f"transformers cannot unpack; it can: {', '.join(known)}"
         )
+    if header.tokenizer_kind is None:
+        raise ValueError(
+            f"{str(file)!r} holds no tokenizer (tokenizer.ggml.model); import a file that has one"
+        )
     return header
 
 
@@ -126,13 +132,15 @@ def _parse_header(file: Path) -> _Header:
 
         ends = [value(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
         parts = value("split.count")
+        kind, pre = value("tokenizer.ggml.model"), value("tokenizer.ggml.pre") or "default"
+        add_bos = value("tokenizer.ggml.add_bos_token")
         return _Header(
             architecture=architecture,
             split=str(parts) if parts and parts > 1 else None,
             context_length=value(f"{architecture}.context_length"),
-            tokenizer_kind=value("tokenizer.ggml.model"),
-            pre_tokenizer=value("tokenizer.ggml.pre"),
-            add_bos=value("tokenizer.ggml.add_bos_token"),
+            tokenizer_kind=kind,
+            pre_tokenizer=pre,
+            add_bos=kind == "llama" or pre in _BEGINS if add_bos is None else bool(add_bos),
             end_ids=tuple(dict.fromkeys(end for end in ends if end is not None)),
             sizes={str(tensor.name): int(tensor.n_elements) for tensor in reader.tensors},
         )
@@ -140,8 +148,8 @@ def _parse_header(file: Path) -> _Header:
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ValueError(
-            f"{str(file)!r} is a truncated or damaged GGUF file ({type(error).__name__}: {reason}); "
-            "fetch it again"
+            f"{str(file)!r} is a truncated or damaged GGUF file "
+            f"({type(error).__name__}: {reason}); fetch it again"
         ) from None
 
 
@@ -163,7 +171,7 @@ def _partial_folder(out: Path) -> Iterator[Path]:
 
 
 def _unpacked_model(file: Path, header: _Header, dtype: torch.dtype) -> Any:  # noqa: ANN401
-    """The model as transformers unpacks it, without the mark that forbids saving and training."""
+    """The model as transformers unpacks it (marked as quantized, which forbids saving)."""
     from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -173,19 +181,29 @@ def _unpacked_model(file: Path, header: _Header, dtype: torch.dtype) -> Any:  # 
         raise ValueError(
             f"{str(file)!r} holds a {config.model_type!r} model, which is no causal language model"
         )
-    loaded = AutoModelForCausalLM.from_pretrained(
-        **place, dtype=dtype, quantization_config=GgufConfig(dequantize=True)
-    ).eval()
-    _refuse_dropped_weights(file, header, loaded)
-    plain = loaded.config.__class__.from_dict(
-        {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
-    )
-    plain.name_or_path = ""
-    # Weights are taken over, not copied; non-persistent buffers are computed anew, in fp32.
-    fresh = AutoModelForCausalLM.from_config(plain, dtype=dtype).eval()
-    fresh.load_state_dict(loaded.state_dict(), strict=True, assign=True)
-    fresh.tie_weights()
-    return fresh
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            **place, dtype=dtype, quantization_config=GgufConfig(dequantize=True)
+        )
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{str(file)!r} cannot be unpacked: {error}; use a Q8_0 or F16 file"
+        ) from None
+    _refuse_dropped_weights(file, header, model)
+    return model.eval()
+
+
+def _plain_model(unpacked: Any) -> Any:  # noqa: ANN401
+    """The same weights in a model without the mark; they are taken over, not copied."""
+    from transformers import AutoModelForCausalLM
+
+    marks = ("quantization_config", "_name_or_path")
+    settings = {k: v for k, v in unpacked.config.to_dict().items() if k not in marks}
+    config = type(unpacked.config).from_dict(settings)
+    model = AutoModelForCausalLM.from_config(config, dtype=unpacked.dtype)
+    model.load_state_dict(unpacked.state_dict(), strict=True, assign=True)
+    model.tie_weights()
+    return model.eval()
 
 
 def _refuse_dropped_weights(file: Path, header: _Header, model: Any) -> None:  # noqa: ANN401
@@ -216,7 +234,7 @@ def _tokenizer(file: Path, header: _Header) -> Any:  # noqa: ANN401
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    kind, split = header.tokenizer_kind, header.pre_tokenizer or "default"
+    kind, split = header.tokenizer_kind, header.pre_tokenizer
     if kind == "gpt2" and split in _SINGLE_DIGITS:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
@@ -232,8 +250,8 @@ def _tokenizer(file: Path, header: _Header) -> Any:  # noqa: ANN401
         )
     if header.context_length is not None:
         tokenizer.model_max_length = int(header.context_length)
-    if header.add_bos is not None and tokenizer.bos_token is not None:
-        tokenizer.add_bos_token = bool(header.add_bos)
+    if tokenizer.bos_token is not None:
+        tokenizer.add_bos_token = header.add_bos
     return tokenizer
 
 
@@ -249,8 +267,8 @@ def _settle_special_tokens(model: Any, tokenizer: Any, header: _Header) -> None:
         ends.append(closing)
     if not ends:
         raise ValueError(
-            "the file names no end token (tokenizer.ggml.eos_token_id) and its chat template closes "
-            "no turn with one; generation could never stop"
+            "the file names no end token (tokenizer.ggml.eos_token_id) and its chat template "
+            "closes no turn with one; generation could never stop"
         )
     if tokenizer.eos_token is None:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
@@ -264,18 +282,19 @@ def _settle_special_tokens(model: Any, tokenizer: Any, header: _Header) -> None:
 
 
 def _turn_end(tokenizer: Any) -> int | None:  # noqa: ANN401
-    """The special token that the chat template writes after an assistant's words, if there is one."""
+    """The special token that the chat template writes after an assistant's words, if any."""
     if not tokenizer.chat_template:
         return None
     words = "a reply that no template holds"
     turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": words}]
     text = tokenizer.apply_chat_template(turns, tokenize=False)
     after = tokenizer.encode(text.rpartition(words)[2].lstrip(), add_special_tokens=False)
-    return after[0] if after and after[0] in tokenizer.all_special_ids else None
+    added = tokenizer.added_tokens_decoder.get(after[0]) if after else None
+    return after[0] if added is not None and added.special else None
 
 
 @torch.no_grad()
-def _check(folder: Path, model: Any, tokenizer: Any) -> None:  # noqa: ANN401
+def _check(folder: Path, unpacked: Any, tokenizer: Any) -> None:  # noqa: ANN401
     """What is on disk must compute and tokenize what was unpacked."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -283,9 +302,9 @@ def _check(folder: Path, model: Any, tokenizer: Any) -> None:  # noqa: ANN401
     ids = tokenizer.encode(_PROBE)
     if again.encode(_PROBE) != ids or again.chat_template != tokenizer.chat_template:
         raise ValueError(f"the saved tokenizer encodes {_PROBE!r} otherwise than the file's")
-    reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype).eval()
-    probe = torch.tensor([[token % model.config.vocab_size for token in ids]])
-    gap = (reloaded(probe).logits - model(probe).logits).abs().max().item()
+    reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=unpacked.dtype).eval()
+    probe = torch.tensor([[token % unpacked.config.vocab_size for token in ids]])
+    gap = (reloaded(probe).logits - unpacked(probe).logits).abs().max().item()
     # The same weights through the same code: any gap at all beyond summation order is a fault.
     if not gap <= 1e-4:
         raise ValueError(f"the saved model's logits differ from the unpacked one's by {gap:.3g}")
