@@ -1,0 +1,40 @@
+"""Problems in: sources, chat and prompt templates, the resumable sampler.
+
+Importing this package is light: readers (datasets, pyarrow, reasoning-gym) load when used.
+"""
+
+from rlvr.data.arithmetic import ArithmeticSource
+from rlvr.data.encode import EncodedPrompts, Prompt, encode_prompts
+from rlvr.data.files import FileSource
+from rlvr.data.gym import GymSource
+from rlvr.data.hub import HubSource
+from rlvr.data.rows import Fields
+from rlvr.data.sampler import ProblemSampler
+from rlvr.data.sources import Source, load_problems, overlap
+from rlvr.data.templates import (
+    Example,
+    Template,
+    TemplateSettings,
+    load_template,
+    template_names,
+)
+
+__all__ = [
+    "ArithmeticSource",
+    "EncodedPrompts",
+    "Example",
+    "Fields",
+    "FileSource",
+    "GymSource",
+    "HubSource",
+    "ProblemSampler",
+    "Prompt",
+    "Source",
+    "Template",
+    "TemplateSettings",
+    "encode_prompts",
+    "load_problems",
+    "load_template",
+    "overlap",
+    "template_names",
+]

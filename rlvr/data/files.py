@@ -1,0 +1,129 @@
+"""Problems from a local file: JSON lines, JSON, CSV or parquet."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from rlvr.data.rows import Fields, Row, RowSettings, problems_from_rows
+from rlvr.types import Problem
+
+
+class FileSource(RowSettings):
+    """A local file of problems: .jsonl, .json (a list of objects), .csv or .parquet."""
+
+    name: Literal["file"] = "file"
+    """Problems from a local file."""
+
+    path: Path
+    """The file; its ending says the format."""
+
+    fields: Fields = Fields()
+    """Which columns hold what."""
+
+
+def load_file(source: FileSource) -> list[Problem]:
+    """Read the file's problems.
+
+    Raises:
+        ValueError: No such file, an unknown ending, content that is not of the format, and what
+            :func:`rlvr.data.rows.problems_from_rows` refuses.
+    """
+    path = source.path
+    if path.is_dir():
+        raise ValueError(
+            f"{str(path)!r} is a folder; give one file, or load the folder with name: hub"
+        )
+    if not path.is_file():
+        raise ValueError(f"data file {str(path)!r} does not exist; check the path")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(
+            f"data file {str(path)!r} has the ending {path.suffix!r}; the known ones are "
+            f"{', '.join(_READERS)}"
+        )
+    try:
+        rows = list(reader(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: byte {error.start} is not UTF-8 text; save the file as UTF-8"
+        ) from None
+    return problems_from_rows(rows, source.fields, source, where=str(path), source=path.name)
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not valid JSON: {error.msg}") from None
+            yield _row(values, path, f"line {number}")
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        hint = (
+            "; if it holds one object a line, name it .jsonl" if error.msg == "Extra data" else ""
+        )
+        raise ValueError(
+            f"{path}, line {error.lineno}: not valid JSON: {error.msg}{hint}"
+        ) from None
+    if not isinstance(data, list):
+        raise ValueError(f"{path}: a JSON data file is a list of objects, not {_kind(data)}")
+    for number, values in enumerate(data, 1):
+        yield _row(values, path, f"row {number}")
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as text:
+        reader = csv.DictReader(text, strict=True)
+        try:
+            for number, values in enumerate(reader, 1):
+                if None in values or None in values.values():
+                    raise ValueError(
+                        f"{path}, row {number} (line {reader.line_num}): the number of cells is "
+                        f"not that of the header, {len(reader.fieldnames or ())}; quote commas"
+                    )
+                yield Row(f"row {number}", values)
+        except csv.Error as error:
+            raise ValueError(
+                f"{path}, line {reader.line_num + 1}: not valid CSV: {error}"
+            ) from None
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path}: not a readable parquet file: {reason}") from None
+    for number, values in enumerate(table.to_pylist(), 1):
+        yield Row(f"row {number}", values)
+
+
+_READERS = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def _row(values: object, path: Path, label: str) -> Row:
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}, {label}: a row is an object with fields, not {_kind(values)}")
+    return Row(label, values)
+
+
+def _kind(value: object) -> str:
+    kinds = {dict: "an object", list: "a list", str: "text", type(None): "null"}
+    return kinds.get(type(value), f"a {type(value).__name__}")
