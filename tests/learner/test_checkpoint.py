@@ -1,0 +1,118 @@
+"""Checkpoints are whole or absent; damage is found; a full disk loses nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlvr.learner import CheckpointError, latest_checkpoint, load_state, save_checkpoint
+from rlvr.learner.checkpoint import find_fault
+
+
+def save(folder, step, keep=3, size=10):
+    def write_model(path: Path) -> None:
+        (path / "model").mkdir()
+        (path / "model" / "weights.bin").write_bytes(os.urandom(size))
+
+    return save_checkpoint(
+        folder,
+        step,
+        write_model=write_model,
+        tensors={"exp_avg/a": torch.full((4,), float(step))},
+        state={"step": step, "sampler": {"cursor": 3}},
+        keep=keep,
+    )
+
+
+def test_saved_state_comes_back_and_only_the_newest_are_kept(tmp_path):
+    for step in (1, 2, 10, 11):
+        save(tmp_path, step, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000010", "step_000011"]
+    newest = latest_checkpoint(tmp_path)
+    state, tensors = load_state(newest)
+    assert state == {"step": 11, "sampler": {"cursor": 3}}
+    assert tensors["exp_avg/a"].tolist() == [11.0] * 4
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, caplog, damage):
+    good, bad = save(tmp_path, 1), save(tmp_path, 2)
+    victim = bad / "model" / "weights.bin"
+    if damage == "truncate":
+        victim.write_bytes(victim.read_bytes()[:-1])
+    elif damage == "flip":
+        data = bytearray(victim.read_bytes())
+        data[0] ^= 1
+        victim.write_bytes(data)
+    elif damage == "remove":
+        victim.unlink()
+    else:
+        (bad / "MANIFEST.json").write_text("{")
+    assert latest_checkpoint(tmp_path) == good
+    assert str(bad) in caplog.text
+    assert find_fault(good) is None
+
+
+def test_what_a_kill_leaves_behind_is_not_taken_for_a_checkpoint(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / ".step_000002.99.partial" / "model").mkdir(parents=True)
+    assert latest_checkpoint(tmp_path).name == "step_000001"
+    save(tmp_path, 3)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_no_folder_means_no_checkpoint(tmp_path):
+    assert latest_checkpoint(tmp_path / "none") is None
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from tests.learner.test_checkpoint import save
+from rlvr.learner import CheckpointError
+folder = Path(sys.argv[1])
+save(folder, 1)
+# A file-size limit fails the write itself, inside the writer, as a full disk does.
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    save(folder, 2, size=200_000)
+except CheckpointError as error:
+    print(error)
+"""
+
+
+def test_a_write_that_fails_leaves_the_old_checkpoint_intact(tmp_path):
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path), str(root)],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        check=True,
+        timeout=120,
+    )
+    assert "step 2 could not be written" in done.stdout
+    assert "step_000001 is intact; free some space" in done.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
+    assert latest_checkpoint(tmp_path).name == "step_000001"
+
+
+def test_a_really_full_disk_leaves_the_old_checkpoint_intact(tmp_path):
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(tmp_path)], capture_output=True
+    )
+    if mount.returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        save(tmp_path, 1)
+        with pytest.raises(CheckpointError, match=r"No space left.*step_000001 is intact"):
+            save(tmp_path, 2, size=400_000)
+        assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
+        save(tmp_path, 3)
+        assert latest_checkpoint(tmp_path).name == "step_000003"
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

@@ -1,0 +1,218 @@
+"""The update: the same gradient however a batch is split, and no gradient where there is none."""
+
+import copy
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rlvr.learner import Learner, LearnerSettings, Schedule
+from rlvr.learner.learner import select
+from rlvr.objective import KL, Clip, Entropy, GroupAdvantage, Objective, SequenceMean, TokenMean
+from rlvr.types import Batch
+
+
+def make_batch(rewards, group=4, seed=0):
+    generator = random.Random(seed)
+    prompts = [[generator.randrange(3, 60) for _ in range(4 + g)] for g in range(len(rewards))]
+    prompts = [tuple(prompts[index // group]) for index in range(len(rewards))]
+    completions = [
+        tuple(generator.randrange(3, 60) for _ in range(generator.randrange(1, 9)))
+        for _ in rewards
+    ]
+    mask = torch.zeros(len(rewards), max(map(len, completions)), dtype=torch.float64)
+    for row, completion in enumerate(completions):
+        mask[row, : len(completion)] = 1
+    index = torch.arange(len(rewards)) // group
+    values = torch.tensor(rewards, dtype=torch.float64)
+    advantages = GroupAdvantage()(values, index)
+    return Batch(
+        prompt_ids=tuple(prompts),
+        completion_ids=tuple(completions),
+        group_index_B=index,
+        rewards_B=values,
+        advantages_BT=advantages[:, None] * mask,
+        mask_BT=mask,
+        rollout_logprobs_BT=torch.zeros_like(mask),
+    )
+
+
+def learner_of(policy, objective, **settings):
+    model = copy.deepcopy(policy)
+    reference = copy.deepcopy(policy).requires_grad_(False)
+    with torch.no_grad():
+        torch.manual_seed(3)
+        for parameter in model.parameters():  # away from the reference, so that the KL is not 0
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    settings = LearnerSettings(**{"lr": 1e-2, "max_grad_norm": None, **settings})
+    return Learner(model, objective, settings, temperature=0.9, reference=reference)
+
+
+def gradients(learner, batch):
+    """The gradient that the optimizer would be given."""
+    caught = {}
+
+    def catch(_lr):
+        caught.update({n: p.grad.clone() for n, p in learner.engine.named.items()})
+        raise _Caught
+
+    learner.engine.step = catch
+    with pytest.raises(_Caught):
+        learner.update(batch)
+    return caught
+
+
+class _Caught(Exception):
+    pass
+
+
+REWARDS = [1.0, 0, 0, 1, 0, 0, 0, 1]
+FULL = Objective(Clip(), (KL(coefficient=0.1), Entropy(coefficient=0.01)), TokenMean())
+
+
+@pytest.mark.parametrize("objective", [FULL, replace(FULL, reducer=SequenceMean())])
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("budget", [1, 16, 30, 60, 10_000])
+def test_the_gradient_does_not_depend_on_the_split(exact_policy, objective, layout, budget):
+    batch = make_batch(REWARDS)
+    whole = gradients(
+        learner_of(exact_policy, objective, layout="padded", tokens_per_micro_batch=10_000), batch
+    )
+    learner = learner_of(
+        exact_policy, objective, layout=layout, tokens_per_micro_batch=budget, logits_chunk=3
+    )
+    for name, value in gradients(learner, batch).items():
+        assert torch.allclose(value, whole[name], atol=1e-12, rtol=1e-9), name
+
+
+def test_eight_times_one_equals_four_times_two_equals_one_times_eight(exact_policy):
+    """Equal lengths, so that the budget sets the micro-batch size exactly; any order of rows."""
+    batch = make_batch(REWARDS)
+    trimmed = tuple(c[:1] * 5 for c in batch.completion_ids)
+    mask = torch.ones(8, 5, dtype=torch.float64)
+    batch = replace(
+        batch,
+        prompt_ids=tuple(prompt[:4] for prompt in batch.prompt_ids),
+        completion_ids=trimmed,
+        mask_BT=mask,
+        advantages_BT=batch.advantages_BT[:, :1] * mask,
+        rollout_logprobs_BT=mask * 0,
+    )
+    results = []
+    for rows in (1, 2, 4, 8):
+        learner = learner_of(
+            exact_policy, FULL, layout="padded", tokens_per_micro_batch=9 * rows
+        )
+        assert [len(micro) for micro in learner._plan(batch, range(8))] == [rows] * (8 // rows)
+        results.append(gradients(learner, batch))
+        order = random.Random(rows).sample(range(8), 8)
+        learner = learner_of(
+            exact_policy, FULL, layout="padded", tokens_per_micro_batch=9 * rows
+        )
+        results.append(gradients(learner, select(batch, order)))
+    for other in results[1:]:
+        for name, value in other.items():
+            assert torch.allclose(value, results[0][name], atol=1e-12, rtol=1e-9), name
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_group_of_equal_rewards_gives_exactly_zero_gradient(exact_policy, skip):
+    plain = Objective(Clip(), (), TokenMean())
+    learner = learner_of(exact_policy, plain, skip_zero_advantage=skip)
+    before = {name: value.clone() for name, value in learner.policy.state_dict().items()}
+    metrics = learner.update(make_batch([0.1] * 8))
+    if not skip:
+        assert metrics["learner/grad_norm"] == 0.0
+    for name, value in learner.policy.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_skipping_completions_of_zero_advantage_changes_no_gradient(exact_policy):
+    plain = Objective(Clip(), (), TokenMean())
+    batch = make_batch([1.0, 0, 0, 1, 1, 1, 1, 1])
+    run = gradients(learner_of(exact_policy, plain, skip_zero_advantage=False), batch)
+    learner = learner_of(exact_policy, plain, skip_zero_advantage=True)
+    assert learner._rows_to_run(batch) == [0, 1, 2, 3]
+    for name, value in gradients(learner, batch).items():
+        assert torch.allclose(value, run[name], atol=1e-13, rtol=1e-9), name
+    assert learner_of(exact_policy, FULL)._rows_to_run(batch) == list(range(8))
+
+
+def test_several_updates_of_one_rollout_move_away_from_the_old_policy(exact_policy):
+    plain = Objective(Clip(), (), TokenMean())
+    learner = learner_of(exact_policy, plain, updates_per_rollout=2)
+    metrics = learner.update(make_batch(REWARDS))
+    assert learner.updates == 2
+    assert metrics["policy/kl_old"] > 0, "the second update must see a moved policy"
+    single = learner_of(exact_policy, plain)
+    assert single.update(make_batch(REWARDS))["policy/kl_old"] == 0
+    assert single.update(make_batch(REWARDS))["policy/ratio_max"] == 1.0
+
+
+def test_gradients_that_are_not_finite_are_skipped_and_counted(exact_policy):
+    plain = Objective(Clip(), (), TokenMean())
+    learner = learner_of(exact_policy, plain)
+    before = {name: value.clone() for name, value in learner.policy.state_dict().items()}
+    batch = make_batch(REWARDS)
+    poisoned = replace(batch, advantages_BT=batch.advantages_BT * float("inf"))
+    metrics = learner.update(poisoned)
+    assert metrics["learner/skipped_updates"] == 1
+    for name, value in learner.policy.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert learner.update(batch)["learner/skipped_updates"] == 1
+    changed = [
+        name
+        for name, value in learner.policy.state_dict().items()
+        if not torch.equal(value, before[name])
+    ]
+    assert changed
+
+
+def test_clipping_scales_the_gradient_to_the_limit(exact_policy):
+    plain = Objective(Clip(), (), TokenMean())
+    learner = learner_of(exact_policy, plain, max_grad_norm=1e-3)
+    norms = []
+    step = learner.engine.optimizer.step
+
+    def measure():
+        total = sum(float(p.grad.square().sum()) for p in learner.engine.named.values())
+        norms.append(total**0.5)
+        step()
+
+    learner.engine.optimizer.step = measure
+    assert learner.update(make_batch(REWARDS))["learner/grad_norm"] > 1e-3
+    assert norms == pytest.approx([1e-3], rel=1e-2)
+
+
+def test_norms_and_biases_do_not_decay(exact_policy):
+    learner = learner_of(exact_policy, FULL, weight_decay=0.1)
+    matrices, vectors = learner.engine.optimizer.param_groups
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
+    assert all(p.dim() >= 2 for p in matrices["params"])
+    assert all(p.dim() < 2 for p in vectors["params"])
+
+
+def test_adapters_get_the_same_gradient_packed_or_padded(tiny_folder):
+    from rlvr.policy import LoraSettings, ModelSettings, load_policy
+
+    torch.manual_seed(0)
+    policy = load_policy(ModelSettings(path=str(tiny_folder), lora=LoraSettings(rank=2)))
+    objective = Objective(Clip(), (KL(coefficient=0.1),), TokenMean())
+    results = []
+    for layout in ("padded", "packed"):
+        settings = LearnerSettings(layout=layout, max_grad_norm=None)
+        learner = Learner(copy.deepcopy(policy), objective, settings)
+        results.append(gradients(learner, make_batch(REWARDS)))
+    assert any(float(value.abs().max()) > 0 for value in results[0].values())
+    for name, value in results[1].items():
+        assert torch.allclose(value, results[0][name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
+def test_schedules_warm_up_and_end_where_they_say(name):
+    schedule = Schedule(name=name, warmup_updates=4, final_fraction=0.1)
+    rates = [schedule.fraction(update, 20) for update in range(21)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[20] == pytest.approx(1.0 if name == "constant" else 0.1)
+    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
