@@ -132,7 +132,7 @@ def _in_turn(paths: dict[str, list[tuple[int, Path]]]) -> Iterator[tuple[str, in
 def _step_file(
     kind: str, step: int, objects: Sequence[dict[str, Any]], share: int, left: tuple[int, int]
 ) -> StepFile:
-    """Whole groups up to ``share`` rows, but at least one; never more than ``left`` (rows, bytes)."""
+    """Whole groups up to ``share`` rows, at least one; never over ``left`` (rows, bytes)."""
     prompts: dict[str, int] = {}
     rows: list[str] = []
     size = 0

@@ -1,13 +1,25 @@
-"""Run folders as a training run leaves them, made up from a seed."""
+"""Run folders as a training run leaves them, made up from a seed; pages in headless Chromium."""
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 RECIPE = {
     "task": "rl",
     "output": "runs/sums",
@@ -177,3 +189,89 @@ def maker(tmp_path):
 @pytest.fixture
 def run(maker):
     return maker.write()
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    if not CHROMIUM or not DRIVER:
+        pytest.skip("chromium and chromedriver are not installed")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.set_page_load_timeout(60)
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """The driver with what these tests ask of it."""
+
+    def __init__(self, driver, path):
+        self.driver, self.path = driver, path
+        self.resize(1440, 1000)
+        self.scheme("light")
+        self.logs()
+        driver.get(path.as_uri())
+
+    def resize(self, width, height):
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+    def scheme(self, value):
+        media = {"features": [{"name": "prefers-color-scheme", "value": value}]}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+
+    def all(self, selector):
+        return self.driver.find_elements("css selector", selector)
+
+    def one(self, selector):
+        return self.driver.find_element("css selector", selector)
+
+    def texts(self, selector):
+        return [element.text for element in self.all(selector)]
+
+    def js(self, script, *arguments):
+        return self.driver.execute_script(script, *arguments)
+
+    def press(self, *keys):
+        from selenium.webdriver import ActionChains
+
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+    def choose(self, label, text):
+        from selenium.webdriver.support.select import Select
+
+        path = f"//label[span[text()='{label}']]/select"
+        Select(self.driver.find_element("xpath", path)).select_by_visible_text(text)
+
+    def logs(self):
+        """Console lines, and addresses asked for since the last call."""
+        console = [entry["message"] for entry in self.driver.get_log("browser")]
+        events = [json.loads(e["message"])["message"] for e in self.driver.get_log("performance")]
+        asked = [
+            event["params"]["request"]["url"]
+            for event in events
+            if event["method"] == "Network.requestWillBeSent"
+        ]
+        return console, asked
+
+
+@pytest.fixture
+def opened(chromium):
+    """Opens pages; afterwards nothing may have been logged or fetched but the files themselves."""
+    pages = []
+
+    def open_page(path):
+        pages.append(Page(chromium, path))
+        return pages[-1]
+
+    yield open_page
+    console, asked = pages[-1].logs()
+    own = {page.path.as_uri() for page in pages} | {"data:,"}
+    assert console == []
+    assert set(asked) <= own
+    assert pages[-1].path.as_uri() in asked, "the log of requests works at all"

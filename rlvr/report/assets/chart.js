@@ -260,7 +260,7 @@ Report.Chart = class {
     const next = { ArrowLeft: now - 1, ArrowRight: now + 1, Home: 0, End: steps.length - 1 }[event.key];
     if (next === undefined) return;
     event.preventDefault();
-    this.hover(steps[Math.min(steps.length - 1, Math.max(0, next))]);
+    this.hover(steps[Math.min(steps.length - 1, Math.max(0, next))], true);
   }
 
   show(step) {

@@ -5,7 +5,14 @@ Report.curves = (host, report) => {
   const { make } = Report;
   const charts = [];
   let pending = null;
-  const hover = (step) => {
+  /* A pointer moves more often than the screen is drawn; a key must count at once, for the next
+     one goes on from there. */
+  const hover = (step, atOnce) => {
+    if (atOnce) {
+      for (const chart of charts) chart.show(step);
+      if (pending !== null) pending.step = step;
+      return;
+    }
     if (pending === null) {
       requestAnimationFrame(() => {
         for (const chart of charts) chart.show(pending.step);
