@@ -1,0 +1,127 @@
+"use strict";
+/* A response as its tokens, each tinted by one number per token. Any per-token list of a row can be
+   chosen; log-probabilities are shown as probabilities. One hue deepens for "less likely" or
+   "more"; values of both signs go blue above zero and orange below, a pair that the common forms of
+   colour blindness keep apart. */
+
+const NONE = "none";
+
+Report.colourings = (row) => {
+  const names = Object.keys(row.lists || {});
+  const label = (name) => (name === "logprobs" ? "sampled probability" : Report.words(name));
+  return [...names.map((name) => [name, label(name)]), [NONE, "none"]];
+};
+
+/* How a list is tinted: {tint(value) -> [class, share] or null, ends: texts of the legend}. */
+Report.tinting = (name, values) => {
+  const finite = values.filter((value) => value !== null);
+  if (name === NONE || !finite.length) return null;
+  if (name === "logprobs") {
+    return {
+      kind: "low",
+      ends: ["1", "0"],
+      tint: (value) => ["low", 1 - Math.min(1, Math.exp(value))],
+    };
+  }
+  const most = finite.reduce((a, b) => Math.max(a, Math.abs(b)), 0) || 1;
+  const signed = finite.some((value) => value < 0);
+  const show = (value) => Report.number(value);
+  return {
+    kind: signed ? "both" : "high",
+    ends: signed ? [show(-most), show(most)] : ["0", show(most)],
+    tint: (value) => [value < 0 ? "low" : "high", Math.abs(value) / most],
+  };
+};
+
+Report.legend = (name, label, tinting) => {
+  if (!tinting) return Report.make("span");
+  return Report.make(
+    "span",
+    { class: "scale", role: "img", "aria-label": `${label}: from ${tinting.ends[0]} to ${tinting.ends[1]}` },
+    tinting.ends[0],
+    Report.make("i", { class: `ramp ${tinting.kind}` }),
+    tinting.ends[1],
+  );
+};
+
+const shown = (token) => (token === "" ? "\u2205" : token.replaceAll("\n", "\u21b5\n").replaceAll("\t", "\u21e5\t"));
+
+const describe = (row, index) => {
+  const lines = [JSON.stringify(row.tokens[index])];
+  for (const [name, values] of Object.entries(row.lists)) {
+    const value = values[index];
+    if (name === "logprobs") {
+      const probability = value === null ? null : Math.exp(value);
+      lines.push(`probability ${probability === null ? "\u2013" : probability.toFixed(4)}`);
+      lines.push(`logprob ${Report.number(value)}`);
+    } else lines.push(`${Report.words(name)} ${Report.number(value)}`);
+  }
+  lines.push(`token ${index + 1} of ${row.tokens.length}`);
+  return lines;
+};
+
+const tip = document.getElementById("tip");
+
+const placeTip = (span, lines) => {
+  tip.replaceChildren(...lines.map((line, i) => Report.make(i ? "span" : "b", {}, line)));
+  tip.hidden = false;
+  const at = span.getClientRects()[0] || span.getBoundingClientRect();
+  const room = document.documentElement;
+  const left = Math.max(4, Math.min(at.left, room.clientWidth - tip.offsetWidth - 4));
+  const below = at.bottom + 6;
+  const fits = below + tip.offsetHeight < room.clientHeight;
+  tip.style.left = `${left}px`;
+  tip.style.top = `${fits ? below : Math.max(4, at.top - tip.offsetHeight - 6)}px`;
+};
+
+/* The coloured response; the pointer or, with focus inside, left and right read single tokens. */
+Report.tokens = (row, name) => {
+  const tinting = Report.tinting(name, (row.lists && row.lists[name]) || []);
+  const spans = row.tokens.map((token, index) => {
+    const span = Report.make("span", { class: "token", "data-index": index }, shown(token));
+    const value = tinting ? row.lists[name][index] : null;
+    if (value !== null) {
+      const [side, share] = tinting.tint(value);
+      span.classList.add(side);
+      span.style.setProperty("--share", share.toFixed(3));
+      if (name === "logprobs" && share > 0.9) span.classList.add("rare");
+    }
+    return span;
+  });
+  let current = -1;
+  const read = (index) => {
+    if (current >= 0) spans[current].classList.remove("current");
+    current = index;
+    tip.hidden = index < 0;
+    if (index < 0) return;
+    spans[index].classList.add("current");
+    placeTip(spans[index], describe(row, index));
+  };
+  const move = (event) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (step === undefined) return;
+    event.preventDefault();
+    const next = Math.max(0, Math.min(spans.length - 1, current + step));
+    spans[next].scrollIntoView({ block: "nearest" });
+    read(next);
+  };
+  return Report.make(
+    "div",
+    {
+      class: "text tokens",
+      tabindex: "0",
+      role: "group",
+      "aria-label": "Response, token by token; left and right arrow keys read single tokens",
+      "aria-describedby": "tip",
+      pointerover: (event) => {
+        const span = event.target.closest(".token");
+        if (span) read(Number(span.dataset.index));
+      },
+      pointerleave: () => read(-1),
+      blur: () => read(-1),
+      scroll: () => { tip.hidden = true; },
+      keydown: move,
+    },
+    ...spans,
+  );
+};

@@ -1,0 +1,259 @@
+"""Which charts a page has: the known metrics in a fixed order, every other one under "more".
+
+A chart whose metrics were not logged is left out, and a metric that no chart below asks for gets
+one of its own under its prefix, so a method that logs something new needs no change here.
+"""
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Format = Literal["number", "fraction", "count", "seconds", "scientific"]
+Column = Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Template:
+    """One chart: its metrics are patterns, matched in order; ``*`` stands for any name.
+
+    ``band`` is a metric drawn as a band of plus and minus its value around the first series.
+    ``dashed`` are patterns of series that are extremes rather than averages; ``except_`` are
+    metrics that a pattern would match and should not.
+    """
+
+    section: str
+    title: str
+    metrics: tuple[str, ...]
+    help: str
+    format: Format = "number"
+    kind: Literal["lines", "stack"] = "lines"
+    band: str | None = None
+    dashed: tuple[str, ...] = ()
+    except_: tuple[str, ...] = ()
+
+
+LEARNING, POLICY, LEARNER, TIME = "Learning", "Policy", "Learner", "Time and machine"
+
+TEMPLATES: tuple[Template, ...] = (
+    Template(
+        LEARNING,
+        "Reward",
+        ("reward/mean",),
+        "Mean reward of the completions sampled in training; band: one standard deviation.",
+        band="reward/std",
+    ),
+    Template(
+        LEARNING,
+        "Held-out accuracy",
+        ("eval/*/accuracy",),
+        "Fraction of the problems of an evaluation set answered correctly.",
+        "fraction",
+    ),
+    Template(
+        LEARNING,
+        "Response length",
+        ("completion/length_mean", "eval/*/length", "completion/length_max"),
+        "Tokens in a response, in training and in evaluation.",
+        "count",
+        dashed=("*max",),
+    ),
+    Template(
+        LEARNING,
+        "Correct in training",
+        ("reward/correct",),
+        "Fraction of the sampled completions that the verifier found correct.",
+        "fraction",
+    ),
+    Template(
+        LEARNING,
+        "Truncated responses",
+        ("completion/truncated", "eval/*/truncated"),
+        "Fraction cut at the length limit before an end token.",
+        "fraction",
+    ),
+    Template(
+        LEARNING,
+        "Groups without variance",
+        ("reward/zero_variance_groups",),
+        "Fraction of prompts whose samples all got the same reward and so teach nothing.",
+        "fraction",
+    ),
+    Template(
+        LEARNING,
+        "Verifier",
+        ("verifier/*",),
+        "Completions of a step that the verifier could not judge plainly, by why.",
+        "count",
+    ),
+    Template(
+        POLICY,
+        "Entropy",
+        ("policy/entropy",),
+        "Mean entropy of the next-token distribution, in nats.",
+    ),
+    Template(
+        POLICY,
+        "KL divergence",
+        ("policy/kl_reference", "policy/kl_old"),
+        "Estimated divergence from the frozen reference and from the sampling policy, in nats.",
+    ),
+    Template(
+        POLICY,
+        "Clip fraction",
+        ("policy/clip_fraction",),
+        "Fraction of tokens whose importance ratio the loss clipped.",
+        "fraction",
+    ),
+    Template(
+        POLICY, "Largest ratio", ("policy/ratio_max",), "Largest importance ratio of any token."
+    ),
+    Template(POLICY, "Loss", ("policy/loss",), "The loss that was minimised."),
+    Template(
+        LEARNER, "Gradient norm", ("learner/grad_norm",), "Norm of the gradient before clipping."
+    ),
+    Template(
+        LEARNER,
+        "Learning rate",
+        ("learner/lr",),
+        "Step size of the optimizer.",
+        "scientific",
+    ),
+    Template(
+        LEARNER,
+        "Skipped updates",
+        ("learner/skipped_updates",),
+        "Updates left out because the gradient was not finite.",
+        "count",
+    ),
+    Template(
+        LEARNER,
+        "Padding",
+        ("learner/pad_fraction",),
+        "Fraction of the positions computed that were padding.",
+        "fraction",
+    ),
+    Template(
+        TIME,
+        "Seconds per phase",
+        (
+            "time/generate",
+            "time/verify",
+            "time/statistics",
+            "time/update",
+            "time/evaluate",
+            "time/checkpoint",
+            "time/*",
+        ),
+        "Wall-clock seconds of a step, by what they were spent on.",
+        "seconds",
+        kind="stack",
+        except_=("time/step",),
+    ),
+    Template(
+        TIME,
+        "Tokens per second",
+        (
+            "throughput/generated_tokens_per_second",
+            "throughput/trained_tokens_per_second",
+            "throughput/*_tokens_per_second",
+        ),
+        "Tokens sampled per second of generation, and trained on per second of update.",
+        "count",
+    ),
+    Template(TIME, "Memory", ("memory/*_gib",), "GiB in use."),
+)
+
+
+def plan_charts(columns: Mapping[str, Column]) -> list[dict[str, Any]]:
+    """The charts that ``columns`` can fill, in reading order.
+
+    Returns:
+        One mapping per chart: ``section``, ``group`` (heading inside "More"), ``title``, ``help``,
+        ``format``, ``kind`` and ``series``, a list of ``{"metric", "label", "color", "dashed",
+        "band"}``.
+    """
+    there = [name for name, column in columns.items() if any(v is not None for v in column)]
+    charts, used = [], set()
+    for template in TEMPLATES:
+        names = _matches(template, there)
+        used |= {*names, template.band}
+        if names:
+            charts.append(_chart(template, names, columns))
+    total = {"time/step"} if "time/generate" in there else set()
+    rest = sorted(name for name in there if name not in used | total)
+    return charts + [_chart(_own(name), [name], columns) for name in rest]
+
+
+def _matches(template: Template, there: Sequence[str]) -> list[str]:
+    found: list[str] = []
+    for pattern in template.metrics:
+        for name in fnmatch.filter(there, pattern):
+            if name not in found and name not in template.except_:
+                found.append(name)
+    return found
+
+
+def _own(name: str) -> Template:
+    title = _words(name.partition("/")[2] or name)
+    return Template("More", title[:1].upper() + title[1:], (name,), name)
+
+
+def _chart(
+    template: Template, names: Sequence[str], columns: Mapping[str, Column]
+) -> dict[str, Any]:
+    band = template.band if template.band in columns else None
+    sets = list(dict.fromkeys(_label(name) for name in columns if name.startswith("eval/")))
+    return {
+        "section": template.section,
+        "group": _prefix(names[0]) if template.section == "More" else "",
+        "title": template.title,
+        "help": template.help,
+        "format": template.format,
+        "kind": template.kind,
+        "series": [
+            {
+                "metric": name,
+                "label": _label(name),
+                "color": _color(name, index, sets),
+                "dashed": any(fnmatch.fnmatch(name, pattern) for pattern in template.dashed),
+                "band": band if index == 0 else None,
+            }
+            for index, name in enumerate(names)
+        ],
+    }
+
+
+def _color(name: str, index: int, sets: Sequence[str]) -> int:
+    """1 to 8. An evaluation set has the same colour in every chart, and never training's."""
+    if name.startswith("eval/"):
+        return sets.index(_label(name)) % 7 + 2
+    return 1 if name.startswith("completion/") else index % 8 + 1
+
+
+def _prefix(name: str) -> str:
+    return name.partition("/")[0] if "/" in name else "other"
+
+
+LABELS = {
+    "completion/length_mean": "training, mean",
+    "completion/length_max": "training, longest",
+    "completion/truncated": "training",
+    "policy/kl_reference": "to the reference",
+    "policy/kl_old": "to the sampling policy",
+    "throughput/generated_tokens_per_second": "generated",
+    "throughput/trained_tokens_per_second": "trained",
+    "memory/rss_gib": "resident",
+}
+
+
+def _label(name: str) -> str:
+    """What a series is called in its chart: a set by its name, others by their words."""
+    if name in LABELS:
+        return LABELS[name]
+    parts = name.split("/")
+    return "/".join(parts[1:-1]) if parts[0] == "eval" and len(parts) > 2 else _words(parts[-1])
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").strip() or name
