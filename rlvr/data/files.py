@@ -2,9 +2,9 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rlvr.data.rows import Fields, Row, RowSettings, problems_from_rows
 from rlvr.types import Problem
@@ -58,15 +58,17 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                values = json.loads(line)
+                values = json.loads(line, object_pairs_hook=_object)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not valid JSON: {error.msg}") from None
+            except _RepeatedKeyError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
             yield _row(values, path, f"line {number}")
 
 
 def _read_json(path: Path) -> Iterator[Row]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         hint = (
             "; if it holds one object a line, name it .jsonl" if error.msg == "Extra data" else ""
@@ -74,6 +76,8 @@ def _read_json(path: Path) -> Iterator[Row]:
         raise ValueError(
             f"{path}, line {error.lineno}: not valid JSON: {error.msg}{hint}"
         ) from None
+    except _RepeatedKeyError as error:
+        raise ValueError(f"{path}: {error}") from None
     if not isinstance(data, list):
         raise ValueError(f"{path}: a JSON data file is a list of objects, not {_kind(data)}")
     for number, values in enumerate(data, 1):
@@ -84,6 +88,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as text:
         reader = csv.DictReader(text, strict=True)
         try:
+            _refuse_repeated(reader.fieldnames or (), path)
             for number, values in enumerate(reader, 1):
                 if None in values or None in values.values():
                     raise ValueError(
@@ -106,6 +111,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     except (pyarrow.ArrowInvalid, OSError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ValueError(f"{path}: not a readable parquet file: {reason}") from None
+    _refuse_repeated(table.column_names, path)
     for number, values in enumerate(table.to_pylist(), 1):
         yield Row(f"row {number}", values)
 
@@ -116,6 +122,28 @@ _READERS = {
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
+
+
+class _RepeatedKeyError(ValueError):
+    """A key stands twice in one JSON object; JSON itself would keep the last value silently."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _RepeatedKeyError(
+                f"field {key!r} stands twice in one object, as {found[key]!r} and {value!r}; keep "
+                "one of them"
+            )
+        found[key] = value
+    return found
+
+
+def _refuse_repeated(columns: Sequence[str], path: Path) -> None:
+    for index, name in enumerate(columns):
+        if name in columns[:index]:
+            raise ValueError(f"{path}: column {name!r} stands twice; rename or remove one")
 
 
 def _row(values: object, path: Path, label: str) -> Row:
