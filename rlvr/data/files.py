@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rlvr.data.rows import Fields, Row, RowSettings, problems_from_rows
+from rlvr.data.consistency import RowSettings
+from rlvr.data.rows import Fields, Row, problems_from_rows
 from rlvr.types import Problem
 
 
@@ -107,11 +108,11 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
+        _refuse_repeated(pyarrow.parquet.read_schema(path).names, path)
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ValueError(f"{path}: not a readable parquet file: {reason}") from None
-    _refuse_repeated(table.column_names, path)
     for number, values in enumerate(table.to_pylist(), 1):
         yield Row(f"row {number}", values)
 
