@@ -14,6 +14,7 @@ from rlvr.data.sources import Source, load_problems, overlap
 from rlvr.data.templates import (
     Example,
     Template,
+    TemplateChoice,
     TemplateSettings,
     load_template,
     template_names,
@@ -31,6 +32,7 @@ __all__ = [
     "Prompt",
     "Source",
     "Template",
+    "TemplateChoice",
     "TemplateSettings",
     "encode_prompts",
     "load_problems",

@@ -2,11 +2,12 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from rlvr.data.rows import Fields, Row, RowSettings, problems_from_rows
+from rlvr.data.consistency import RowSettings
+from rlvr.data.rows import Fields, Row, problems_from_rows
 from rlvr.types import Problem
 
 
@@ -58,15 +59,17 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                values = json.loads(line)
+                values = json.loads(line, object_pairs_hook=_object)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not valid JSON: {error.msg}") from None
+            except _RepeatedKeyError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
             yield _row(values, path, f"line {number}")
 
 
 def _read_json(path: Path) -> Iterator[Row]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         hint = (
             "; if it holds one object a line, name it .jsonl" if error.msg == "Extra data" else ""
@@ -74,6 +77,8 @@ def _read_json(path: Path) -> Iterator[Row]:
         raise ValueError(
             f"{path}, line {error.lineno}: not valid JSON: {error.msg}{hint}"
         ) from None
+    except _RepeatedKeyError as error:
+        raise ValueError(f"{path}: {error}") from None
     if not isinstance(data, list):
         raise ValueError(f"{path}: a JSON data file is a list of objects, not {_kind(data)}")
     for number, values in enumerate(data, 1):
@@ -84,6 +89,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as text:
         reader = csv.DictReader(text, strict=True)
         try:
+            _refuse_repeated(reader.fieldnames or (), path)
             for number, values in enumerate(reader, 1):
                 if None in values or None in values.values():
                     raise ValueError(
@@ -102,6 +108,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
+        _refuse_repeated(pyarrow.parquet.read_schema(path).names, path)
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
         reason = " ".join(str(error).split())[:120]
@@ -116,6 +123,28 @@ _READERS = {
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
+
+
+class _RepeatedKeyError(ValueError):
+    """A key stands twice in one JSON object; JSON itself would keep the last value silently."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _RepeatedKeyError(
+                f"field {key!r} stands twice in one object, as {found[key]!r} and {value!r}; keep "
+                "one of them"
+            )
+        found[key] = value
+    return found
+
+
+def _refuse_repeated(columns: Sequence[str], path: Path) -> None:
+    for index, name in enumerate(columns):
+        if name in columns[:index]:
+            raise ValueError(f"{path}: column {name!r} stands twice; rename or remove one")
 
 
 def _row(values: object, path: Path, label: str) -> Row:

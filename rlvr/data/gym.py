@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue
 
-from rlvr.data.rows import RowSettings, check_problems
+from rlvr.data.consistency import RowSettings, check_problems
 from rlvr.types import Message, Problem
 
 _SPREAD = 1_000_000

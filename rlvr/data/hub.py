@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from rlvr.data.rows import Fields, Row, RowSettings, problems_from_rows
+from rlvr.data.consistency import RowSettings
+from rlvr.data.rows import Fields, Row, problems_from_rows
 from rlvr.types import Problem
 
 

@@ -6,15 +6,15 @@ by default: a reward of zero for ever looks like a hard problem, not like a brok
 
 import difflib
 import hashlib
-import json
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
+from rlvr.data.consistency import RowSettings, check_problems, prompt_key, short
 from rlvr.settings import Settings
 from rlvr.types import Message, Problem
 
@@ -50,24 +50,6 @@ class Fields(Settings):
     """Keep only what follows the last occurrence of this mark in the answer (GSM8K: "####")."""
 
 
-class RowSettings(Settings):
-    """What all sources have in common: which rows to take, and what to do with faulty ones."""
-
-    skip: int = Field(default=0, ge=0)
-    """Leave out the first rows (with ``limit``, a simple way to part one file)."""
-
-    limit: int | None = Field(default=None, ge=1)
-    """Take at most this many rows."""
-
-    duplicates: Literal["drop", "keep", "error"] = "drop"
-    """A problem that stands twice with the same answer: keep the first with a warning, keep all
-    with a warning, or refuse."""
-
-    bad_rows: Literal["error", "drop"] = "error"
-    """Rows without a usable problem or answer, and problems that stand with two different answers:
-    refuse, or drop them with a warning that counts them."""
-
-
 @dataclass(frozen=True, slots=True)
 class Row:
     """One row as read, with the words that lead a person to it ("line 7")."""
@@ -100,29 +82,6 @@ def problems_from_rows(
     id_field = _settle_columns(taken, fields, where)
     labelled = _mapped(taken, fields, id_field, settings, where, source)
     return check_problems(labelled, settings, where)
-
-
-def check_problems(
-    labelled: Sequence[tuple[str, Problem]], settings: RowSettings, where: str
-) -> list[Problem]:
-    """Refuse ids that stand twice and contradictions; settle duplicates; refuse an empty result.
-
-    Args:
-        labelled: Problems with the words that lead to their rows.
-        settings: What to do with duplicates and contradictions.
-        where: The file or data set, for messages.
-    """
-    _refuse_repeated_ids(labelled, where)
-    consistent = _without_contradictions(labelled, settings, where)
-    problems = _settle_duplicates(consistent, settings, where)
-    if not problems:
-        raise ValueError(f"{where}: no usable problem is left; look at the rows or choose others")
-    return problems
-
-
-def prompt_key(messages: Sequence[Message]) -> str:
-    """What makes two prompts the same: roles and contents, outer white space aside."""
-    return json.dumps([[turn["role"], turn["content"].strip()] for turn in messages])
 
 
 def _window(rows: list[Row], settings: RowSettings, where: str) -> list[Row]:
@@ -214,7 +173,7 @@ def _text(row: Row, name: str, what: str) -> str:
             f"fields.messages: {name}"
         )
     if not isinstance(value, str):
-        raise RowError(f"{what} (field {name!r}) = {_short(value)} is not text; write it as text")
+        raise RowError(f"{what} (field {name!r}) = {short(value)} is not text; write it as text")
     if not value.strip():
         raise RowError(f"{what} (field {name!r}) is empty; fill it in or remove the row")
     return value
@@ -225,7 +184,7 @@ def _answer(row: Row, fields: Fields) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not fields.numbers_as_text:
             raise RowError(
-                f"answer (field {fields.answer!r}) = {_short(value)} is a number, not text; write "
+                f"answer (field {fields.answer!r}) = {short(value)} is a number, not text; write "
                 "it as text or set fields.numbers_as_text: true"
             )
         return decimal_text(value)
@@ -263,7 +222,7 @@ def _messages(row: Row, name: str) -> tuple[Message, ...]:
     value = _get(row.values, name)
     if not isinstance(value, list) or not value:
         raise RowError(
-            f"messages (field {name!r}) = {_short(None if value is _MISSING else value)} is not a "
+            f"messages (field {name!r}) = {short(None if value is _MISSING else value)} is not a "
             "list of chat messages; use fields.problem for plain text"
         )
     turns = tuple(_message(turn, name, number) for number, turn in enumerate(value, 1))
@@ -287,7 +246,7 @@ def _message(turn: object, name: str, number: int) -> Message:
         )
     if not isinstance(content, str) or not content.strip():
         raise RowError(
-            f"message {number} (field {name!r}) has content {_short(content)}; it needs text"
+            f"message {number} (field {name!r}) has content {short(content)}; it needs text"
         )
     return Message(role=role, content=content)
 
@@ -298,7 +257,7 @@ def _id(row: Row, name: str) -> str:
         return str(value)
     if not isinstance(value, str) or not value.strip():
         raise RowError(
-            f"id (field {name!r}) = {_short(None if value is _MISSING else value)} is not a text "
+            f"id (field {name!r}) = {short(None if value is _MISSING else value)} is not a text "
             "or a whole number; give every row an id, or name another field as fields.id"
         )
     return value.strip()
@@ -328,76 +287,3 @@ def _get(values: Mapping[str, Any], name: str) -> Any:  # noqa: ANN401  (data ho
             return _MISSING
         found = found[part]
     return found
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _refuse_repeated_ids(labelled: Sequence[tuple[str, Problem]], where: str) -> None:
-    first: dict[str, str] = {}
-    for label, problem in labelled:
-        if problem.id in first:
-            raise ValueError(
-                f"{where}, {label}: problem id {problem.id!r} stands already in "
-                f"{first[problem.id]}; ids must differ: correct it or name another field as "
-                "fields.id"
-            )
-        first[problem.id] = label
-
-
-def _without_contradictions(
-    labelled: Sequence[tuple[str, Problem]], settings: RowSettings, where: str
-) -> list[tuple[str, Problem]]:
-    first: dict[str, tuple[str, Problem]] = {}
-    contradictory: set[str] = set()
-    for label, problem in labelled:
-        key = prompt_key(problem.messages)
-        other_label, other = first.setdefault(key, (label, problem))
-        if other.answer == problem.answer:
-            continue
-        if settings.bad_rows == "error":
-            raise ValueError(
-                f"{where}, {label}, id {problem.id!r}: the same problem stands in {other_label} "
-                f"(id {other.id!r}) with another answer, {_short(other.answer)} instead of "
-                f"{_short(problem.answer)}; correct one, or set bad_rows: drop"
-            )
-        contradictory.add(key)
-    kept = [item for item in labelled if prompt_key(item[1].messages) not in contradictory]
-    if contradictory:
-        warnings.warn(
-            f"{where}: dropped {len(labelled) - len(kept)} rows of {len(contradictory)} problems "
-            "that stand with different answers",
-            stacklevel=3,
-        )
-    return kept
-
-
-def _settle_duplicates(
-    labelled: Sequence[tuple[str, Problem]], settings: RowSettings, where: str
-) -> list[Problem]:
-    first: dict[str, str] = {}
-    unique: list[Problem] = []
-    repeated: list[str] = []
-    for label, problem in labelled:
-        key = prompt_key(problem.messages)
-        if key in first:
-            repeated.append(f"{label}, id {problem.id!r}, repeats {first[key]}")
-        else:
-            first[key] = label
-            unique.append(problem)
-    if not repeated:
-        return unique
-    if settings.duplicates == "error":
-        raise ValueError(
-            f"{where}: {len(repeated)} problems stand twice with the same answer ({repeated[0]}); "
-            "remove them, or set duplicates: drop or keep"
-        )
-    verb = "dropped" if settings.duplicates == "drop" else "kept"
-    warnings.warn(
-        f"{where}: {verb} {len(repeated)} exact duplicates of {len(labelled)} problems, the first: "
-        f"{repeated[0]}",
-        stacklevel=3,
-    )
-    return unique if settings.duplicates == "drop" else [problem for _, problem in labelled]

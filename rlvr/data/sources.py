@@ -6,10 +6,10 @@ from typing import Annotated
 from pydantic import Field
 
 from rlvr.data.arithmetic import ArithmeticSource, load_arithmetic
+from rlvr.data.consistency import prompt_key
 from rlvr.data.files import FileSource, load_file
 from rlvr.data.gym import GymSource, load_gym
 from rlvr.data.hub import HubSource, load_hub
-from rlvr.data.rows import prompt_key
 from rlvr.types import Problem
 
 Source = Annotated[

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from rlvr.settings import Settings, load_settings
 from rlvr.types import Message
@@ -46,6 +46,9 @@ class Example(Settings):
 class TemplateSettings(Settings):
     """How a problem becomes a prompt."""
 
+    # strict=False where a list or text stands for a tuple or path: behind TemplateChoice the
+    # settings are read from Python objects, not from JSON, for which strict mode allows that.
+
     purpose: str = ""
     """What the template is for."""
 
@@ -58,14 +61,14 @@ class TemplateSettings(Settings):
     user: str = _PLACEHOLDER
     """Wording of a problem; ``{problem}`` is replaced."""
 
-    examples: tuple[Example, ...] = ()
+    examples: tuple[Example, ...] = Field(default=(), strict=False)
     """Worked examples before the problem: earlier turns (chat), or texts in the same wording,
     parted by ``separator`` (text)."""
 
     separator: str = "\n\n"
     """Text mode: what stands after the system text and after each example."""
 
-    chat_template: Path | None = None
+    chat_template: Path | None = Field(default=None, strict=False)
     """Chat mode: a Jinja file used instead of the tokenizer's own chat template."""
 
     chat_template_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
@@ -260,6 +263,16 @@ def load_template(choice: str | Path | Mapping[str, Any] | TemplateSettings) -> 
         )
     with resources.as_file(_folder() / f"{choice}.yaml") as path:
         return Template(choice, load_settings(TemplateSettings, path))
+
+
+def _chosen(value: object) -> object:
+    """A name or a path of a template -> its settings; anything else is left to the schema."""
+    return load_template(value).settings if isinstance(value, str) else value
+
+
+TemplateChoice = Annotated[TemplateSettings, BeforeValidator(_chosen)]
+"""A recipe's field for a template: a name, a path, or the settings written out. The resolved recipe
+holds the settings, so that a run's record shows its prompts in full."""
 
 
 def _folder() -> Any:  # noqa: ANN401  (a Traversable)

@@ -197,7 +197,7 @@ def _plain_model(unpacked: Any) -> Any:  # noqa: ANN401
     """The same weights in a model without the mark; they are taken over, not copied."""
     from transformers import AutoModelForCausalLM
 
-    marks = ("quantization_config", "_name_or_path")
+    marks = ("quantization_config", "_model_name_or_path")
     settings = {k: v for k, v in unpacked.config.to_dict().items() if k not in marks}
     config = type(unpacked.config).from_dict(settings)
     model = AutoModelForCausalLM.from_config(config, dtype=unpacked.dtype)

@@ -324,6 +324,13 @@ def test_a_missing_file_a_folder_and_an_unknown_ending_are_refused(tmp_path):
         ("d.csv", "problem,answer\np,a,x\n", ["row 1 (line 2)", "the header, 2", "quote commas"]),
         ("d.csv", "problem,answer\np\n", ["row 1 (line 2)", "number of cells"]),
         ("d.csv", 'problem,answer\n"p"x,a\n', ["line 2: not valid CSV"]),
+        ("d.csv", "problem,answer,answer\np,a,b\n", ["column 'answer' stands twice"]),
+        (
+            "d.jsonl",
+            '{"problem": "p", "answer": "1"}\n{"problem": "q", "answer": "2", "answer": "3"}\n',
+            ["line 2: field 'answer' stands twice", "'2' and '3'"],
+        ),
+        ("d.json", '[{"problem": "p", "problem": "q"}]', ["field 'problem' stands twice"]),
         ("d.parquet", "no parquet", ["not a readable parquet file"]),
     ],
 )
@@ -331,6 +338,13 @@ def test_content_of_another_kind_is_refused(tmp_path, name, content, words):
     path = tmp_path / name
     path.write_text(content)
     refused(path, *words)
+
+
+def test_a_parquet_column_that_stands_twice_is_refused(tmp_path):
+    columns = [pyarrow.array(["x"])] * 3
+    table = pyarrow.Table.from_arrays(columns, names=["problem", "answer", "answer"])
+    pyarrow.parquet.write_table(table, tmp_path / "d.parquet")
+    refused(tmp_path / "d.parquet", "column 'answer' stands twice")
 
 
 @pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.csv"])

@@ -1,14 +1,23 @@
 r"""Templates with real tokenizers: what the prompt says; it begins once and does not end."""
 
 import re
+from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 from pydantic import ValidationError
 
-from rlvr.data import Example, Template, TemplateSettings, load_template, template_names
+from rlvr.data import (
+    Example,
+    Template,
+    TemplateChoice,
+    TemplateSettings,
+    load_template,
+    template_names,
+)
 from rlvr.data.templates import begins_texts
+from rlvr.settings import Settings, load_settings, to_yaml
 from rlvr.types import Message
 from tests.data.byte_tokenizers import BEGIN, CHATML, END, WITH_BEGIN, build
 
@@ -315,6 +324,45 @@ def test_a_faulty_template_file_is_refused(tmp_path, content, words):
         load_template(path)
     assert "\n" not in str(caught.value)
     assert "t.yaml" in str(caught.value)
+
+
+class Recipe(Settings):
+    template: TemplateChoice = TemplateSettings(mode="text")
+    """Template."""
+
+
+def test_a_recipe_names_a_template_and_records_it_in_full(tmp_path):
+    recipe = load_settings(Recipe, {"template": "arithmetic_boxed"})
+    assert recipe.template == load_template("arithmetic_boxed").settings
+    path = tmp_path / "recipe.yaml"
+    path.write_text(to_yaml(recipe))
+    assert "54 + 94 = 148" in path.read_text()
+    assert load_settings(Recipe, path) == recipe
+    assert load_settings(Recipe, path, ["template=raw"]).template.mode == "text"
+    written = load_settings(Recipe, {"template": {"mode": "chat", "examples": []}})
+    assert written.template == TemplateSettings(mode="chat")
+    framed = load_settings(Recipe, {"template": {"mode": "chat", "chat_template": "x.jinja"}})
+    assert framed.template.chat_template == Path("x.jinja")
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("qwen_mat", "'template' = 'qwen_mat': unknown template.*did you mean 'qwen_math'"),
+        ({"mode": "x"}, "'template.mode' = 'x': input should be 'chat' or 'text'"),
+        ({"mode": "chat", "usr": "x"}, "unknown setting 'template.usr'.*did you mean 'user'"),
+        ({"mode": 3}, "'template.mode' = 3"),
+        (
+            {"mode": "chat", "examples": [{"problem": 1, "response": "x"}]},
+            "'template.examples.0.problem' = 1: input should be a valid string",
+        ),
+        (3, "'template' = 3: input should be"),
+    ],
+)
+def test_a_recipe_with_a_faulty_template_is_refused_in_one_line(template, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        load_settings(Recipe, {"template": template})
+    assert "\n" not in str(caught.value)
 
 
 def test_settings_made_in_code_are_checked_too():
