@@ -1,8 +1,8 @@
 r"""From nothing to a better policy in minutes, on two CPU cores, without a network.
 
-The task is three-digit addition, ``123+456=``. A tiny Llama is warmed up by imitation on a mixture:
-mostly short guesses, ``\boxed{...}`` with each digit randomised half of the time, and some worked
-answers that write the column sums with their carries before the box. The warm-up stops when a
+The task is addition of three-digit numbers, ``123+456=``. A tiny Llama is warmed up by imitation on a mixture:
+mostly short guesses, ``\boxed{...}`` with each digit randomised more often than not, and some
+worked answers that write the column sums with their carries before the box. The warm-up stops when a
 fraction of its samples is right. Its habit is then the short, often wrong answer; reinforcement
 learning finds out that writing the work pays, so accuracy and response length rise together.
 
@@ -39,6 +39,7 @@ from rlvr.train.run import versions
 from rlvr.types import Batch
 
 _DIGITS = 3
+_PROBLEMS = {"name": "arithmetic", "digits": _DIGITS, "least_operand": 10 ** (_DIGITS - 1)}
 
 
 class WarmupSettings(Settings):
@@ -46,11 +47,13 @@ class WarmupSettings(Settings):
 
     batch: int = Field(64, ge=1)
     """Demonstrations per step."""
-    worked_share: float = Field(0.3, ge=0, le=1)
+    worked_share: float = Field(0.4, ge=0, le=1)
     """Share of demonstrations that write the work."""
+    noise: float = Field(0.6, ge=0, le=1)
+    """Probability that a guess replaces a digit of the sum by a random one."""
     lr: float = Field(2e-3, gt=0)
     """Learning rate."""
-    target_accuracy: float = Field(0.15, gt=0, lt=1)
+    target_accuracy: float = Field(0.2, gt=0, lt=1)
     """Stop once this share of samples is right: some right and some wrong answers in a group are
     what reinforcement learning lives on."""
     check_every: int = Field(50, ge=1)
@@ -71,7 +74,9 @@ def quickstart(seed: int, out: Path, console: Console | None = None) -> Path:
     summary_path = out / "summary.json"
     _check_folder(out, summary_path)
     started = time.perf_counter()
-    console.print(f"[bold]1 of 2[/] warm-up: imitation of {_DIGITS}-digit addition, half wrong")
+    console.print(
+        f"[bold]1 of 2[/] warm-up: imitation of {_DIGITS}-digit addition, mostly of guesses"
+    )
     warmup = _warm_up_once(seed, out / "start", console)
     console.print("[bold]2 of 2[/] reinforcement learning from the verifier's verdicts")
     learning = time.perf_counter()
@@ -92,16 +97,16 @@ def quickstart(seed: int, out: Path, console: Console | None = None) -> Path:
 
 def quickstart_recipe(seed: int, out: Path) -> RLRecipe:
     """The reinforcement-learning stage as a recipe."""
-    held_out = {"name": "arithmetic", "digits": _DIGITS, "size": 256, "split": "held_out"}
+    held_out = {**_PROBLEMS, "size": 256, "split": "held_out"}
     return load_settings(
         RLRecipe,
         {
             "output": str(out / "run"),
             "seed": seed,
-            "steps": 100,
+            "steps": 80,
             "model": {"path": str(out / "start")},
             "data": {
-                "source": {"name": "arithmetic", "digits": _DIGITS, "size": 20000},
+                "source": {**_PROBLEMS, "size": 20000},
                 "template": "plain",
                 "max_prompt_tokens": 16,
             },
@@ -133,10 +138,11 @@ def worked_answer(a: int, b: int, digits: int = _DIGITS) -> str:
     return f"{work}{BOX}{a + b}}}"
 
 
-def guessed_answer(a: int, b: int, generator: random.Random) -> str:
-    """The box alone, each digit of the sum replaced by a random one with probability one half."""
+def guessed_answer(a: int, b: int, noise: float, generator: random.Random) -> str:
+    """The box alone, each digit of the sum replaced by a random one with probability ``noise``."""
     digits = (
-        str(generator.randrange(10)) if generator.random() < 0.5 else digit for digit in str(a + b)
+        str(generator.randrange(10)) if generator.random() < noise else digit
+        for digit in str(a + b)
     )
     return f"{BOX}{''.join(digits)}}}"
 
@@ -169,7 +175,7 @@ def warm_up(folder: Path, seed: int, settings: WarmupSettings, console: Console)
         tokens_per_micro_batch=65536,
     )
     learner = Learner(policy, Objective(Reinforce(), (), TokenMean()), learner_settings)
-    source = ArithmeticSource(digits=_DIGITS, size=20000)
+    source = load_settings(ArithmeticSource, {**_PROBLEMS, "size": 20000})
     prompts = encode_prompts(load_problems(source), load_template("plain"), tokenizer, 64).prompts
     generator = random.Random(seed)
     columns = (TextColumn("warm-up"), BarColumn(bar_width=20), MofNCompleteColumn())
@@ -183,9 +189,7 @@ def warm_up(folder: Path, seed: int, settings: WarmupSettings, console: Console)
         task = progress.add_task("", total=settings.max_steps, figures="")
         for step in range(1, settings.max_steps + 1):
             chosen = generator.choices(prompts, k=settings.batch)
-            metrics = learner.update(
-                _demonstrations(chosen, tokenizer, settings.worked_share, generator)
-            )
+            metrics = learner.update(_demonstrations(chosen, tokenizer, settings, generator))
             progress.update(task, completed=step)
             if step % settings.check_every:
                 continue
@@ -206,15 +210,16 @@ def warm_up(folder: Path, seed: int, settings: WarmupSettings, console: Console)
 def _demonstrations(
     prompts: Sequence[Prompt],
     tokenizer: Any,  # noqa: ANN401
-    worked_share: float,
+    settings: WarmupSettings,
     generator: random.Random,
 ) -> Batch:
     """A batch for maximum likelihood: every advantage is 1."""
     texts = []
     for prompt in prompts:
         a, b = prompt.problem.metadata["a"], prompt.problem.metadata["b"]
-        worked = generator.random() < worked_share
-        texts.append(worked_answer(a, b) if worked else guessed_answer(a, b, generator))
+        worked = generator.random() < settings.worked_share
+        guess = guessed_answer(a, b, settings.noise, generator)
+        texts.append(worked_answer(a, b) if worked else guess)
     completions = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
     mask_BT = torch.zeros(len(texts), max(len(ids) for ids in completions))
     for row, ids in enumerate(completions):

@@ -18,8 +18,7 @@ def make_batch(rewards, group=4, seed=0):
     prompts = [[generator.randrange(3, 60) for _ in range(4 + g)] for g in range(len(rewards))]
     prompts = [tuple(prompts[index // group]) for index in range(len(rewards))]
     completions = [
-        tuple(generator.randrange(3, 60) for _ in range(generator.randrange(1, 9)))
-        for _ in rewards
+        tuple(generator.randrange(3, 60) for _ in range(generator.randrange(1, 9))) for _ in rewards
     ]
     mask = torch.zeros(len(rewards), max(map(len, completions)), dtype=torch.float64)
     for row, completion in enumerate(completions):
@@ -101,15 +100,11 @@ def test_eight_times_one_equals_four_times_two_equals_one_times_eight(exact_poli
     )
     results = []
     for rows in (1, 2, 4, 8):
-        learner = learner_of(
-            exact_policy, FULL, layout="padded", tokens_per_micro_batch=9 * rows
-        )
+        learner = learner_of(exact_policy, FULL, layout="padded", tokens_per_micro_batch=9 * rows)
         assert [len(micro) for micro in learner._plan(batch, range(8))] == [rows] * (8 // rows)
         results.append(gradients(learner, batch))
         order = random.Random(rows).sample(range(8), 8)
-        learner = learner_of(
-            exact_policy, FULL, layout="padded", tokens_per_micro_batch=9 * rows
-        )
+        learner = learner_of(exact_policy, FULL, layout="padded", tokens_per_micro_batch=9 * rows)
         results.append(gradients(learner, select(batch, order)))
     for other in results[1:]:
         for name, value in other.items():

@@ -134,7 +134,9 @@ def test_reducers_weigh_tokens_as_their_papers_do():
     assert (counts.tokens, counts.sequences) == (4, 2)
     assert TokenMean().weights(MASK, counts)[0].tolist() == [0.25] * 3
     assert SequenceMean().weights(MASK, counts)[:, 0].tolist() == pytest.approx([1 / 6, 1 / 2])
-    assert ConstantLength(denominator=10).weights(MASK, counts)[1].tolist() == pytest.approx([0.05, 0, 0])
+    assert ConstantLength(denominator=10).weights(MASK, counts)[1].tolist() == pytest.approx(
+        [0.05, 0, 0]
+    )
 
 
 @pytest.mark.parametrize("reducer", [TokenMean(), SequenceMean(), ConstantLength(denominator=5)])

@@ -46,7 +46,9 @@ def test_top_k_and_top_p_cut_the_tail_but_not_the_reported_log_probability():
     assert torch.allclose(logprobs, full[tokens])
     share, tokens, _ = frequencies(LOGITS, Sampling(top_p=0.8))
     assert set(tokens.tolist()) == {0, 4}, "0.58 alone is below 0.8, with 0.21 it is reached"
-    assert share[0] == pytest.approx(float(full[0].exp() / (full[0].exp() + full[4].exp())), abs=5e-3)
+    assert share[0] == pytest.approx(
+        float(full[0].exp() / (full[0].exp() + full[4].exp())), abs=5e-3
+    )
 
 
 def test_temperature_zero_takes_the_likeliest():
