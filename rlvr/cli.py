@@ -6,9 +6,8 @@ Heavy imports stand inside the commands, so that ``rlvr --help`` answers at once
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
-import click
 import typer
 
 app = typer.Typer(
@@ -127,7 +126,11 @@ def import_gguf(
 
 @app.command()
 def doctor() -> None:
-    """Say what of the stack works on this machine, and how to mend what does not."""
+    """Say what of the stack works on this machine, and how to mend what does not.
+
+    It looks at versions, processors and memory, and tries vLLM and DeepSpeed in processes of their
+    own. Exit code 1 means that something installed is broken.
+    """
     from rlvr.doctor import examine, healthy, render
 
     findings = examine()
@@ -140,23 +143,25 @@ def main() -> None:
     """Entry point: faults of the user's making end in one line and exit code 2."""
     try:
         code = app(standalone_mode=False)
-    except click.ClickException as error:
-        _fail(error.format_message(), 2)
-    except (click.Abort, KeyboardInterrupt):
+    except KeyboardInterrupt:
         _fail("interrupted", 130)
     except (ValueError, OSError) as error:
         if os.environ.get("RLVR_TRACEBACK"):
             raise
         _fail(str(error), 2)
     except BaseException as error:
-        if type(error).__name__ != "Stopped":
+        # By shape, not by class: the parser's own errors come from click or from typer's copy of
+        # it, depending on typer's version; the loop's from a module that imports torch.
+        if hasattr(error, "format_message"):
+            _fail(error.format_message(), 2)
+        if not hasattr(error, "signal_number"):
             raise
-        _fail("stopped; go on with --resume", error.exit_code)  # type: ignore[attr-defined]
+        _fail("stopped; go on with --resume", 128 + error.signal_number)
     else:
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     print(f"rlvr: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 

@@ -86,7 +86,8 @@ def plan_packed(
         by_prompt.setdefault(tuple(prompt), []).append(index)
     pieces: list[tuple[int, list[int]]] = []
     for prompt, members in by_prompt.items():
-        piece, size = [], len(prompt)
+        piece: list[int] = []
+        size = len(prompt)
         for index in members:
             if piece and size + len(completions[index]) > token_budget:
                 pieces.append((size, piece))
@@ -185,7 +186,13 @@ class _TargetBuilder:
     def build(
         self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]
     ) -> ModelInputs:
-        columns = (self.predict, self.targets, self.row, self.column)
         return ModelInputs(
-            ids, positions, mask, *(torch.tensor(c, dtype=torch.long) for c in columns), tuple(rows)
+            input_ids_RL=ids,
+            position_ids_RL=positions,
+            attention_mask=mask,
+            predict_N=torch.tensor(self.predict, dtype=torch.long),
+            targets_N=torch.tensor(self.targets, dtype=torch.long),
+            row_N=torch.tensor(self.row, dtype=torch.long),
+            column_N=torch.tensor(self.column, dtype=torch.long),
+            rows=tuple(rows),
         )

@@ -72,7 +72,8 @@ class Policy(nn.Module):
     @property
     def causal_lm(self) -> Any:  # noqa: ANN401  (transformers' classes are untyped)
         """The transformers model inside peft's wrapper, or the model itself."""
-        return self.model.get_base_model() if self.has_adapters else self.model
+        model: Any = self.model
+        return model.get_base_model() if self.has_adapters else model
 
     @property
     def has_adapters(self) -> bool:

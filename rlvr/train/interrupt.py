@@ -12,16 +12,11 @@ from types import FrameType
 
 
 class Stopped(BaseException):
-    """The run was asked to stop; ``signal_number`` says by what."""
+    """The run was asked to stop; shells report 128 + ``signal_number``, 130 for Ctrl-C."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
         self.signal_number = signal_number
-
-    @property
-    def exit_code(self) -> int:
-        """128 + signal number, as shells report it: 130 for Ctrl-C."""
-        return 128 + self.signal_number
 
 
 class StopSignals:

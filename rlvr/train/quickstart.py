@@ -1,10 +1,11 @@
 r"""From nothing to a better policy in minutes, on two CPU cores, without a network.
 
-The task is addition of three-digit numbers, ``123+456=``. A tiny Llama is warmed up by imitation on a mixture:
-mostly short guesses, ``\boxed{...}`` with each digit randomised more often than not, and some
-worked answers that write the column sums with their carries before the box. The warm-up stops when a
-fraction of its samples is right. Its habit is then the short, often wrong answer; reinforcement
-learning finds out that writing the work pays, so accuracy and response length rise together.
+The task is addition of three-digit numbers, ``123+456=``. A tiny Llama is warmed up by imitation
+on a mixture: mostly short guesses, ``\boxed{...}`` with each digit randomised more often than not,
+and some worked answers that write the column sums with their carries before the box. The warm-up
+stops when a fraction of its samples is right. Its habit is then the short, often wrong answer;
+reinforcement learning finds out that writing the work pays, so accuracy and response length rise
+together.
 
     rlvr quickstart --seed 0
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlvr.data import Source, TemplateSettings
+from rlvr.data import Source, TemplateChoice, load_template
 from rlvr.learner import LearnerSettings
 from rlvr.objective import (
     Advantage,
@@ -26,7 +26,7 @@ class DataSettings(Settings):
 
     source: Source
     """The problems: a Hub data set, a file, a reasoning-gym task, or generated arithmetic."""
-    template: str | TemplateSettings = "qwen_math"
+    template: TemplateChoice = Field(default_factory=lambda: load_template("qwen_math").settings)
     """How a problem becomes a prompt: the name of a built-in template, a YAML file, or the
     template itself."""
     max_prompt_tokens: int = Field(1024, ge=1)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from rlvr.data import (
     encode_prompts,
     load_problems,
     load_template,
+    overlap,
 )
 from rlvr.learner import (
     Learner,
@@ -129,7 +130,7 @@ def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Ru
         ValueError: Anything the recipe names is missing or unusable, or the output folder holds
             another run.
     """
-    claim_folder(recipe, resume)
+    check_folder(recipe, resume)
     checkpoint = latest_checkpoint(recipe.output / "checkpoints") if resume else None
     torch.manual_seed(recipe.seed)
     tokenizer = load_tokenizer(recipe.model)
@@ -140,6 +141,7 @@ def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Ru
         )
         prompts, evaluation_prompts = load_prompts(recipe, tokenizer, scorer, console)
         learner = build_learner(recipe, checkpoint)
+        check_context(recipe, learner.policy, [prompts, *evaluation_prompts.values()])
         stop_ids = stop_token_ids(learner.policy, tokenizer)
         run = Run(
             recipe=recipe,
@@ -155,8 +157,9 @@ def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Ru
         run.sampler_state = run.sampler.state_dict()
         if checkpoint is not None:
             run.restore(checkpoint)
-            console.print(f"resuming after step {run.step} from {checkpoint}", highlight=False)
-        write_atomically(recipe.output / "recipe.yaml", to_yaml(recipe))
+            console.print(f"resuming after step {run.step} from {checkpoint}", soft_wrap=True)
+        # Only now: a recipe that cannot be carried out leaves no folder behind.
+        record_run(recipe)
         run.log = stack.enter_context(
             RunLog(
                 recipe.output,
@@ -170,8 +173,8 @@ def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Ru
         yield run
 
 
-def claim_folder(recipe: RLRecipe, resume: bool) -> None:
-    """Make the output folder this run's own.
+def check_folder(recipe: RLRecipe, resume: bool) -> None:
+    """See that the output folder can be this run's own.
 
     Raises:
         ValueError: It holds another run (or this one, and ``resume`` is not set), or other files.
@@ -190,19 +193,19 @@ def claim_folder(recipe: RLRecipe, resume: bool) -> None:
         raise ValueError(
             f"output {str(folder)!r} holds other files and no run; choose another output"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(written, to_yaml(recipe))
-    write_atomically(folder / "run.json", json.dumps(describe_run(recipe), indent=1))
 
 
-def describe_run(recipe: RLRecipe) -> dict[str, Any]:
-    """What was run, with which versions, when."""
-    return {
+def record_run(recipe: RLRecipe) -> None:
+    """Write what is run, with which versions, when."""
+    recipe.output.mkdir(parents=True, exist_ok=True)
+    description = {
         "versions": versions(),
         "seed": recipe.seed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
     }
+    write_atomically(recipe.output / "run.json", json.dumps(description, indent=1))
+    write_atomically(recipe.output / "recipe.yaml", to_yaml(recipe))
 
 
 def versions() -> dict[str, str]:
@@ -233,6 +236,24 @@ def build_learner(recipe: RLRecipe, checkpoint: Path | None = None) -> Learner:
     )
 
 
+def check_context(recipe: RLRecipe, policy: Policy, prompts: Sequence[Sequence[Prompt]]) -> None:
+    """See that every prompt leaves room for a completion.
+
+    Raises:
+        ValueError: One does not; it is named.
+    """
+    samplings = [recipe.rollout.sampling, *[recipe.evaluation_sampling] * (len(prompts) - 1)]
+    limit = policy.context_length
+    for members, sampling in zip(prompts, samplings, strict=True):
+        longest = max(members, key=lambda prompt: len(prompt.ids))
+        if limit is not None and len(longest.ids) + sampling.max_tokens > limit:
+            raise ValueError(
+                f"problem {longest.problem.id!r} has a prompt of {len(longest.ids)} tokens, which "
+                f"with max_tokens {sampling.max_tokens} exceeds the model's context of {limit}; "
+                "lower max_tokens or data.max_prompt_tokens"
+            )
+
+
 def load_prompts(
     recipe: RLRecipe,
     tokenizer: Any,  # noqa: ANN401
@@ -258,7 +279,15 @@ def load_prompts(
         return list(encoded.prompts)
 
     training = load("data", recipe.data.source)
-    return training, {name: load(name, source) for name, source in recipe.evaluation.sets.items()}
+    held_out = {name: load(name, source) for name, source in recipe.evaluation.sets.items()}
+    for name, prompts in held_out.items():
+        shared = overlap((p.problem for p in training), (p.problem for p in prompts))
+        if shared:
+            console.print(
+                f"{name}: {len(shared)} problems are also trained on, the first {shared[0]!r}",
+                highlight=False,
+            )
+    return training, held_out
 
 
 def _check_same_recipe(old: RLRecipe, new: RLRecipe) -> None:

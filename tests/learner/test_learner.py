@@ -1,6 +1,7 @@
 """The update: the same gradient however a batch is split, and no gradient where there is none."""
 
 import copy
+import itertools
 import random
 from dataclasses import replace
 
@@ -210,4 +211,4 @@ def test_schedules_warm_up_and_end_where_they_say(name):
     rates = [schedule.fraction(update, 20) for update in range(21)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[20] == pytest.approx(1.0 if name == "constant" else 0.1)
-    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[4:]))

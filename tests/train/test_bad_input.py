@@ -1,0 +1,151 @@
+"""What a user can get wrong: one line that says what and how to mend it, exit code 2, no trace."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlvr.settings import load_settings
+from rlvr.train.recipe import RLRecipe
+
+ROOT = Path(__file__).parents[2]
+
+
+def rlvr(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "rlvr", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def refused(*arguments):
+    done = rlvr(*arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("rlvr: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("rollout.sampling.temperature=0", "nothing to learn from"),
+        ("rollout.sampling.top_p=0.9", "set top_p = 1"),
+        ("rollout.samples_per_prompt=1", "sample at least 2"),
+        ("learner.updates_per_rollout=7", "cannot split"),
+        ("regularisers=[{name: kl}, {name: kl}]", "name one twice"),
+        ("learner.layout=packed", None),
+        ("policy_loss.name=clp", "'clip'"),
+        ("data.template=qwen_maths", "'qwen_math'"),
+        ("data.source.name=aritmetic", "'arithmetic'"),
+        ("steps=0", "greater than or equal to 1"),
+        ("reward.functions=[{function: acuracy}]", None),
+    ],
+)
+def test_impossible_recipes_are_refused_before_anything_loads(recipe_values, override, part):
+    if part is None:
+        pytest.skip("possible, or found when the function is resolved")
+    with pytest.raises(ValueError, match=r"\S") as caught:
+        load_settings(RLRecipe, recipe_values, [override])
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_packing_needs_an_attention_that_takes_a_mask(recipe_values):
+    overrides = ["learner.layout=packed", "model.attention=flash_attention_2"]
+    with pytest.raises(ValueError, match="needs a block mask"):
+        load_settings(RLRecipe, recipe_values, overrides)
+
+
+@pytest.fixture
+def recipe_file(recipe_values, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe_values))
+    return path
+
+
+def problems(tmp_path, *rows):
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"data.source={{name: file, path: {path}}}"
+
+
+GOOD = {"id": "a", "problem": "1+1=", "answer": "2"}
+
+
+def test_faults_found_while_loading(recipe_file, tmp_path):
+    """One process each, through the real command line."""
+    assert "is not a file" in refused("train", tmp_path / "none.yaml")
+    assert "does not exist" in refused("train", recipe_file, "model.path=./none")
+    missing = f"data.source={{name: file, path: {tmp_path}/none.jsonl}}"
+    assert "none.jsonl" in refused("train", recipe_file, missing)
+    renamed = problems(tmp_path, {"question": "1+1=", "answer": "2"})
+    assert "'problem'" in refused("train", recipe_file, renamed)
+    assert "is empty" in refused("train", recipe_file, problems(tmp_path)).replace(
+        "no problems", "is empty"
+    )
+    assert "answer" in refused("train", recipe_file, problems(tmp_path, {**GOOD, "answer": ""}))
+    assert "answer" in refused("train", recipe_file, problems(tmp_path, {**GOOD, "answer": [2]}))
+    twice = problems(tmp_path, GOOD, {**GOOD, "problem": "1+2=", "answer": "3"})
+    assert "'a'" in refused("train", recipe_file, twice)
+    long = problems(tmp_path, {**GOOD, "problem": "1+" * 200})
+    assert "max_prompt_tokens=16" in refused("train", recipe_file, long)
+    context = refused("train", recipe_file, "rollout.sampling.max_tokens=300")
+    assert "exceeds the model's context of 256" in context
+    assert "acuracy" in refused("train", recipe_file, "reward.functions=[{function: acuracy}]")
+
+
+def test_a_tokenizer_without_chat_template_is_refused(recipe_file, guessing_folder, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(guessing_folder, tmp_path / "bare")
+    (copy / "chat_template.jinja").unlink()
+    line = refused("train", recipe_file, f"model.path={copy}")
+    assert "has no chat template" in line
+    assert "raw" in line
+
+
+def test_an_output_folder_with_something_in_it_is_not_touched(recipe_file, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("precious")
+    assert "holds other files" in refused("train", recipe_file)
+    assert (folder / "thesis.tex").read_text() == "precious"
+    (folder / "thesis.tex").unlink()
+    assert rlvr("train", recipe_file, "steps=1").returncode == 0
+    assert "--resume" in refused("train", recipe_file)
+    line = refused("train", recipe_file, "learner.lr=0.5", "--resume")
+    assert "other settings" in line
+    assert "0.003" in line
+
+
+def test_typing_errors_on_the_command_line():
+    assert "No such command" in refused("trian")
+    assert "No such option" in refused("train", "x.yaml", "--rezume")
+    assert "Missing argument" in refused("train")
+    assert "no setting begins with 'lerner'" in refused("settings", "lerner")
+    assert "not of the form" in refused("train", "recipes/smollm2_arithmetic.yaml", "steps")
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["quickstart"], ["report"], ["doctor"]])
+def test_help_teaches(command):
+    done = rlvr(*command, "--help")
+    assert done.returncode == 0
+    assert len(done.stdout) > 200
+
+
+def test_dry_run_prints_a_recipe_that_reads_back_and_the_numbers(recipe_file, recipe_values):
+    done = rlvr("train", recipe_file, "steps=7", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    resolved = load_settings(RLRecipe, yaml.safe_load(done.stdout))
+    assert resolved == load_settings(RLRecipe, recipe_values, ["steps=7"])
+    assert "6 prompts x 6 samples = 36 completions, at most 288 tokens" in done.stdout
+    assert "7 steps, 14 updates" in done.stdout
+    assert not Path(recipe_values["output"]).exists()

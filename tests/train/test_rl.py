@@ -1,0 +1,188 @@
+"""The whole loop: it learns, records, stops, resumes, and loses nothing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from safetensors.torch import load_file
+
+from rlvr.settings import load_settings
+from rlvr.train.log import read_metrics
+from rlvr.train.recipe import RLRecipe
+from rlvr.train.rl import train
+
+ROOT = Path(__file__).parents[2]
+SILENT = Console(file=open(os.devnull, "w"))  # noqa: SIM115
+
+
+def run_in_process(values, *overrides, resume=False):
+    recipe = load_settings(RLRecipe, values, overrides)
+    return train(recipe, resume=resume, console=SILENT)
+
+
+def start(values, tmp_path, *arguments):
+    """Start ``rlvr train`` in a process of its own."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(values))
+    return subprocess.Popen(
+        [sys.executable, "-m", "rlvr", "train", str(recipe), *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def figures(folder):
+    """Everything logged that is not a time, a rate or a size of memory."""
+    rows = []
+    for row in read_metrics(folder / "metrics.jsonl"):
+        kept = {
+            name: value
+            for name, value in row.items()
+            if not name.startswith(("time/", "throughput/", "memory/", "verifier/"))
+        }
+        if set(kept) != {"step"}:
+            rows.append(kept)
+    return rows
+
+
+def weights(folder):
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def same_weights(one, two):
+    return set(one) == set(two) and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture
+def undisturbed(recipe_values, tmp_path):
+    return run_in_process({**recipe_values, "output": str(tmp_path / "undisturbed")})
+
+
+def test_a_run_learns_and_leaves_its_records(recipe_values):
+    """Four problems to learn by heart: the reward must rise far above its noise of 0.05."""
+    overrides = ["steps=30", "data.source.size=4", "learner.lr=1e-2", "regularisers=[]"]
+    overrides += ["rollout.prompts_per_step=4", "rollout.samples_per_prompt=16"]
+    folder = run_in_process(recipe_values, *overrides, "evaluation.every=30")
+    rows = read_metrics(folder / "metrics.jsonl")
+    rewards = [row["reward/mean"] for row in rows if "reward/mean" in row]
+    assert len(rewards) == 30
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.15
+    assert [row["step"] for row in rows if "eval/held_out/accuracy" in row] == [0, 30]
+    kept = (folder / "completions" / "step_000030.jsonl").read_text().splitlines()
+    row = json.loads(kept[0])
+    assert len(row["tokens"]) == len(row["logprobs"])
+    assert row["prompt"].startswith("<bos>")
+    assert json.loads((folder / "run.json").read_text())["seed"] == 0
+    assert load_settings(RLRecipe, folder / "recipe.yaml").steps == 30
+    assert len(list((folder / "checkpoints").iterdir())) == 2
+    assert not list(folder.rglob(".*"))
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(recipe_values, undisturbed):
+    again = run_in_process(recipe_values)
+    assert same_weights(weights(again), weights(undisturbed))
+    assert figures(again) == figures(undisturbed)
+    other = run_in_process({**recipe_values, "output": str(again.parent / "other"), "seed": 1})
+    assert not same_weights(weights(other), weights(undisturbed))
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < deadline, "the run did not get that far in time"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_killed_and_resumed_ends_bitwise_where_an_undisturbed_run_ends(
+    recipe_values, undisturbed, tmp_path, seed
+):
+    """kill -9 at random moments: in generation, update, evaluation or while saving."""
+    folder = Path(recipe_values["output"])
+    metrics = folder / "metrics.jsonl"
+    generator = random.Random(seed)
+    kills = 0
+    for _ in range(3):
+        process = start(recipe_values, tmp_path, "--resume")
+        began = time.time()
+        wait_for(lambda: metrics.exists() and metrics.stat().st_mtime > began, process)  # noqa: B023
+        time.sleep(generator.random() * 0.6)
+        process.kill()
+        kills += process.wait(timeout=30) == -signal.SIGKILL
+    assert kills, "at least one kill must have come before the end"
+    process = start(recipe_values, tmp_path, "--resume")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert same_weights(weights(folder), weights(undisturbed))
+    assert figures(folder) == figures(undisturbed)
+    for path in undisturbed.glob("*/step_*.jsonl"):
+        twin = folder / path.relative_to(undisturbed)
+        assert path.read_text() == twin.read_text(), path.name
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_been(
+    recipe_values, undisturbed, tmp_path, number, code
+):
+    values = {**recipe_values, "checkpoint": {"every": 100}}
+    process = start(values, tmp_path)
+    folder = Path(values["output"])
+    wait_for((folder / "completions" / "step_000003.jsonl").exists, process)
+    os.kill(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert output.strip().splitlines()[-1] == "rlvr: stopped; go on with --resume"
+    saved = [path.name for path in (folder / "checkpoints").iterdir()]
+    assert len(saved) == 1
+    process = start(values, tmp_path, "--resume")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert same_weights(weights(folder), weights(undisturbed))
+    assert figures(folder) == figures(undisturbed)
+
+
+def test_no_process_outlives_a_killed_run(recipe_values, tmp_path):
+    import psutil
+
+    process = start(recipe_values, tmp_path)
+    folder = Path(recipe_values["output"])
+    wait_for((folder / "completions" / "step_000001.jsonl").exists, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children, "the verifier works in a process of its own"
+    process.kill()
+    process.wait(timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+
+
+def test_adapters_train_resume_and_export_merged(recipe_values):
+    overrides = ("model.lora={rank: 2, dropout: 0.1}", "learner.lr=1e-2")
+    whole = run_in_process({**recipe_values, "output": recipe_values["output"] + "-a"}, *overrides)
+    run_in_process(recipe_values, *overrides, "steps=2")
+    resumed = run_in_process(recipe_values, *overrides, resume=True)
+    assert same_weights(weights(resumed), weights(whole))
+    assert (resumed / "checkpoints" / "step_000006" / "adapter").is_dir()
+
+
+def test_a_damaged_checkpoint_costs_steps_but_not_the_run(recipe_values, undisturbed):
+    folder = run_in_process(recipe_values, "steps=4")
+    victim = folder / "checkpoints" / "step_000004" / "trainer.safetensors"
+    victim.write_bytes(victim.read_bytes()[:100])
+    run_in_process(recipe_values, resume=True)
+    assert same_weights(weights(folder), weights(undisturbed))
+
+
+def test_bfloat16_runs(recipe_values):
+    folder = run_in_process(recipe_values, "model.precision=bfloat16", "steps=2")
+    assert all(value.dtype == torch.float32 for value in weights(folder).values())
