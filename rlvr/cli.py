@@ -99,14 +99,20 @@ def settings(
     prefix: Annotated[
         str, typer.Argument(help="Show only settings that begin so, such as learner.")
     ] = "",
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table of docs/settings.md.")
+    ] = False,
 ) -> None:
     """List every setting of a recipe with its type, default and meaning."""
-    from rlvr.settings import describe
+    from rlvr.settings import describe, markdown_table
     from rlvr.train.recipe import RLRecipe
 
     found = [item for item in describe(RLRecipe) if item.key.startswith(prefix)]
     if not found:
         raise ValueError(f"no setting begins with {prefix!r}; `rlvr settings` lists all")
+    if markdown:
+        typer.echo(markdown_table(found))
+        return
     for item in found:
         default = f" = {item.default}" if item.default else ""
         typer.echo(f"{item.key} ({item.type}){default}\n    {item.help}")

@@ -11,7 +11,7 @@ from rlvr.settings import Settings
 class Schedule(Settings):
     """Learning rate over the run, as a fraction of ``learner.lr``."""
 
-    name: Literal["constant", "linear", "cosine"] = "constant"
+    shape: Literal["constant", "linear", "cosine"] = "constant"
     """Shape after the warm-up."""
     warmup_updates: int = Field(0, ge=0)
     """Updates over which the rate rises linearly from 0."""
@@ -22,12 +22,12 @@ class Schedule(Settings):
         """Fraction of the learning rate for update number ``update`` (from 0) of ``total``."""
         if update < self.warmup_updates:
             return (update + 1) / (self.warmup_updates + 1)
-        if self.name == "constant":
+        if self.shape == "constant":
             return 1.0
         progress = (update - self.warmup_updates) / max(1, total - self.warmup_updates)
         progress = min(1.0, progress)
-        shape = 1 - progress if self.name == "linear" else (1 + math.cos(math.pi * progress)) / 2
-        return self.final_fraction + (1 - self.final_fraction) * shape
+        height = 1 - progress if self.shape == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        return self.final_fraction + (1 - self.final_fraction) * height
 
 
 class LearnerSettings(Settings):

@@ -21,12 +21,17 @@ class FieldDescription:
     help: str
 
 
-def describe(schema: type[Settings], prefix: str = "") -> Iterator[FieldDescription]:
-    """Every setting under ``schema``, depth first; the choices of a union follow their field."""
+def describe(
+    schema: type[Settings], prefix: str = "", seen: dict[type[Settings], str] | None = None
+) -> Iterator[FieldDescription]:
+    """Every setting under ``schema``, depth first; the choices of a union follow their field.
+
+    A group that stands in several places is spelled out at the first.
+    """
+    seen = {} if seen is None else seen
     for name, field in schema.model_fields.items():
-        key = f"{prefix}{name}"
-        annotation = field.annotation
-        if _literal(annotation) and name == "name":
+        key, annotation = f"{prefix}{name}", field.annotation
+        if name == "name" and _tag(schema):
             continue
         default = (
             "required"
@@ -35,14 +40,32 @@ def describe(schema: type[Settings], prefix: str = "") -> Iterator[FieldDescript
         )
         help_text = " ".join((field.description or "").split())
         yield FieldDescription(key, _type_text(annotation), default, help_text)
-        members = list(_settings_members(annotation))
-        for member in members:
-            tag = _tag(member)
-            choice = f"{key}[{tag}]" if tag and len(members) > 1 else key
-            if tag and len(members) > 1:
-                summary = (member.__doc__ or "").strip().split("\n\n")[0]
-                yield FieldDescription(choice, "choice", "", " ".join(summary.split()))
-            yield from describe(member, f"{choice}.")
+        yield from _describe_members(key, list(_settings_members(annotation)), seen)
+
+
+def _describe_members(
+    key: str, members: list[type[Settings]], seen: dict[type[Settings], str]
+) -> Iterator[FieldDescription]:
+    for member in members:
+        tag = _tag(member)
+        choice = f"{key}[{tag}]" if tag and len(members) > 1 else key
+        summary = " ".join((member.__doc__ or "").strip().split("\n\n")[0].split())
+        if member in seen:
+            yield FieldDescription(choice, "group", "", f"{summary} Settings as {seen[member]}.")
+            continue
+        seen[member] = choice
+        if choice != key:
+            yield FieldDescription(choice, "choice", "", summary)
+        yield from describe(member, f"{choice}.", seen)
+
+
+def markdown_table(fields: Sequence[FieldDescription]) -> str:
+    """The descriptions as a Markdown table."""
+    rows = ["| setting | type | default | meaning |", "|---|---|---|---|"]
+    for item in fields:
+        cells = (f"`{item.key}`", item.type, f"`{item.default}`" if item.default else "", item.help)
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)
 
 
 def model_at(schema: type[Settings], location: Sequence[str | int]) -> type[Settings] | None:
@@ -89,7 +112,7 @@ def _settings_members(annotation: Any) -> Iterator[type[Settings]]:  # noqa: ANN
 def _tag(member: type[Settings]) -> str | None:
     field = member.model_fields.get("name")
     values = _literal(field.annotation) if field else ()
-    return str(values[0]) if values else None
+    return str(values[0]) if len(values) == 1 else None
 
 
 def _literal(annotation: Any) -> tuple[Any, ...]:  # noqa: ANN401
@@ -116,6 +139,7 @@ def _default_text(value: object) -> str:
     if value is PydanticUndefined:
         return "required"
     if isinstance(value, Settings):
-        tag = _tag(type(value))
-        return tag if tag else "see below"
+        return _tag(type(value)) or "see below"
+    if isinstance(value, tuple):
+        return f"[{', '.join(_default_text(item) for item in value)}]"
     return "null" if value is None else repr(value)

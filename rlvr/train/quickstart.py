@@ -118,7 +118,7 @@ def quickstart_recipe(seed: int, out: Path) -> RLRecipe:
             },
             "learner": {
                 "lr": 5e-4,
-                "schedule": {"name": "linear", "final_fraction": 0.1},
+                "schedule": {"shape": "linear", "final_fraction": 0.1},
                 "tokens_per_micro_batch": 8192,
                 "layout": "padded",
                 # Tiny steps: running every completion keeps the entropy curve complete.

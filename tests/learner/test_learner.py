@@ -205,10 +205,10 @@ def test_adapters_get_the_same_gradient_packed_or_padded(tiny_folder):
         assert torch.allclose(value, results[0][name], atol=1e-6), name
 
 
-@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
-def test_schedules_warm_up_and_end_where_they_say(name):
-    schedule = Schedule(name=name, warmup_updates=4, final_fraction=0.1)
+@pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])
+def test_schedules_warm_up_and_end_where_they_say(shape):
+    schedule = Schedule(shape=shape, warmup_updates=4, final_fraction=0.1)
     rates = [schedule.fraction(update, 20) for update in range(21)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert rates[20] == pytest.approx(1.0 if name == "constant" else 0.1)
+    assert rates[20] == pytest.approx(1.0 if shape == "constant" else 0.1)
     assert all(a >= b for a, b in itertools.pairwise(rates[4:]))

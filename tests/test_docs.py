@@ -1,0 +1,58 @@
+"""The documentation says what the code does."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from rlvr.settings import describe, load_settings, markdown_table
+from rlvr.train.recipe import RLRecipe
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml"))
+
+
+def test_the_settings_page_is_what_the_command_prints():
+    page = (ROOT / "docs" / "settings.md").read_text()
+    assert page.endswith(markdown_table(list(describe(RLRecipe))) + "\n"), (
+        "run: rlvr settings --markdown, and replace the table in docs/settings.md"
+    )
+
+
+def test_every_setting_has_a_help_text():
+    missing = [item.key for item in describe(RLRecipe) if not item.help]
+    assert not missing
+
+
+def test_files_that_the_paper_index_names_exist():
+    page = (ROOT / "docs" / "papers.md").read_text()
+    names = re.findall(r"`((?:rlvr|reward|recipes|tests)/[\w/.]+)`", page)
+    assert len(names) > 10
+    assert [name for name in names if not (ROOT / name).is_file()] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").rglob("*.md")) + [ROOT / "README.md"])
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_load_and_begin_with_the_command_that_runs_them(path):
+    load_settings(RLRecipe, path)
+    head = path.read_text().partition("\noutput:")[0]
+    assert f"accelerate launch -m rlvr train recipes/{path.name}" in head
+
+
+def test_every_logged_metric_is_documented():
+    """Names as the code writes them, against the pages' tables."""
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    documented = set(re.findall(r"`([a-z_]+/[a-z_A-Z/]+)`", page))
+    prefixes = "reward|completion|policy|learner|memory|throughput|time"
+    written = set()
+    for source in (ROOT / "rlvr").rglob("*.py"):
+        if "report" not in source.parts:
+            written |= set(re.findall(rf'"((?:{prefixes})/[a-z_]+)"', source.read_text()))
+    assert len(written) > 20
+    assert sorted(written - documented) == []
