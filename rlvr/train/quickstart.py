@@ -278,18 +278,22 @@ def summarise(
 
 
 def _show(console: Console, summary: dict[str, Any], run: Path) -> None:
-    table = Table(title=f"Held-out {_DIGITS}-digit addition, seed {summary['seed']}")
+    console.print(
+        f"\nHeld-out {_DIGITS}-digit addition, {summary['held_out_problems']} problems, seed "
+        f"{summary['seed']}",
+        highlight=False,
+    )
+    table = Table()
     for name in ("", "before", "after"):
         table.add_column(name, justify="left" if not name else "right")
     for label, key, form in (("accuracy", "accuracy", "{:.3f}"), ("tokens", "length", "{:.1f}")):
         values = (form.format(summary[f"{key}_{when}"]) for when in ("before", "after"))
         table.add_row(label, *values)
     console.print(table)
-    last = summary["steps"]
-    for when, step in (("before", 0), ("after", last)):
-        row = json.loads((run / "evaluations" / f"step_{step:06d}.jsonl").open().readline())
+    for when, row in _example(run, summary["steps"]):
         verdict = "right" if row["correct"] else "wrong"
-        console.print(f"{when}: {row['prompt']} {row['response']}  ({verdict})", markup=False)
+        question = row["prompt"].removeprefix("<bos>")
+        console.print(f"{when:6}  {question} {row['response']}  ({verdict})", markup=False)
     seconds = summary["seconds"]
     console.print(
         f"{seconds['total']} s in all (warm-up {seconds['warm_up']} s, reinforcement learning "
@@ -297,7 +301,19 @@ def _show(console: Console, summary: dict[str, Any], run: Path) -> None:
         f"report: {summary['report']}",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
+
+
+def _example(run: Path, last_step: int) -> list[tuple[str, dict[str, Any]]]:
+    """One problem's greedy answers before and after; the first that changed its verdict, if any."""
+    before, after = (
+        [json.loads(line) for line in (run / "evaluations" / f"step_{step:06d}.jsonl").open()]
+        for step in (0, last_step)
+    )
+    pairs = list(zip(before, after, strict=True))
+    changed = [pair for pair in pairs if pair[0]["correct"] != pair[1]["correct"]]
+    return list(zip(("before", "after"), (changed or pairs)[0], strict=True))
 
 
 def _check_folder(out: Path, summary: Path) -> None:
