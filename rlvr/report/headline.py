@@ -21,7 +21,8 @@ def headline(run: RunFolder) -> dict[str, Any]:
     model, task = _model(run.recipe), _task(run.recipe)
     figures = _figures(run.history)
     return {
-        "title": " on ".join(part for part in (_short(model), task) if part) or run.path.name,
+        "title": " on ".join(part for part in (_short(model), _short_task(run.recipe)) if part)
+        or run.path.name,
         "summary": _summary(run.history, figures),
         "figures": figures,
         "facts": [[name, text] for name, text in _facts(run, model, task) if text],
@@ -62,10 +63,21 @@ def _short(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
 
 
-def _task(recipe: Mapping[str, Any]) -> str:
+def _source(recipe: Mapping[str, Any]) -> object:
     data = recipe.get("data")
-    source = data.get("source", data) if isinstance(data, Mapping) else data
-    return _named(source)
+    return data.get("source", data) if isinstance(data, Mapping) else data
+
+
+def _task(recipe: Mapping[str, Any]) -> str:
+    return _named(_source(recipe))
+
+
+def _short_task(recipe: Mapping[str, Any]) -> str:
+    """What the problems are, without their settings."""
+    source = _source(recipe)
+    if not isinstance(source, Mapping):
+        return str(source or "")
+    return str(source.get("task") or _short(str(source.get("path") or source.get("name") or "")))
 
 
 def _method(recipe: Mapping[str, Any]) -> str:

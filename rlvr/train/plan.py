@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlvr.data import load_problems
+from rlvr.policy import default_device
+from rlvr.policy.token_stats import default_chunk
 from rlvr.settings import to_yaml
 from rlvr.train.recipe import RLRecipe
 
@@ -71,7 +73,7 @@ def estimate_memory(recipe: RLRecipe, shape: ModelShape) -> dict[str, float]:
     copies = 2 if regularised and recipe.model.lora is None else 1
     length = recipe.data.max_prompt_tokens + recipe.rollout.sampling.max_tokens
     rows = min(recipe.rollout.engine.max_rows, recipe.completions_per_step)
-    chunk = recipe.learner.logits_chunk or max(1, 2**24 // shape.vocabulary)
+    chunk = recipe.learner.logits_chunk or default_chunk(shape.vocabulary, default_device().type)
     width = 2 if recipe.model.precision == "bfloat16" else 4
     tokens = max(recipe.learner.tokens_per_micro_batch, length)
     # Kept for the backward pass of a Llama-like block: about 10 hidden-sized and 3 MLP-sized

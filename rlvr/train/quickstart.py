@@ -78,7 +78,7 @@ def quickstart(seed: int, out: Path, console: Console | None = None) -> Path:
     console.print(
         f"[bold]1 of 2[/] warm-up: imitation of {_DIGITS}-digit addition, mostly of guesses"
     )
-    warmup = _warm_up_once(seed, out / "start", console)
+    warmup = _warm_up_once(seed, out / "tiny-llama", console)
     console.print("[bold]2 of 2[/] reinforcement learning from the verifier's verdicts")
     learning = time.perf_counter()
     recipe = quickstart_recipe(seed, out)
@@ -105,7 +105,7 @@ def quickstart_recipe(seed: int, out: Path) -> RLRecipe:
             "output": str(out / "run"),
             "seed": seed,
             "steps": 80,
-            "model": {"path": str(out / "start")},
+            "model": {"path": str(out / "tiny-llama")},
             "data": {
                 "source": {**_PROBLEMS, "size": 20000},
                 "template": "plain",
@@ -322,5 +322,5 @@ def _check_folder(out: Path, summary: Path) -> None:
             f"{str(out)!r} holds a finished quickstart; choose another --out, or read "
             f"{out / 'report.html'}"
         )
-    if out.is_dir() and any(item.name not in ("start", "run") for item in out.iterdir()):
+    if out.is_dir() and any(item.name not in ("tiny-llama", "run") for item in out.iterdir()):
         raise ValueError(f"{str(out)!r} holds other files; choose another --out")

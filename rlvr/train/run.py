@@ -1,6 +1,7 @@
 """A run: everything a recipe describes, built and put in one place, and saved as one thing."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -130,6 +131,7 @@ def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Ru
         ValueError: Anything the recipe names is missing or unusable, or the output folder holds
             another run.
     """
+    _check_single_process()
     check_folder(recipe, resume)
     checkpoint = latest_checkpoint(recipe.output / "checkpoints") if resume else None
     torch.manual_seed(recipe.seed)
@@ -173,6 +175,15 @@ def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Ru
         yield run
 
 
+def _check_single_process() -> None:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise ValueError(
+            f"started with {processes} processes, but a run has one so far; "
+            "use accelerate launch --num_processes 1"
+        )
+
+
 def check_folder(recipe: RLRecipe, resume: bool) -> None:
     """See that the output folder can be this run's own.
 
@@ -202,7 +213,7 @@ def record_run(recipe: RLRecipe) -> None:
         "versions": versions(),
         "seed": recipe.seed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": ["rlvr", *sys.argv[1:]],
     }
     write_atomically(recipe.output / "run.json", json.dumps(description, indent=1))
     write_atomically(recipe.output / "recipe.yaml", to_yaml(recipe))

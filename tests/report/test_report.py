@@ -18,8 +18,9 @@ def embedded(page, name="report"):
 
 def test_the_head_names_the_run_and_its_change(run):
     head = embedded(write_report(run))
-    assert head["title"] == "SmolLM2-135M-Instruct on arithmetic (operation add, digits 2)"
+    assert head["title"] == "SmolLM2-135M-Instruct on arithmetic"
     facts = dict(head["facts"])
+    assert facts["Task"] == "arithmetic (operation add, digits 2)"
     assert facts["Seed"] == "3"
     assert facts["Steps"] == "60 of 60"
     assert facts["Started"] == "2026-03-05T14:07:31+00:00"

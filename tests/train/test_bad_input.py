@@ -126,6 +126,37 @@ def test_an_output_folder_with_something_in_it_is_not_touched(recipe_file, tmp_p
     assert "0.003" in line
 
 
+def test_several_processes_are_refused(recipe_values, monkeypatch):
+    from rlvr.train.rl import train
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="started with 2 processes"):
+        train(load_settings(RLRecipe, recipe_values))
+    assert not Path(recipe_values["output"]).exists()
+
+
+def test_a_disk_that_fills_up_during_a_checkpoint_costs_nothing(recipe_values, tmp_path):
+    """On a real small file system: the second checkpoint does not fit, the first stays."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    size = ["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(folder)]
+    if subprocess.run(size, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        recipe = tmp_path / "recipe.yaml"
+        values = {**recipe_values, "output": str(folder / "run"), "checkpoint": {"every": 2}}
+        recipe.write_text(yaml.safe_dump(values))
+        line = refused("train", recipe)
+        assert "the checkpoint of step 4 could not be written" in line
+        assert "step_000002 is intact" in line
+        subprocess.run(["mount", "-o", "remount,size=20m", str(folder)], check=True)
+        done = rlvr("train", recipe, "--resume")
+        assert done.returncode == 0, done.stderr
+        assert "resuming after step 2" in done.stdout
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
 def test_typing_errors_on_the_command_line():
     assert "No such command" in refused("trian")
     assert "No such option" in refused("train", "x.yaml", "--rezume")
