@@ -56,6 +56,17 @@ _NUMBER = re.compile(r"[+-]?(?:\d[\d,]*)(?:\.\d+)?(?:/\d+)?")
 
 _Box = tuple[int, int, int]  # start, start of the content, end (-1: not closed)
 
+_BRACKETS = re.compile(r"\[([^\[\]]{1,1000})\]")
+_FORMULA = re.compile(
+    r"\$\$([^$]{1,1000})\$\$|(?<!\\)\$([^$]{1,1000})\$|\\\(((?:(?!\\\)).){1,1000})\\\)"
+    r"|\\\[((?:(?!\\\]).){1,1000})\\\]",
+    re.DOTALL,
+)
+_PLAIN_MATH = re.compile(
+    r"[-+]?(?:\\frac\{[^{}]{1,40}\}\{[^{}]{1,40}\}"
+    r"|\d[\d,]*(?:\.\d+)?(?:/\d+)?\s?(?:\\?%|percent|pct)?)"
+)
+
 
 @dataclass(frozen=True)
 class Extracted:
@@ -80,12 +91,21 @@ def extract(response: str, mode: Extraction = "boxed", join_boxes: bool = False)
     boxed = _from_boxes(segment, join_boxes)
     if boxed is not None:
         return boxed
-    if mode in ("marked", "last_number"):
+    if mode in ("marked", "last_number", "last_math"):
         marked = _from_markers(segment)
         if marked is not None:
             return marked
-    if mode == "last_number":
-        numbers = _NUMBER.findall(segment[-TAIL_CHARACTERS:])
+    tail = segment[-TAIL_CHARACTERS:]
+    if mode == "bracketed":
+        brackets = _BRACKETS.findall(tail)
+        if brackets:
+            return Extracted(brackets[-1].strip(), "number", "last bracket of the response")
+    if mode == "last_math":
+        math = _last_math(tail)
+        if math is not None:
+            return Extracted(math, "number", "last formula of the response")
+    if mode in ("last_number", "last_math"):
+        numbers = _NUMBER.findall(tail)
         if numbers:
             return Extracted(numbers[-1].replace(",", ""), "number", "last number of the response")
     return Extracted(None, "none", "no box in the final answer")
@@ -216,6 +236,17 @@ def _joined(text: str, boxes: list[_Box], last: int) -> str | None:
             answers.append(unwrap_boxes(text[inner : end - 1]).strip())
             covered = end
     return ", ".join(answer for answer in answers if answer) or None
+
+
+def _last_math(text: str) -> str | None:
+    """Return the last formula in dollar signs or LaTeX brackets, unless a number follows it."""
+    spans = [
+        (match.end(), next(group for group in match.groups() if group is not None))
+        for match in _FORMULA.finditer(text[-20_000:])
+    ]
+    end, formula = spans[-1] if spans else (0, None)
+    fractions = list(_PLAIN_MATH.finditer(text[-20_000:], end))
+    return fractions[-1].group().strip() if fractions else formula
 
 
 def _from_markers(segment: str) -> Extracted | None:
