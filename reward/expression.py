@@ -326,7 +326,8 @@ class _Parser:
     def argument(self, depth: int) -> Tree:
         r"""Parse the argument of ``\frac`` or ``\sqrt``: a group, or one token (one digit)."""
         token = self.peek()
-        if token[:1].isdigit() and len(token) > 1:
+        apart = self.tokens[max(0, self.position - 2) : self.position] == ["}", " "]
+        if token[:1].isdigit() and len(token) > 1 and not apart:
             self.tokens[self.position : self.position + 1] = [token[0], token[1:]]
         return self.atom(depth + 1)
 

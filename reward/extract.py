@@ -62,6 +62,9 @@ _FORMULA = re.compile(
     r"|\\\[((?:(?!\\\]).){1,1000})\\\]",
     re.DOTALL,
 )
+_ANNOUNCED = re.compile(
+    r"final answer(?: is)?:?\s*([^\n]{1,500}?)\.?\s*I hope it is correct", re.IGNORECASE
+)
 _PLAIN_MATH = re.compile(
     r"[-+]?(?:\\frac\{[^{}]{1,40}\}\{[^{}]{1,40}\}"
     r"|\d[\d,]*(?:\.\d+)?(?:/\d+)?\s?(?:\\?%|percent|pct)?)"
@@ -143,7 +146,10 @@ def unwrap_boxes(text: str) -> str:
                 outermost.append((start, inner, end))
         pieces, position = [], 0
         for start, inner, end in outermost:
-            pieces += [text[position:start], text[inner : end - 1]]
+            between = text[position:start]
+            if pieces and not between.strip():
+                between = ", "  # boxes side by side are a list, not one longer number
+            pieces += [between, text[inner : end - 1]]
             position = end
         text = "".join([*pieces, text[position:]])
     return text
@@ -236,6 +242,21 @@ def _joined(text: str, boxes: list[_Box], last: int) -> str | None:
             answers.append(unwrap_boxes(text[inner : end - 1]).strip())
             covered = end
     return ", ".join(answer for answer in answers if answer) or None
+
+
+def sentence_answer(text: str) -> str | None:
+    """Read the answer out of a sentence: its announced answer, last box, or last formula.
+
+    For comparing pairs whose answer is prose; never for rewards.
+    """
+    announced = list(_ANNOUNCED.finditer(text[-TAIL_CHARACTERS:]))
+    if announced:
+        said = announced[-1].group(1)
+        return extract(said, "last_math").answer or said
+    found = extract(text, "last_math")
+    if found.source == "line" and found.answer is not None and len(found.answer.split()) > 3:
+        return _last_math(found.answer) or found.answer
+    return found.answer
 
 
 def _last_math(text: str) -> str | None:

@@ -10,16 +10,17 @@ time as a whole; `reward.pool` is, and is what a training run should call.
 """
 
 import re
+from dataclasses import replace
 
 from reward.compare import Comparer
-from reward.extract import extract
+from reward.extract import extract, sentence_answer
 from reward.kinds import kind_of
 from reward.limits import MAX_ANSWER_CHARACTERS, TooHard
-from reward.normalize import clean
-from reward.structure import Items, Node, Text, read
+from reward.normalize import clean, repair, squeeze
+from reward.structure import Items, Matrix, Node, Relation, Text, Value, read
 from reward.symbolic import symbolic_equal
 from reward.verdict import DEFAULT, Grade, Policy
-from reward.words import same_base, same_choice, same_time, same_words
+from reward.words import same_base, same_choice, same_time, same_words, stated_choice
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,400}")
 _GROUPED = re.compile(r"(?<![\d.,])([0-9]{1,3}(?:,[0-9]{3})+)(?![\d]|,\d)")
@@ -51,12 +52,17 @@ def equivalent(pred: str, gold: str, policy: Policy = DEFAULT) -> Grade:
     bare = _compare(pred, gold, policy)
     if bare.correct or bare.status == "unparsable_gold":
         return bare
-    gold_found = extract(gold, "boxed") if _is_sentence(gold) else None
-    wanted = gold_found.answer if gold_found is not None and gold_found.answer else gold
-    answer = extract(pred, "last_math").answer if _is_sentence(pred) else None
-    if answer is None and wanted is gold:
+    wanted, answer = gold, pred
+    if _is_sentence(gold):
+        wanted = sentence_answer(repair(gold)) if "boxed" in gold or "hope" in gold else gold
+    if _is_sentence(pred):
+        answer = sentence_answer(repair(pred)) or pred
+        letter = stated_choice(clean(wanted or gold), pred)
+        if letter is not None:
+            return replace(bare, correct=letter, path="choice", reason="the letter that is stated")
+    if wanted is None or (wanted is gold and answer is pred):
         return bare
-    sentence = _compare(pred if answer is None else answer, wanted, policy)
+    sentence = _compare(answer, wanted, policy)
     return sentence if sentence.correct else bare
 
 
@@ -68,7 +74,10 @@ def _is_sentence(text: str) -> bool:
     outside = re.sub(r"\\text\s*\{[^{}]*\}|\\[A-Za-z]+", " ", text)
     if "\\boxed{" in text and not text.startswith("\\boxed{"):
         return True
-    words = len(_WORDS.findall(outside))
+    if re.search(r"<\|[a-z_]+\|>", text):
+        return True
+    inside = sum(len(_WORDS.findall(piece)) for piece in re.findall(r"\\text\s*\{([^{}]*)\}", text))
+    words = len(_WORDS.findall(outside)) + inside
     return words > 3 or (words > 0 and "$" in text) or (words > 0 and not outside.isascii())
 
 
@@ -113,7 +122,7 @@ def _overlong(pred: str, gold: str) -> Grade:
 
 def _judge(pred: str, got: str, wanted: str, policy: Policy) -> Grade:
     kind, node = kind_of(wanted)
-    if got == wanted:
+    if got == wanted or squeeze(got) == squeeze(wanted):
         return Grade(True, pred, kind, "string", "the same after cleaning")
     if _NOTHING.fullmatch(got):
         return Grade(False, pred, kind, "string", "the answer is empty", "unparsable_pred")
@@ -156,9 +165,24 @@ def _structured(wanted: str, got: str, node: Node, policy: Policy) -> tuple[bool
             verdict = comparer.same(gold_node, pred_node)
             if verdict:
                 return True, "symbolic" if used else "structure"
-    if not verdict and isinstance(node, Text) and same_words(wanted, got):
+    if not verdict and same_text(wanted, got, node):
         return True, "text"
+    if verdict is None and isinstance(node, Value | Matrix | Text | Relation):
+        return symbolic(wanted, got), "symbolic"
     return verdict, "symbolic" if used else "structure"
+
+
+def same_text(wanted: str, got: str, node: Node) -> bool:
+    """Compare as text: words with words, and a broken-up rendering without its separators."""
+    if isinstance(node, Text) and same_words(wanted, got):
+        return True
+    if "matrix}" not in got or "matrix}" in wanted:
+        return False
+    pieces = _RENDERING.sub("", got)
+    return bool(pieces) and pieces == _RENDERING.sub("", wanted) and "\\frac" in pieces
+
+
+_RENDERING = re.compile(r"\\begin\{[a-z]*matrix\}|\\end\{[a-z]*matrix\}|\\\\|[\s,&]")
 
 
 def _readings(text: str, node: Node | None, policy: Policy) -> list[Node]:

@@ -50,8 +50,10 @@ _EATEN = [
 ]
 _DOUBLED = re.compile(
     r"(?<!\\)\\\\(?=(?:[dt]?frac|left|right|sqrt|pi|text|mathrm|leq?|geq?|neq?|in|infty|cup|cdot"
-    r"|times|boxed|pm|circ|theta|sin|cos|tan|log|ln|binom|approx|mathbb|emptyset)(?![a-zA-Z]))"
+    r"|times|boxed|pm|circ|theta|sin|cos|tan|log|ln|binom|approx|mathbb|emptyset|begin|end"
+    r"|textrm)(?![a-zA-Z]))"
 )
+_BACKSLASHES = re.compile(r"\\+")
 _HTML = [
     (re.compile(r"<sup>([^<>]{0,200})</sup>"), r"^{\1}"),
     (re.compile(r"<sub>([^<>]{0,200})</sub>"), r"_{\1}"),
@@ -122,6 +124,12 @@ _LEADING = re.compile(
     re.IGNORECASE,
 )
 _ANSWER_IS = re.compile(r".*\b(?:answer|réponse) (?:is|est)\b:?\s*", re.IGNORECASE | re.DOTALL)
+_TEXT_IS = re.compile(
+    r".*\\text\s?\{[^{}]*\b(?:is|are|equals)\s*:?\s*\}\s*(?=[^{}]*[\d{])", re.DOTALL
+)
+_NUMBERED = re.compile(r"(?<![A-Za-z\\{])[A-Z][a-z]{2,12} \d{1,2}:\s")
+_LOOSE_SPACE = re.compile(r"\s+(?=\D)|(?<=\D)\s+")
+_LOOSE_BRACES = re.compile(r"(?<=[\^_])\{([A-Za-z0-9])\}")
 _TRAILING = re.compile(r"(?:(?<!\.)\.|[,;:。\s]|\\(?![A-Za-z{}|%$&#_]))+\Z")
 
 
@@ -129,7 +137,7 @@ def clean(text: str) -> str:
     """Return ``text`` in the common spelling. Values are unchanged."""
     if text.isascii() and text.isalnum():
         return text
-    text = unwrap_boxes(_characters(_repair(text)))
+    text = unwrap_boxes(_characters(repair(text)))
     text = _balance(_UNCLOSED_BOX.sub("", text))
     text = _delimiters(text)
     text = _markup(text)
@@ -137,11 +145,14 @@ def clean(text: str) -> str:
     return _ends(text)
 
 
-def _repair(text: str) -> str:
+def repair(text: str) -> str:
+    """Undo what careless escaping did to LaTeX, and HTML: for answers, not for responses."""
     if any(mark in text for mark in "\t\x0c\x08\r\x07") or "rac{" in text:
         for pattern, replacement in _EATEN:
             text = pattern.sub(replacement, text)
-    if "\\\\" in text:
+    if "\\\\" in text and _DOUBLED.search(text):
+        if all(len(run) % 2 == 0 for run in _BACKSLASHES.findall(text)):
+            text = text.replace("\\\\", "\\").replace("\\n", "\n")
         text = _DOUBLED.sub(r"\\", text)
     if "<" in text or "&" in text:
         for pattern, replacement in _HTML:
@@ -257,10 +268,20 @@ def _and_or(match: re.Match[str]) -> str:
     return " or " if match.group(1) in ("or", "ou", "oder", "或") else " and "
 
 
+def squeeze(text: str) -> str:
+    """Drop spaces and braces that change nothing, for comparing two cleaned answers as text."""
+    text = _LOOSE_SPACE.sub("", text)
+    return _LOOSE_BRACES.sub(r"\1", text)
+
+
 def _ends(text: str) -> str:
     """Remove what stands around the answer: filler words, outer space, a last full stop."""
     text = text.strip()
+    if ": " in text:
+        text = _NUMBERED.sub("", text)
     said = _ANSWER_IS.match(text) if " is" in text or " est" in text else None
+    if said is None and "is" in text and "\\text" in text:
+        said = _TEXT_IS.match(text)
     if said is not None and said.end() < len(text):
         text = text[said.end() :]
     text = _TRAILING.sub("", text) if not text.endswith("...") else text

@@ -122,6 +122,8 @@ _ORDINAL = re.compile(
     r"|\^\s?\{\s?(?:st|nd|rd|th)\s?\}|\\text\s?\{\s?(?:st|nd|rd|th)\s?\}|(?:st|nd|rd|th)(?![A-Za-z]))"
 )
 _MATRIX = re.compile(r"\\begin\{([a-zA-Z*]+)\}(.*)\\end\{\1\}", re.DOTALL)
+_DOUBLE_SIGN = re.compile(r"\\(?:pm|mp)(?![a-z])|\+/?-")
+_SET_BODY = re.compile(r"\\\{(?:(?!\\[{}]).)*\\\}")
 _DIGIT = re.compile(r"\s*\d\s*")
 _WHOLE_TEXT = re.compile(r"\\text\s*\{([^{}]*\d[^{}]*)\}")
 
@@ -148,7 +150,12 @@ def read(text: str, depth: int = 0) -> Node:
 
 
 def _has_plus_minus(text: str) -> bool:
-    return "\\pm" in text or "\\mp" in text or "+/-" in text or "+-" in text
+    """Tell whether a double sign stands outside every set (a set writes out its own)."""
+    if not _DOUBLE_SIGN.search(text):
+        return False
+    for _ in range(4):
+        text = _SET_BODY.sub("", text)
+    return _DOUBLE_SIGN.search(text) is not None
 
 
 def _plus_minus(text: str) -> list[str]:
@@ -156,8 +163,6 @@ def _plus_minus(text: str) -> list[str]:
     if not _has_plus_minus(text):
         return [text]
     text = text.replace("+/-", "\\pm ").replace("+-", "\\pm ")
-    if _bracketed(text) is not None and _bracketed(text)[0] == "\\{":  # type: ignore[index]
-        return [text]
     upper = re.sub(r"\\mp(?![a-z])", "-", re.sub(r"\\pm(?![a-z])", "+", text))
     lower = re.sub(r"\\mp(?![a-z])", "+", re.sub(r"\\pm(?![a-z])", "-", text))
     return [upper, lower]
@@ -216,11 +221,13 @@ def _read_item(text: str, depth: int) -> Node:
 
 def _read_matrix(text: str, depth: int) -> Node | None:
     inner = text
-    while (outer := _bracketed(inner)) is not None and outer[0] == "(" and outer[1] == ")":
+    while (outer := _bracketed(inner)) is not None and outer[:2] in (("(", ")"), ("[", "]")):
         inner = outer[2].strip()
     match = _MATRIX.fullmatch(inner)
     if match is None:
         return None
+    if "\\end{" + match.group(1) in match.group(2):
+        return Text(text)  # a product of matrices, or a matrix of matrices
     environment, body = match.group(1), match.group(2)
     if environment == "array":
         body = re.sub(r"\A\s*\{[^{}]*\}", "", body)
@@ -230,7 +237,7 @@ def _read_matrix(text: str, depth: int) -> Node | None:
     if len(rows) > MAX_ITEMS:
         return Text(text)
     if _is_rendering(rows):
-        return read(" ".join(rows), depth + 1)
+        return read(_rejoined(rows), depth + 1)
     if environment == "matrix" and len(rows) > 2 and all(_DIGIT.fullmatch(row) for row in rows):
         return read("".join(row.strip() for row in rows), depth + 1)
     cells = tuple(tuple(read(cell, depth + 1) for cell in row.split("&")) for row in rows)
@@ -243,6 +250,14 @@ def _is_rendering(rows: list[str]) -> bool:
     A row with unbalanced braces, or of one sign, is no cell.
     """
     return any(row.count("{") != row.count("}") or row.strip() in "+-*/=()" for row in rows)
+
+
+def _rejoined(rows: list[str]) -> str:
+    r"""Write the pieces of a broken-up expression in one line, its fractions made whole."""
+    text = re.sub(r"\s+", " ", " ".join(rows))
+    text = re.sub(r"\}\s*\\frac\s*\{\s*\}\s*\{", "}{", text)
+    text = re.sub(r"\}\s*\\frac\s*\{\s*\}\s*(\d+)\s*\Z", r"}{\1}", text)
+    return re.sub(r"\\frac\s*(\{(?:[^{}]|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})*\})\s*/", r"\1/", text)
 
 
 def _read_relation(text: str, depth: int) -> Node | None:

@@ -30,7 +30,7 @@ _UNIT_PIECE = re.compile(
 )
 _TAIL = re.compile(rf"\s*(?:{_UNIT_PIECE.pattern})(?:\s*[/*.]?\s*(?:{_UNIT_PIECE.pattern}))*\s*\Z")
 _GLUED = re.compile(
-    r"(?<=[\d})])\s?((?:mm|cm|km|kg|mg|ml|mL|ft|lbs?|oz|mph|hrs?|sec|mins?|inches)"
+    r"(?<=[\d})])\s?((?:mm|cm|km|kg|mg|ml|mL|ft|lbs?|oz|mph|hrs?|sec|mins?|inches|s|L)"
     r"(?:\s?\^\s?\{?\s?[23]\s?\}?)?)\Z"
 )
 _WORD = re.compile(r"([A-Za-z°]+)\.?(?:\s?\^\s?\{?\s?(-?\d)\s?\}?)?")

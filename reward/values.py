@@ -203,9 +203,11 @@ def _points(names: frozenset[str], trees: tuple[Tree, Tree]) -> Iterator[dict[st
                     for index, name in enumerate(order)
                 }
         return
-    yield point(names, 0)
-    yield point(names, 2)
-    yield point(names, 4)
+    inside = any(_is_bounded(tree) for tree in trees)
+    for index in (0, 2, 4):
+        values = point(names, index)
+        # The arguments of arcsin and arccos lie in the unit interval.
+        yield {name: value / 3 for name, value in values.items()} if inside else values
     if not any(_branches(tree) for tree in trees):
         yield point(names, 1)
         yield point(names, 3)
@@ -240,6 +242,10 @@ def _branches(tree: Tree) -> bool:
         if node[0] == "pow" and not _is_whole(node[2]):
             return True
     return False
+
+
+def _is_bounded(tree: Tree) -> bool:
+    return any(node[0] == "fn" and node[1] in ("arcsin", "arccos") for node in _nodes(tree))
 
 
 def _is_whole(tree: Tree) -> bool:

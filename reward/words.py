@@ -16,6 +16,10 @@ _LETTER_PRED = re.compile(
     r"(?:\(\s*([A-Ja-j])\s*\)|([A-J])(?=[.:)]|\Z)|([a-j])(?=\)|\.?\Z))\s*[.:)]*\s*(.*)",
     re.DOTALL | re.IGNORECASE,
 )
+_CUED_LETTER = re.compile(
+    r"(?:\b(?:is|it's|choose|option|answer|est|choice)|答案|选)[^A-Za-z]{0,8}([A-J])(?![A-Za-z'])"
+)
+_LONE_LETTER = re.compile(r"(?<![A-Za-z'])([B-J]|A(?! [a-z]))(?![A-Za-z'])")
 _BASE_WORDS = {
     "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
     "ten": 10, "eleven": 11, "twelve": 12, "sixteen": 16, "binary": 2, "octal": 8,
@@ -30,6 +34,7 @@ _TIME = re.compile(
 )
 _NOISE = re.compile(r"\\(?:text|quad|,|;|!| )|[{}()\[\].,;:!?\"'`*_$\\]|-(?=\s)|(?<=\s)-")
 _ARTICLES = re.compile(r"\b(?:the|a|an)\b")
+_PREDICATE = re.compile(r".+ (?:is|are) (\w+)")
 _NEGATION = re.compile(r"\b(?:not|no|never|none|neither|nor|false|except)\b|n't")
 
 
@@ -53,6 +58,15 @@ def same_choice(gold: str, pred: str) -> bool | None:
     if _LETTER_PRED.match(behind) or re.search(r"(?<![A-Za-z])[A-J](?![A-Za-z])", behind):
         return False  # "A, B, C", "A or B"
     return given.upper() == letter
+
+
+def stated_choice(gold: str, sentence: str) -> bool | None:
+    """Compare a bare choice letter with the one a sentence settles on ("I think it's B")."""
+    if not re.fullmatch(r"\(?[A-J]\)?", plain(gold)):
+        return None
+    cued = _CUED_LETTER.findall(sentence)
+    letters = cued[-1:] or _LONE_LETTER.findall(sentence)[:1]
+    return letters[0] == plain(gold).strip("()") if letters else None
 
 
 def same_base(gold: str, pred: str, required: bool) -> bool | None:
@@ -130,6 +144,9 @@ def same_words(gold: str, pred: str) -> bool:
     if not wanted or not got:
         return False
     if wanted == got:
+        return True
+    said = _PREDICATE.fullmatch(wanted)
+    if said is not None and got == said.group(1) and not _NEGATION.search(wanted):
         return True
     if wanted in ("yes", "no", "true", "false"):
         first, _, rest = got.partition(" ")
