@@ -11,7 +11,7 @@ answer is a chain, each numeric member must agree, so that "4 = 3" is not 3.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -32,7 +32,7 @@ from reward.structure import (
 from reward.units import same_unit
 from reward.values import same_up_to_factor, same_value
 from reward.verdict import Policy
-from reward.words import same_words
+from reward.words import NUMBER_WORDS, same_words, words
 
 Tri = bool | None
 
@@ -108,6 +108,14 @@ class Comparer:
         if isinstance(gold, Text) and isinstance(pred, Text):
             if same_words(gold.text, pred.text):
                 return True
+        elif isinstance(gold, Value) and isinstance(pred, Text):
+            named = NUMBER_WORDS.get(words(pred.text))
+            if named is not None:
+                return self._values(gold, Value(("num", Fraction(named), False), str(named)))
+        for one, other in ((gold, pred), (pred, gold)):
+            if isinstance(one, Text) and words(one.text) == "no solution":
+                return isinstance(other, Bracket) and not other.items
+        if isinstance(gold, Text) and isinstance(pred, Text):
             if gold.is_words and pred.is_words:
                 return False
         elif isinstance(gold, Text) and gold.is_words:
@@ -131,11 +139,10 @@ class Comparer:
             return self._list_and_bracket(gold, pred)
         if isinstance(gold, Bracket) and isinstance(pred, Items):
             return self._list_and_bracket(pred, gold, swapped=True)
-        for one, other in ((gold, pred), (pred, gold)):
-            if isinstance(one, Bracket) and one.opening == "\\{" and len(one.items) == 1:
-                return self.same(one.items[0], pred if other is pred else gold) if (
-                    one is gold
-                ) else self.same(gold, one.items[0])
+        if _is_singleton(gold):
+            return self.same(gold.items[0], pred)  # type: ignore[union-attr]
+        if _is_singleton(pred):
+            return self.same(gold, pred.items[0])  # type: ignore[union-attr]
         return False
 
     def _brackets(self, gold: Bracket, pred: Bracket) -> Tri:
@@ -236,7 +243,7 @@ class Comparer:
         members = _members(pred)
         if members is None:
             numeric = isinstance(gold, Value) and not symbols(gold.tree)
-            if numeric and any(_has_symbols(part) for part in pred.parts):
+            if numeric and any(_states_something(part) for part in pred.parts):
                 return False
             members = _before_approximation(pred, 0)
         if self.policy.chain == "last":
@@ -244,7 +251,10 @@ class Comparer:
         last = self.same(gold, members[-1])
         if not last:
             return last
-        checked = [part for part in members[:-1] if not _has_symbols(part) or _has_symbols(gold)]
+        if isinstance(gold, Value) and not symbols(gold.tree):
+            checked = [part for part in members[:-1] if not _has_symbols(part)]
+        else:
+            checked = members[:-1]
         return _all(self.same(gold, part) for part in checked)
 
     def _equations(self, gold: Relation, pred: Relation) -> Tri:
@@ -270,12 +280,8 @@ class Comparer:
         differences = [_difference(relation) for relation in (gold, pred)]
         if differences[0] is None or differences[1] is None:
             pairs = zip(gold.parts, pred.parts, strict=True)
-            straight = _all(self._safe(one, other) for one, other in pairs)
-            return straight
+            return _all(self.same(one, other) for one, other in pairs)
         return same_up_to_factor(differences[0], differences[1], gold.signs[0] != "=")
-
-    def _safe(self, gold: Node, pred: Node) -> Tri:
-        return self.same(gold, pred)
 
     def _inequalities(self, gold: Node, pred: Node) -> Tri:
         if isinstance(gold, Relation) and isinstance(pred, Relation):
@@ -308,10 +314,10 @@ def text_of(node: Node) -> str | None:
     return node.text if isinstance(node, Value | Text) else None
 
 
-def _all(verdicts: "Callable[[], Tri] | object") -> Tri:
+def _all(verdicts: Iterable[Tri]) -> Tri:
     """Combine verdicts: False wins, then ``None``."""
     unsure = False
-    for verdict in verdicts:  # type: ignore[attr-defined]
+    for verdict in verdicts:
         if verdict is False:
             return False
         unsure = unsure or verdict is None
@@ -331,6 +337,10 @@ def _distinct(comparer: Comparer, items: Sequence[Node]) -> list[Node]:
     return kept
 
 
+def _is_singleton(node: Node) -> bool:
+    return isinstance(node, Bracket) and node.opening == "\\{" and len(node.items) == 1
+
+
 def _is_determinant(matrix: Matrix) -> bool:
     return matrix.environment.rstrip("*") in ("vmatrix", "Vmatrix")
 
@@ -348,6 +358,16 @@ def _vector(matrix: Matrix) -> list[Node]:
 
 def _has_symbols(node: Node) -> bool:
     return isinstance(node, Value) and bool(symbols(node.tree)) or not isinstance(node, Value)
+
+
+def _states_something(node: Node) -> bool:
+    """Tell whether a side of ``... = 3`` has unknowns, so that the whole is no value.
+
+    Notation that is not read (a limit, a determinant) is taken for a calculation.
+    """
+    if isinstance(node, Value):
+        return bool(symbols(node.tree))
+    return not (isinstance(node, Matrix) or (isinstance(node, Text) and not node.is_words))
 
 
 def _label(relation: Relation) -> str:

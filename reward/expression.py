@@ -291,7 +291,11 @@ class _Parser:
                 self.take()
                 if self.peek() == "°":
                     continue
-                tree = ("pow", tree, self.exponent(depth + 1))
+                power = self.exponent(depth + 1)
+                if tree[0] == "sym" and self.peek() == "_":  # v^2_0 is v_0 squared
+                    self.take()
+                    tree = ("sym", f"{tree[1]}_{self.subscript()}")
+                tree = ("pow", tree, power)
             else:
                 return tree
 

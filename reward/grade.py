@@ -57,28 +57,28 @@ def equivalent(pred: str, gold: str, policy: Policy = DEFAULT) -> Grade:
         wanted = sentence_answer(repair(gold)) if "boxed" in gold or "hope" in gold else gold
     if _is_sentence(pred):
         answer = sentence_answer(repair(pred)) or pred
-        letter = stated_choice(clean(wanted or gold), pred)
-        if letter is not None:
-            return replace(bare, correct=letter, path="choice", reason="the letter that is stated")
+    letter = stated_choice(clean(gold), pred) if len(pred) > 8 or not pred.isascii() else None
+    if letter is not None:
+        return replace(bare, correct=letter, path="choice", reason="the letter that is stated")
     if wanted is None or (wanted is gold and answer is pred):
         return bare
     sentence = _compare(answer, wanted, policy)
     return sentence if sentence.correct else bare
 
 
-_WORDS = re.compile(r"[^\W\d_]{2,}")
+_PROSE = re.compile(
+    r"[A-Za-z'\u00c0-\u024f]{2,}[,:]?[ \n]+[A-Za-z'\u00c0-\u024f]+[,:]?[ \n]+"
+    r"[A-Za-z'\u00c0-\u024f]{2,}"  # three words in a row
+    r"|\A\s*[A-Z][a-z]+(?: [a-z]+)*:?\s+(?:\$|\\[(\[])"  # "Answer $9$"
+    r"|[\u3040-\u30ff\u4e00-\u9fff\u0600-\u06ff]{2}"
+)
 
 
 def _is_sentence(text: str) -> bool:
-    """Tell whether an answer is prose: a box inside more text, a formula in it, many words."""
-    outside = re.sub(r"\\text\s*\{[^{}]*\}|\\[A-Za-z]+", " ", text)
+    """Tell whether an answer is prose: a box inside more text, or words around the formula."""
     if "\\boxed{" in text and not text.startswith("\\boxed{"):
         return True
-    if re.search(r"<\|[a-z_]+\|>", text):
-        return True
-    inside = sum(len(_WORDS.findall(piece)) for piece in re.findall(r"\\text\s*\{([^{}]*)\}", text))
-    words = len(_WORDS.findall(outside)) + inside
-    return words > 3 or (words > 0 and "$" in text) or (words > 0 and not outside.isascii())
+    return _PROSE.search(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)) is not None
 
 
 def _compare(pred: str, gold: str, policy: Policy) -> Grade:

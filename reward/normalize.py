@@ -110,6 +110,7 @@ _DEGREE = re.compile(
 _AND_OR = re.compile(r"\\text\{[\s,;]*(and|or|and/or|&|und|et|ou|oder|或|和)[\s,;]*\}")
 _GLUED_OR = re.compile(r"(?<=[\d)}\]])(and|or)(?=[A-Z\d(\\\[-])")
 _CIRCLE = re.compile(r"\^\s*\{?\s*\\circ(?![A-Za-z])\s*\}?|\^\s*\{?\s*o\s*\}|\\circ(?![A-Za-z])")
+_TEMPERATURE = re.compile(r"°\s*(?:\\text\s?\{\s*[CF]\s*\}|[CF](?![A-Za-z(]))")
 _NUMERIC_TEXT = re.compile(r"\s*[-+]?[\d.,/:]+\s*")
 _FUNCTIONS = {
     "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "arcsec",
@@ -261,7 +262,9 @@ def _words(text: str) -> str:
     text = _GLUED_OR.sub(r" \1 ", text)
     text = _PERCENT.sub("%", text)
     text = _DEGREE.sub(r"^\\circ ", text)
-    return _CIRCLE.sub("° ", text) if "circ" in text or "^" in text else text
+    if "circ" in text or "^" in text:
+        text = _CIRCLE.sub("° ", text)
+    return _TEMPERATURE.sub("°", text) if "°" in text else text
 
 
 def _and_or(match: re.Match[str]) -> str:

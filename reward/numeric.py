@@ -298,7 +298,14 @@ def _quotient(left: Approximate, right: Approximate) -> Approximate:
     return value, left[1] / abs(right[0]) + abs(value) * (relative + 4 * UNIT)
 
 
+def _on_axis(number: Approximate) -> Approximate:
+    """Drop an imaginary part that is rounding only: below zero its sign would pick the branch."""
+    value, error = number
+    return (complex(value.real), error) if abs(value.imag) <= error else number
+
+
 def _power(base: Approximate, power: Approximate) -> Approximate:
+    base = _on_axis(base)
     if abs(base[0]) <= 2 * base[1]:
         if power[0].real > 0:
             return 0j, base[1] ** min(power[0].real, 1.0)
@@ -321,7 +328,7 @@ def _function(tree: Tree, values: Mapping[str, Fraction], degrees: bool) -> Appr
         return _root(arguments[0], arguments[1])
     if name in ("min", "max", "floor", "ceil", "sgn"):
         return _real_function(name, arguments)
-    value, error = arguments[0]
+    value, error = _on_axis(arguments[0])
     result = _FUNCTIONS[name](value)
     # The derivative, from a step far above rounding and far below the scale of the function.
     step = 1e-6 * max(abs(value), 1e-6)
@@ -336,7 +343,7 @@ def _root(radicand: Approximate, degree: Approximate) -> Approximate:
     order = degree[0].real
     if order == 0:
         raise Undefined("a root of order zero")
-    value, error = radicand
+    value, error = _on_axis(radicand)
     if abs(value) <= 2 * error:
         return 0j, error ** (1 / order)
     odd = order % 2 == 1 and value.imag == 0 and value.real < 0

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Union as Either
 
 from reward.expression import NotAnExpression, Tree, parse
+from reward.words import words
 from reward.units import split_known_unit, split_unit, strip_condition
 
 
@@ -123,6 +124,7 @@ _ORDINAL = re.compile(
 )
 _MATRIX = re.compile(r"\\begin\{([a-zA-Z*]+)\}(.*)\\end\{\1\}", re.DOTALL)
 _DOUBLE_SIGN = re.compile(r"\\(?:pm|mp)(?![a-z])|\+/?-")
+_DOMAIN = re.compile(r"[A-Za-z]\s*\\in\s*(?:\\mathbb\s?\{?[ZNQRC]\}?|[ZN])\s*(?:[_^].{0,12})?")
 _SET_BODY = re.compile(r"\\\{(?:(?!\\[{}]).)*\\\}")
 _DIGIT = re.compile(r"\s*\d\s*")
 _WHOLE_TEXT = re.compile(r"\\text\s*\{([^{}]*\d[^{}]*)\}")
@@ -202,6 +204,8 @@ def _split_list(text: str) -> tuple[list[str], str]:
     if not cuts:
         return [text], ","
     parts = [part for part in _cut(text, cuts) if part]
+    if len(parts) > 1:  # "k\\pi, k \\in \\mathbb{Z}" says where k lives
+        parts = [part for part in parts if not _DOMAIN.fullmatch(part)] or parts
     joint = "or" if any(token == "or" for _, _, token in cuts) else ","
     if any(token == "and" for _, _, token in cuts):
         joint = "and" if joint == "," else "mixed"
@@ -212,6 +216,8 @@ def _read_item(text: str, depth: int) -> Node:
     text = strip_condition(text.strip())
     if depth > MAX_NESTING:
         return Text(text)
+    if words(text) == "all real numbers":
+        return Union((_bracket_of_all(),))
     for reader in (_read_matrix, _read_relation, _read_union, _read_bracket):
         node = reader(text, depth)
         if node is not None:

@@ -15,6 +15,7 @@ import re
 from math_verify import LatexExtractionConfig, parse, verify
 from sympy import Basic, MatrixBase, nan, zoo
 
+from reward.expression import FUNCTIONS, GREEK
 from reward.limits import TooHard
 
 MAX_CHARACTERS = 400
@@ -28,6 +29,12 @@ _HARD = [
     (re.compile(r"\d{200,}"), "a number of too many digits"),
     (re.compile(r"\\(?:d|t)?binom\s*\{\s*[^{}]*\d{4,}"), "a large binomial"),
 ]
+_READ = "|".join(
+    sorted([*GREEK, *FUNCTIONS, "frac", "binom", "sqrt", "pi", "infty", "lfloor", "rfloor", "lceil",
+            "rceil", "overline", "vec", "hat", "bar", "text", "prime", "approx", "le", "ge", "ne",
+            "in", "cup", "mathbb", "emptyset", "setminus", "pm", "mp"])
+)  # fmt: skip
+_UNREAD = re.compile(rf"\\(?!(?:{_READ})(?![A-Za-z]))[A-Za-z]+|\|")
 for _name in ("math_verify", "latex2sympy2_extended"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
@@ -43,11 +50,12 @@ def screen(pred: str, gold: str) -> None:
     for operator in _OPERATORS:
         if operator in pred and operator not in gold:
             raise TooHard(f"an unevaluated {operator[1:]}")
-    for pattern, what in _HARD:
-        if pattern.search(pred) and not pattern.search(gold):
-            raise TooHard(what)
-    if _nesting(pred) > MAX_NESTING:
-        raise TooHard("nesting too deep")
+    for text in (pred, gold):
+        for pattern, what in _HARD:
+            if pattern.search(text):
+                raise TooHard(what)
+        if _nesting(text) > MAX_NESTING:
+            raise TooHard("nesting too deep")
 
 
 def _nesting(text: str) -> int:
@@ -58,13 +66,28 @@ def _nesting(text: str) -> int:
     return deepest
 
 
+def _balanced(text: str) -> bool:
+    """Tell whether braces close in order; what does not parse, math-verify reads in part."""
+    level = 0
+    for token in re.findall(r"\\.|[{}]", text, re.DOTALL):
+        level += (token == "{") - (token == "}")
+        if level < 0:
+            return False
+    return level == 0 and len(re.findall(r"\\\{", text)) == len(re.findall(r"\\\}", text))
+
+
 def symbolic_equal(gold: str, pred: str) -> bool | None:
     """Compare two LaTeX expressions; ``None`` when one of them does not parse.
 
     Raises:
         TooHard: when the screen refuses the answer.
     """
+    if not (_UNREAD.search(gold) or _UNREAD.search(pred)):
+        # Only known notation, so it is malformed; math-verify would read a part of it.
+        return None
     screen(pred, gold)
+    if not _balanced(pred) or not _balanced(gold):
+        return None
     wanted, got = _parsed(f"${gold}$"), _parsed(f"\\boxed{{{pred}}}")
     if wanted is None or got is None or got in (nan, zoo):
         return None

@@ -14,7 +14,7 @@ _SYNONYMS = {
     "g": "g gram", "kg": "kg kilogram", "lb": "lb lbs pound", "oz": "oz ounce", "t": "ton tonne",
     "ml": "ml milliliter millilitre", "l": "l liter litre", "s": "s sec second",
     "min": "min minute", "h": "h hr hour", "d": "d day", "week": "week", "month": "month",
-    "year": "yr year", "mph": "mph", "n": "n newton", "j": "j joule", "w": "w watt",
+    "year": "yr year", "n": "n newton", "j": "j joule", "w": "w watt",
     "v": "v volt", "hz": "hz hertz", "pa": "pa pascal", "ev": "ev", "k": "kelvin",
     "dollar": "dollar usd buck", "cent": "cent penny pennies", "euro": "euro eur",
     "yuan": "yuan rmb", "rad": "rad radian", "gal": "gal gallon", "mol": "mol mole",
@@ -37,10 +37,15 @@ _WORD = re.compile(r"([A-Za-z°]+)\.?(?:\s?\^\s?\{?\s?(-?\d)\s?\}?)?")
 _CONDITION = re.compile(
     r"(?:\s|\\text\s?\{|\(|,)+(?:where|for (?:all|any|some|every|each)|such that|"
     r"\(?approx(?:imately|\.)?|or approximately|as required|respectively)(?![a-z])"
-    r"|\(\s*\\text\s?\{|\\forall(?![a-z])",
+    r"|\(\s*\\text\s?\{|\\text\s?\{\s*\(|\\forall(?![a-z])",
     re.IGNORECASE,
 )
-_MATH_WORDS = {"pi", "sin", "cos", "tan", "log", "ln", "exp", "sqrt", "inf", "infinity"}
+_NO_UNITS = {
+    "pi", "sin", "cos", "tan", "log", "ln", "exp", "sqrt", "inf", "infinity",
+    "or", "and", "more", "less", "fewer", "greater", "than", "not", "is", "least", "most", "but",
+    "wrong", "if", "no", "never", "both", "either", "to", "between", "modulo", "mod", "plus",
+    "minus", "times", "over", "million", "thousand", "billion", "hundred", "dozen", "half",
+}  # fmt: skip
 
 
 def split_unit(text: str) -> tuple[str, str]:
@@ -50,7 +55,7 @@ def split_unit(text: str) -> tuple[str, str]:
         return text, ""
     offset = max(0, len(text) - 200)
     core, unit = text[: offset + match.start()].strip(), match.group()
-    if not core or any(word.lower() in _MATH_WORDS for word in re.findall("[A-Za-z]+", unit)):
+    if not core or any(word.lower() in _NO_UNITS for word in re.findall("[A-Za-z]+", unit)):
         return text, ""
     return core.rstrip("*/ "), re.sub(r"\\text|[{}]", " ", unit).strip() or "-"
 
@@ -81,7 +86,7 @@ def _measure(unit: str) -> tuple[tuple[str, int], ...]:
     """Return the unit as sorted (name, power) pairs."""
     powers: dict[str, int] = {}
     sign, pending = 1, 1
-    spaced = unit.lower().replace("/", " per ").replace("^", "^")
+    spaced = unit.lower().replace("/", " per ").replace("mph", "mi per h")
     for word, power in _WORD.findall(spaced):
         if word in _POWERS:
             pending = _POWERS[word]

@@ -32,7 +32,22 @@ _BASE = re.compile(
 _TIME = re.compile(
     r"(\d{1,2})(?::([0-5]\d))?(?::([0-5]\d))?\s*(a\.?\s?m\.?|p\.?\s?m\.?)?", re.IGNORECASE
 )
+HALF_DAY = 12 * 3600
 _NOISE = re.compile(r"\\(?:text|quad|,|;|!| )|[{}()\[\].,;:!?\"'`*_$\\]|-(?=\s)|(?<=\s)-")
+_SAME_MEANING = {
+    "no solutions": "no solution", "no real solution": "no solution", "none": "no solution",
+    "no real solutions": "no solution", "there is no solution": "no solution",
+    "there are no solutions": "no solution", "emptyset": "no solution", "empty set": "no solution",
+    "dne": "does not exist", "doesn t exist": "does not exist",
+    "all reals": "all real numbers", "all real number": "all real numbers",
+}  # fmt: skip
+NUMBER_WORDS = {
+    word: value
+    for value, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+        "fifteen sixteen seventeen eighteen nineteen twenty".split()
+    )
+}
 _ARTICLES = re.compile(r"\b(?:the|a|an)\b")
 _PREDICATE = re.compile(r".+ (?:is|are) (\w+)")
 _NEGATION = re.compile(r"\b(?:not|no|never|none|neither|nor|false|except)\b|n't")
@@ -94,23 +109,23 @@ def _numeral(text: str) -> tuple[str, int] | None:
 
 
 def same_time(gold: str, pred: str) -> bool | None:
-    """Compare times of day; ``12:05`` is a time, ``5:8`` a ratio."""
-    wanted = _TIME.fullmatch(plain(gold))
-    if wanted is None or not _is_time(wanted):
+    """Compare times of day; ``12:05`` is a time, ``5:8`` a ratio unless am or pm says otherwise.
+
+    Without am or pm on one side, either half of the day agrees.
+    """
+    wanted, got = _TIME.fullmatch(plain(gold)), _TIME.fullmatch(plain(pred))
+    if wanted is None or int(wanted.group(1)) > 24:
         return None
-    got = _TIME.fullmatch(plain(pred))
+    marked = wanted.group(4) or (wanted.group(2) and got is not None and got.group(4))
+    if not marked and not (wanted.group(2) or "").startswith("0"):
+        return None
     if got is None or not (got.group(2) or got.group(4)):
         return False
-    return _seconds(wanted) == _seconds(got) or (
-        not (wanted.group(4) and got.group(4))
-        and not (wanted.group(4) or got.group(4))
-        and wanted.group(1, 2, 3) == got.group(1, 2, 3)
-    ) or _same_clock(wanted, got)
-
-
-def _is_time(match: re.Match[str]) -> bool:
-    hours, minutes, _, half = match.groups()
-    return int(hours) <= 24 and bool(half or (minutes and minutes.startswith("0")))
+    if bool(wanted.group(4)) == bool(got.group(4)):
+        return _seconds(wanted) == _seconds(got)
+    if max(int(wanted.group(1)), int(got.group(1))) > 12:
+        return _seconds(wanted) == _seconds(got)
+    return _seconds(wanted) % HALF_DAY == _seconds(got) % HALF_DAY
 
 
 def _seconds(match: re.Match[str]) -> int:
@@ -121,21 +136,12 @@ def _seconds(match: re.Match[str]) -> int:
     return hour * 3600 + int(minutes or 0) * 60 + int(seconds or 0)
 
 
-def _same_clock(one: re.Match[str], two: re.Match[str]) -> bool:
-    """Let a missing am or pm agree with either."""
-    if bool(one.group(4)) == bool(two.group(4)):
-        return False
-    return _seconds(one) % 43200 == _seconds(two) % 43200 and max(
-        int(one.group(1)), int(two.group(1))
-    ) <= 12
-
-
 def words(text: str) -> str:
     """Reduce plain language to its words: case, punctuation, markup and articles do not count."""
     bare = _NOISE.sub(" ", text).casefold()
     bare = re.sub(r"\s+", " ", bare).strip()
-    shorter = re.sub(r"\s+", " ", _ARTICLES.sub(" ", bare)).strip()
-    return shorter or bare
+    shorter = re.sub(r"\s+", " ", _ARTICLES.sub(" ", bare)).strip() or bare
+    return _SAME_MEANING.get(shorter, shorter)
 
 
 def same_words(gold: str, pred: str) -> bool:
