@@ -106,8 +106,8 @@ class Comparer:
 
     def _texts(self, gold: Node, pred: Node) -> Tri:
         if isinstance(gold, Text) and isinstance(pred, Text):
-            if same_words(gold.text, pred.text):
-                return True
+            if gold.is_words and pred.is_words:
+                return same_words(gold.text, pred.text)
         elif isinstance(gold, Value) and isinstance(pred, Text):
             named = NUMBER_WORDS.get(words(pred.text))
             if named is not None:
@@ -115,10 +115,7 @@ class Comparer:
         for one, other in ((gold, pred), (pred, gold)):
             if isinstance(one, Text) and words(one.text) == "no solution":
                 return isinstance(other, Bracket) and not other.items
-        if isinstance(gold, Text) and isinstance(pred, Text):
-            if gold.is_words and pred.is_words:
-                return False
-        elif isinstance(gold, Text) and gold.is_words:
+        if isinstance(gold, Text) and gold.is_words:
             return same_words(gold.text, text_of(pred) or "")
         elif isinstance(pred, Text) and pred.is_words:
             return False

@@ -377,6 +377,12 @@ class _Parser:
         if bare in _UNKNOWN_FUNCTIONS and self.peek() == "(":
             self.take()
             return ("fn", "value of " + name, self.group(")", depth))
+        if bare.isupper() and self.tokens[self.position : self.position + 1] == ["("]:
+            # I(0) is a value of I, and not 0; P(1+r) may well be a product.
+            inside = self.tokens[self.position + 1 : self.position + 3]
+            if len(inside) == 2 and inside[0][0].isdigit() and inside[1] == ")":
+                self.take()
+                return ("fn", "value of " + name, self.group(")", depth))
         return ("sym", name)
 
     def _prime_power(self) -> bool:

@@ -94,12 +94,12 @@ _NESTED_TEXT = re.compile(r"\\text\{\{([^{}]*)\}\}")
 _SUPER = re.compile("[" + "".join(_SUPERSCRIPTS) + "]+")
 _SUB = re.compile("[" + "".join(_SUBSCRIPTS) + "]+")
 _GROUPING = [
-    (re.compile(r"(?<=\d)(?:\{,\}|,)\s{0,4}\\!\s{0,4}(?=\d{3}(?!\d))"), ""),
+    (re.compile(r"(?<!\d{4})(?<=\d)(?:\{,\}|,)\s{0,4}\\!\s{0,4}(?=\d{3}(?!\d))"), ""),
     (re.compile(r"(?<=\d)\{,\}(?=\d)"), ""),
     (re.compile(r"(?<=\d)\\[,;: ](?=\d{3}(?!\d))"), ""),
 ]
 _DELIMITERS = re.compile(r"(?<!\\)\$+|(?<!\\)\\[()]|(?<!\\)\\[\[\]](?!\s*\d+(?:\.\d+)?(?:pt|ex|em))")
-_DOLLAR = re.compile(r"\\\$|(?<![A-Za-z\\])(?:US|USD|HK|C|A)?\$")
+_DOLLAR = re.compile(r"(?<![A-Za-z\\])(?:USD?|HKD?|CAD?|AUD?)\$(?=\s?\d)|\$")
 _UNCLOSED_BOX = re.compile(r"\\(?:boxed|fbox)\s?\{")
 _PERCENT = re.compile(
     r"\\%|(?<=[\d}) ])\s{0,4}(?:\\text\{\s{0,4})?(?:per ?cent(?:age)?|pct)(?:\s{0,4}\})?\.?(?![a-z])"
@@ -126,7 +126,8 @@ _LEADING = re.compile(
 )
 _ANSWER_IS = re.compile(r".*\b(?:answer|réponse) (?:is|est)\b:?\s*", re.IGNORECASE | re.DOTALL)
 _TEXT_IS = re.compile(
-    r".*\\text\s?\{[^{}]*\b(?:is|are|equals)\s*:?\s*\}\s*(?=[^{}]*[\d{])", re.DOTALL
+    r".*\\text\s?\{[^{}]*\b(?:answer is\s*:?\s*\}\s*|(?:is|are|equals)\s*:?\s*\}\s*(?=[^{}]*[\d{]))",
+    re.DOTALL,
 )
 _NUMBERED = re.compile(r"(?<![A-Za-z\\{])[A-Z][a-z]{2,12} \d{1,2}:\s")
 _LOOSE_SPACE = re.compile(r"\s+(?=\D)|(?<=\D)\s+")
@@ -282,9 +283,9 @@ def _ends(text: str) -> str:
     text = text.strip()
     if ": " in text:
         text = _NUMBERED.sub("", text)
-    said = _ANSWER_IS.match(text) if " is" in text or " est" in text else None
-    if said is None and "is" in text and "\\text" in text:
-        said = _TEXT_IS.match(text)
+    said = _TEXT_IS.match(text) if "\\text" in text and "is" in text else None
+    if said is None and (" is" in text or " est" in text):
+        said = _ANSWER_IS.match(text)
     if said is not None and said.end() < len(text):
         text = text[said.end() :]
     text = _TRAILING.sub("", text) if not text.endswith("...") else text

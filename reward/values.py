@@ -84,6 +84,7 @@ def same_up_to_factor(gold: Tree, pred: Tree, positive: bool) -> bool:
     if not names:
         return False
     ratio: complex | None = None
+    compared = 0
     for values in _points(names, (gold, pred)):
         try:
             left, left_error = approximate(gold, values)
@@ -94,11 +95,12 @@ def same_up_to_factor(gold: Tree, pred: Tree, positive: bool) -> bool:
             return False
         current = left / right
         bound = abs(current) * (left_error / abs(left) + right_error / abs(right))
+        compared += 1
         if ratio is None:
             ratio = current
         elif abs(current - ratio) > SLACK * bound + 1e-12 * abs(ratio):
             return False
-    if ratio is None or abs(ratio.imag) > 1e-9 * abs(ratio):
+    if ratio is None or compared < 2 or abs(ratio.imag) > 1e-9 * abs(ratio):
         return False
     return ratio.real > 0 or not positive
 
@@ -161,11 +163,11 @@ def _same_decimal(
     finite = _digits_after_point(wanted), _digits_after_point(got)
     if finite[0] is None or finite[1] is None:
         return True  # an unending fraction and a decimal approximation of it
-    if gap <= Fraction(1, 10**13) * abs(wanted):
-        return True  # the rest of a binary floating-point sum
     shorter, longer = sorted((finite[0], finite[1]))
     if shorter == longer:
         return False
+    if gap <= Fraction(1, 10**13) * abs(wanted):
+        return True  # the rest of a binary floating-point sum
     short, long = (wanted, got) if finite[0] < finite[1] else (got, wanted)
     significant = len(str(abs(short.numerator * 10**shorter // short.denominator)))
     return significant >= ROUNDING_DIGITS and abs(short - long) <= Fraction(1, 2 * 10**shorter)
@@ -199,15 +201,12 @@ def _points(names: frozenset[str], trees: tuple[Tree, Tree]) -> Iterator[dict[st
         for offset in (0, 1, 3):
             for order in (ordered, ordered[::-1]):
                 yield {
-                    name: Fraction(2 + offset + 3 * index + index % 2)
+                    name: Fraction(2 + offset + 3 * index)  # neighbours differ in parity
                     for index, name in enumerate(order)
                 }
         return
-    inside = any(_is_bounded(tree) for tree in trees)
-    for index in (0, 2, 4):
-        values = point(names, index)
-        # The arguments of arcsin and arccos lie in the unit interval.
-        yield {name: value / 3 for name, value in values.items()} if inside else values
+    for index, scale in zip((0, 2, 4, 6, 8, 10), _scales(trees), strict=False):
+        yield {name: value * scale for name, value in point(names, index).items()}
     if not any(_branches(tree) for tree in trees):
         yield point(names, 1)
         yield point(names, 3)
@@ -244,8 +243,14 @@ def _branches(tree: Tree) -> bool:
     return False
 
 
-def _is_bounded(tree: Tree) -> bool:
-    return any(node[0] == "fn" and node[1] in ("arcsin", "arccos") for node in _nodes(tree))
+def _scales(trees: tuple[Tree, Tree]) -> tuple[Fraction, ...]:
+    """Choose how far from zero to compare (points lie between 1/4 and 5/2)."""
+    names = {node[1] for tree in trees for node in _nodes(tree) if node[0] == "fn"}
+    if names & {"arcsin", "arccos"}:  # their arguments lie in the unit interval
+        return (Fraction(1, 3),) * 3
+    if names & {"floor", "ceil", "min", "max"}:  # steps that small numbers do not reach
+        return tuple(Fraction(scale) for scale in (1, 3, 11, 37, 101, 337))
+    return (Fraction(1),) * 3
 
 
 def _is_whole(tree: Tree) -> bool:

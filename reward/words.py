@@ -72,6 +72,8 @@ def same_choice(gold: str, pred: str) -> bool | None:
     behind = got.group(4) or ""
     if _LETTER_PRED.match(behind) or re.search(r"(?<![A-Za-z])[A-J](?![A-Za-z])", behind):
         return False  # "A, B, C", "A or B"
+    if re.search(r"(?<![A-Za-z])(?:and|or|not)(?![A-Za-z])|\A[-,;+*/=^_!<>|]", behind):
+        return False
     return given.upper() == letter
 
 
@@ -156,5 +158,5 @@ def same_words(gold: str, pred: str) -> bool:
         return True
     if wanted in ("yes", "no", "true", "false"):
         first, _, rest = got.partition(" ")
-        return first == wanted and not re.search(r"\b(?:yes|no|true|false)\b", rest)
+        return first == wanted and not re.search(r"\b(?:yes|no|true|false|or|and)\b|\d", rest)
     return wanted.replace(" ", "").replace("-", "") == got.replace(" ", "").replace("-", "")
