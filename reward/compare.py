@@ -41,8 +41,12 @@ _NAME = (
     r"|(?:area|volume|perimeter|length|width|height|ratio|sum|product|total|answer|value|min|max)"
     r"|\\(?:overline|vec|hat|bar|tilde|dot|widehat|overrightarrow|mathbb)\{[^{}]*\})"
 )
-_SUFFIX = r"(?:'+|_\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|_[A-Za-z0-9]|_\\[a-z]+|\^\{?(?:\\prime|\*|-1)\}?)"
-_QUANTITY = rf"(?:\\(?:angle|triangle|text\{{[^{{}}]*\}})\s*|m\\angle\s*){{0,8}}{_NAME}(?:\s*{_SUFFIX})*"
+_SUFFIX = (
+    r"(?:'+|_\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|_[A-Za-z0-9]|_\\[a-z]+|\^\{?(?:\\prime|\*|-1)\}?)"
+)
+_QUANTITY = (
+    rf"(?:\\(?:angle|triangle|text\{{[^{{}}]*\}})\s*|m\\angle\s*){{0,8}}{_NAME}(?:\s*{_SUFFIX})*"
+)
 _LABEL = re.compile(
     rf"\s*(?:{_QUANTITY}(?:\s*\([^()=<>]*\))?"
     rf"|\|\s*{_QUANTITY}\s*\||\[\s*[A-Z]{{3,6}}\s*\]"
@@ -200,8 +204,9 @@ class Comparer:
         cells: Sequence[Node] = _vector(matrix)
         if not cells:
             return False
-        pairs = (cells, other.items) if matrix is gold else (other.items, cells)
-        return self._lists(*pairs, True)
+        if matrix is gold:
+            return self._lists(cells, other.items, True)
+        return self._lists(other.items, cells, True)
 
     # -- sets of reals ------------------------------------------------------------------------
 
@@ -354,7 +359,7 @@ def _vector(matrix: Matrix) -> list[Node]:
 
 
 def _has_symbols(node: Node) -> bool:
-    return isinstance(node, Value) and bool(symbols(node.tree)) or not isinstance(node, Value)
+    return (isinstance(node, Value) and bool(symbols(node.tree))) or not isinstance(node, Value)
 
 
 def _states_something(node: Node) -> bool:

@@ -56,7 +56,7 @@ _OPENING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
 _UNKNOWN_FUNCTIONS = set("fgh")
 
 
-class NotAnExpression(ValueError):  # noqa: N818 - the ordinary outcome for text, lists, sets
+class NotAnExpression(ValueError):
     """The text is not an expression this parser reads."""
 
 
@@ -397,7 +397,8 @@ class _Parser:
     def subscript(self) -> str:
         if self.peek() == "{":
             self.take()
-            parts, level = [], 1
+            level = 1
+            parts: list[str] = []
             while True:
                 token = self.take()
                 level += (token == "{") - (token == "}")

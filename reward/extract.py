@@ -127,8 +127,8 @@ def final_segment(response: str) -> tuple[str | None, str]:
 
 
 def last_box(text: str) -> str | None:
-    r"""Return the content of the last balanced ``\boxed`` or ``\fbox`` of ``text``, unwrapped."""
-    found = _from_boxes(text, join_boxes=False)
+    r"""Return the content of the last balanced ``\boxed{}`` or ``\fbox{}``, unwrapped."""
+    found = _from_boxes(text, join_boxes=False, braces_only=True)
     return found.answer if found is not None else None
 
 
@@ -144,7 +144,8 @@ def unwrap_boxes(text: str) -> str:
         for start, inner, end in boxes:
             if not outermost or start >= outermost[-1][2]:
                 outermost.append((start, inner, end))
-        pieces, position = [], 0
+        pieces: list[str] = []
+        position = 0
         for start, inner, end in outermost:
             between = text[position:start]
             if pieces and not between.strip():
@@ -200,10 +201,10 @@ def _scan(text: str) -> list[_Box]:
     return boxes
 
 
-def _from_boxes(segment: str, join_boxes: bool) -> Extracted | None:
+def _from_boxes(segment: str, join_boxes: bool, braces_only: bool = False) -> Extracted | None:
     tail = segment[-TAIL_CHARACTERS:]
     boxes = _scan(tail)
-    bare = _bare_box(tail, boxes[-1][0] if boxes else -1)
+    bare = None if braces_only else _bare_box(tail, boxes[-1][0] if boxes else -1)
     if bare is not None:
         return Extracted(bare, "box", "last box")
     if not boxes:

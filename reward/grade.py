@@ -52,7 +52,8 @@ def equivalent(pred: str, gold: str, policy: Policy = DEFAULT) -> Grade:
     bare = _compare(pred, gold, policy)
     if bare.correct or bare.status == "unparsable_gold":
         return bare
-    wanted, answer = gold, pred
+    wanted: str | None = gold
+    answer = pred
     if _is_sentence(gold):
         wanted = sentence_answer(repair(gold)) if "boxed" in gold or "hope" in gold else gold
     if _is_sentence(pred):
@@ -131,12 +132,12 @@ def _judge(pred: str, got: str, wanted: str, policy: Policy) -> Grade:
         path, equal = special
         return Grade(equal, pred, kind, path, "equal" if equal else "different")
     try:
-        equal, path = _structured(wanted, got, node, policy)
+        verdict, path = _structured(wanted, got, node, policy)
     except TooHard as hard:
         return Grade(False, pred, kind, "limit", f"refused: {hard}", "unparsable_pred")
-    if equal is None:
+    if verdict is None:
         return Grade(False, pred, kind, path, "cannot be compared", "unparsable_pred")
-    return Grade(equal, pred, kind, path, "equal" if equal else "different")
+    return Grade(verdict, pred, kind, path, "equal" if verdict else "different")
 
 
 def _special(wanted: str, got: str, policy: Policy) -> tuple[str, bool] | None:

@@ -4,8 +4,9 @@ import re
 from fractions import Fraction
 
 from reward.expression import Tree
-from reward.numeric import NotRational, Undefined, exact, symbols
 from reward.limits import TooHard
+from reward.numeric import NotRational, Undefined, exact, symbols
+from reward.regions import is_region_like
 from reward.structure import (
     Bracket,
     Builder,
@@ -19,7 +20,6 @@ from reward.structure import (
     Value,
     read,
 )
-from reward.regions import is_region_like
 from reward.words import _numeral, same_choice, same_time
 
 KINDS = (

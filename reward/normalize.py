@@ -8,12 +8,14 @@ stays text is written ``\text{...}``.
 Every pattern here is linear in the length of the answer.
 """
 
+# ruff: noqa: RUF001  (the tables below are about look-alike characters)
+
 import re
 import unicodedata
 
 from reward.extract import unwrap_boxes
 
-_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix", strict=True))  # noqa: RUF001
+_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₖₘ", "0123456789+-()nkm", strict=True))
 _FRACTIONS = {
     "½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5",
@@ -37,7 +39,7 @@ _CHARACTERS = {
     "∠": r"\angle ", "△": r"\triangle ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
     "⌉": r"\rceil ", "…": r"\ldots ", "∣": r"\mid ", "、": ",", "，": ",", "。": ".", "；": ";",
     "€": "", "£": "", "¥": "", "₹": "", "“": '"', "”": '"', "‘": "'",
-}  # fmt: skip  # noqa: RUF001
+}  # fmt: skip
 
 # An escape eaten by a careless JSON or Python string: "\text" read as TAB + "ext".
 _EATEN = [
@@ -98,11 +100,14 @@ _GROUPING = [
     (re.compile(r"(?<=\d)\{,\}(?=\d)"), ""),
     (re.compile(r"(?<=\d)\\[,;: ](?=\d{3}(?!\d))"), ""),
 ]
-_DELIMITERS = re.compile(r"(?<!\\)\$+|(?<!\\)\\[()]|(?<!\\)\\[\[\]](?!\s*\d+(?:\.\d+)?(?:pt|ex|em))")
+_DELIMITERS = re.compile(
+    r"(?<!\\)\$+|(?<!\\)\\[()]|(?<!\\)\\[\[\]](?!\s*\d+(?:\.\d+)?(?:pt|ex|em))"
+)
 _DOLLAR = re.compile(r"(?<![A-Za-z\\])(?:USD?|HKD?|CAD?|AUD?)\$(?=\s?\d)|\$")
 _UNCLOSED_BOX = re.compile(r"\\(?:boxed|fbox)\s?\{")
 _PERCENT = re.compile(
-    r"\\%|(?<=[\d}) ])\s{0,4}(?:\\text\{\s{0,4})?(?:per ?cent(?:age)?|pct)(?:\s{0,4}\})?\.?(?![a-z])"
+    r"\\%|(?<=[\d}) ])\s{0,4}(?:\\text\{\s{0,4})?(?:per ?cent(?:age)?|pct)(?:\s{0,4}\})?"
+    r"\.?(?![a-z])"
 )
 _DEGREE = re.compile(
     r"(?<=[\d}) ])\s{0,4}(?:\\text\{\s{0,4}degrees?\s{0,4}\}|degrees?(?![a-zA-Z]))"
@@ -126,7 +131,8 @@ _LEADING = re.compile(
 )
 _ANSWER_IS = re.compile(r".*\b(?:answer|réponse) (?:is|est)\b:?\s*", re.IGNORECASE | re.DOTALL)
 _TEXT_IS = re.compile(
-    r".*\\text\s?\{[^{}]*\b(?:answer is\s*:?\s*\}\s*|(?:is|are|equals)\s*:?\s*\}\s*(?=[^{}]*[\d{]))",
+    r".*\\text\s?\{[^{}]*\b"
+    r"(?:answer is\s*:?\s*\}\s*|(?:is|are|equals)\s*:?\s*\}\s*(?=[^{}]*[\d{]))",
     re.DOTALL,
 )
 _NUMBERED = re.compile(r"(?<![A-Za-z\\{])[A-Z][a-z]{2,12} \d{1,2}:\s")

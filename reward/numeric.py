@@ -24,11 +24,11 @@ UNIT = 2.0**-52
 POINTS = 3
 
 
-class NotRational(ArithmeticError):  # noqa: N818 - the ordinary outcome for roots and pi
+class NotRational(ArithmeticError):
     """The value is no fraction."""
 
 
-class Undefined(ArithmeticError):  # noqa: N818
+class Undefined(ArithmeticError):
     """The expression has no value here (division by zero, infinity, a pole)."""
 
 

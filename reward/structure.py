@@ -14,11 +14,10 @@ the inside is left to `reward.expression`. Nothing is evaluated here.
 
 import re
 from dataclasses import dataclass
-from typing import Union as Either
 
 from reward.expression import NotAnExpression, Tree, parse
-from reward.words import words
 from reward.units import split_known_unit, split_unit, strip_condition
+from reward.words import words
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Builder:
     condition: "Node"
 
 
-Node = Either[Value, Percent, Text, Items, Bracket, Matrix, Relation, Union, Builder]
+Node = Value | Percent | Text | Items | Bracket | Matrix | Relation | Union | Builder
 
 MAX_ITEMS = 200
 MAX_NESTING = 12
@@ -297,7 +296,8 @@ def _read_union(text: str, depth: int) -> Node | None:
     parts = [read(part, depth + 1) for part in _cut(text, cuts) if part]
     if len(parts) != len(cuts) + 1:
         return None
-    pieces, without = [parts[0]], []
+    pieces: list[Node] = [parts[0]]
+    without: list[Node] = []
     for (_, _, token), part in zip(cuts, parts[1:], strict=True):
         (pieces if token == "\\cup" else without).append(part)
     return Union(tuple(pieces), tuple(without))
@@ -305,9 +305,7 @@ def _read_union(text: str, depth: int) -> Node | None:
 
 def _bracket_of_all() -> Bracket:
     infinity: Tree = ("const", "inf")
-    return Bracket(
-        "(", ")", (Value(("neg", infinity), "-\\infty"), Value(infinity, "\\infty"))
-    )
+    return Bracket("(", ")", (Value(("neg", infinity), "-\\infty"), Value(infinity, "\\infty")))
 
 
 def _bracketed(text: str) -> tuple[str, str, str] | None:

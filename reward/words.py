@@ -27,7 +27,8 @@ _BASE_WORDS = {
 }  # fmt: skip
 _BASE = re.compile(
     r"\(?\s*(-?[0-9A-Fa-f][0-9A-Fa-f.\s]*?)\s*\)?\s*"
-    r"(?:_\s*\{?\s*\(?\s*(?:base)?\s*(\d{1,2}|[a-z]+)\s*\)?\s*\}?|(?:in )?base[- ]?(\d{1,2}|[a-z]+))"
+    r"(?:_\s*\{?\s*\(?\s*(?:base)?\s*(\d{1,2}|[a-z]+)\s*\)?\s*\}?"
+    r"|(?:in )?base[- ]?(\d{1,2}|[a-z]+))"
 )
 _TIME = re.compile(
     r"(\d{1,2})(?::([0-5]\d))?(?::([0-5]\d))?\s*(a\.?\s?m\.?|p\.?\s?m\.?)?", re.IGNORECASE
@@ -42,12 +43,11 @@ _SAME_MEANING = {
     "all reals": "all real numbers", "all real number": "all real numbers",
 }  # fmt: skip
 NUMBER_WORDS = {
-    word: value
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-        "fifteen sixteen seventeen eighteen nineteen twenty".split()
-    )
-}
+    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7,
+    "eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13,
+    "fourteen": 14, "fifteen": 15, "sixteen": 16, "seventeen": 17, "eighteen": 18,
+    "nineteen": 19, "twenty": 20,
+}  # fmt: skip
 _ARTICLES = re.compile(r"\b(?:the|a|an)\b")
 _PREDICATE = re.compile(r".+ (?:is|are) (\w+)")
 _NEGATION = re.compile(r"\b(?:not|no|never|none|neither|nor|false|except)\b|n't")
