@@ -56,9 +56,10 @@ def equivalent(pred: str, gold: str, policy: Policy = DEFAULT) -> Grade:
     answer = pred
     if _is_sentence(gold):
         wanted = sentence_answer(repair(gold)) if "boxed" in gold or "hope" in gold else gold
-    if _is_sentence(pred):
+    prose = _is_sentence(pred)
+    if prose:
         answer = sentence_answer(repair(pred)) or pred
-    letter = stated_choice(clean(gold), pred) if len(pred) > 8 or not pred.isascii() else None
+    letter = stated_choice(clean(gold), pred) if prose or not pred.isascii() else None
     if letter is not None:
         return replace(bare, correct=letter, path="choice", reason="the letter that is stated")
     if wanted is None or (wanted is gold and answer is pred):

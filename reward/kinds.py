@@ -3,6 +3,7 @@
 import re
 from fractions import Fraction
 
+from reward.compare import is_label
 from reward.expression import Tree
 from reward.limits import TooHard
 from reward.numeric import NotRational, Undefined, exact, symbols
@@ -20,7 +21,7 @@ from reward.structure import (
     Value,
     read,
 )
-from reward.words import _numeral, same_choice, same_time
+from reward.words import read_numeral, same_choice, same_time
 
 KINDS = (
     "integer", "decimal", "fraction", "scientific", "constant", "complex", "degree", "percent",
@@ -34,7 +35,7 @@ def kind_of(gold: str) -> tuple[str, Node]:
     node = read(gold)
     if same_choice(gold, gold) is not None:
         return "choice", node
-    if _numeral(gold) is not None:
+    if read_numeral(gold) is not None:
         return "base", node
     if same_time(gold, gold) is not None:
         return "time", node
@@ -47,7 +48,7 @@ def _kind(node: Node, gold: str) -> str:
     if isinstance(node, Relation):
         if is_region_like(node):
             return "inequality"
-        return "assignment" if re.match(r"\s*\\?[A-Za-z]+\S{0,12}\s*=", gold) else "equation"
+        return "assignment" if is_label(node.texts[0]) else "equation"
     if is_region_like(node):
         return "interval"
     if isinstance(node, Bracket):

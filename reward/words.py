@@ -88,17 +88,18 @@ def stated_choice(gold: str, sentence: str) -> bool | None:
 
 def same_base(gold: str, pred: str, required: bool) -> bool | None:
     """Compare numerals with a base subscript: the digits and, where both give it, the base."""
-    wanted = _numeral(gold)
+    wanted = read_numeral(gold)
     if wanted is None:
         return None
-    got = _numeral(pred)
+    got = read_numeral(pred)
     if got is None:
         bare = re.sub(r"[\s(){}]", "", plain(pred)).upper()
         return not required and bare == wanted[0]
     return wanted == got
 
 
-def _numeral(text: str) -> tuple[str, int] | None:
+def read_numeral(text: str) -> tuple[str, int] | None:
+    """Read a numeral with a base subscript as (digits, base)."""
     match = _BASE.fullmatch(plain(text))
     if match is None or not match.group(1)[:2].strip("-")[:1].isalnum():
         return None

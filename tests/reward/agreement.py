@@ -39,7 +39,7 @@ EXTRACTION_OF_POLICY = {
 WHY_STILL_WRONG = {
     "g00127": "the label holds at two decimals only (its test sets precision 2)",
     "g00148": "the reference is a whole solution whose box leaves the percent sign outside",
-    "g00184": "the reference is a broken escape of \\text{13}, which is repaired; upstream's is not",
+    "g00184": "the reference is a broken escape of \\text{13}, which is repaired here",
     "g00502": "the label holds at a tolerance of 1e-4 (its test sets it)",
     "g00508": "the label holds at an absolute tolerance of 0.001 (its test sets it)",
     "g00595": "a column of names and values that somebody's markup broke up",
@@ -202,7 +202,7 @@ def page(shared: Path) -> str:
     share = by_source.total(GRADERS[0]).agree / len(pairs)
     lines = [
         BEGIN,
-        "Each cell: rows on which the grader agrees with the label (false rejects / false accepts).",
+        "Cells: rows on which the grader agrees with the label (false rejects / false accepts).",
         "",
         f"Answer pairs from public test suites and benchmarks: {share:.1%} agreement.",
         "",
