@@ -10,13 +10,19 @@ on either side; an equation that is no label ("x + y = 1") must be met by an equ
 answer is a chain, each numeric member must agree, so that "4 = 3" is not 3.
 """
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
 from reward.expression import Tree
+from reward.labels import (
+    FUNCTION_LABEL,
+    before_approximation,
+    label_letters,
+    label_of,
+    stated_values,
+)
 from reward.numeric import symbols
 from reward.regions import is_region_like, region, same_region
 from reward.structure import (
@@ -35,27 +41,6 @@ from reward.verdict import Policy
 from reward.words import NUMBER_WORDS, same_words, words
 
 Tri = bool | None
-
-_NAME = (
-    r"(?:\\(?!frac|sqrt|sin|cos|tan|log|ln|begin|pm|binom)[A-Za-z]+|[A-Za-z]|[A-Z]{2,6}|\\text\{[^{}]*\}"
-    r"|(?:area|volume|perimeter|length|width|height|ratio|sum|product|total|answer|value|min|max)"
-    r"|\\(?:overline|vec|hat|bar|tilde|dot|widehat|overrightarrow|mathbb)\{[^{}]*\})"
-)
-_SUFFIX = (
-    r"(?:'+|_\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|_[A-Za-z0-9]|_\\[a-z]+|\^\{?(?:\\prime|\*|-1)\}?)"
-)
-_QUANTITY = (
-    rf"(?:\\(?:angle|triangle|text\{{[^{{}}]*\}})\s*|m\\angle\s*){{0,8}}{_NAME}(?:\s*{_SUFFIX})*"
-)
-_LABEL = re.compile(
-    rf"\s*(?:{_QUANTITY}(?:\s*\([^()=<>]*\))?"
-    rf"|\|\s*{_QUANTITY}\s*\||\[\s*[A-Z]{{3,6}}\s*\]"
-    rf"|{_QUANTITY}\s*[:/]\s*{_QUANTITY}"
-    rf"|\\frac\s*\{{\s*{_QUANTITY}\s*\}}\s*\{{\s*{_QUANTITY}\s*\}}"
-    rf"|\(?\s*{_QUANTITY}(?:\s*,\s*{_QUANTITY})+\s*\)?)\s*"
-)
-_FUNCTION_LABEL = re.compile(rf"\s*(?:{_QUANTITY}\s*\(.*\)|y)\s*", re.DOTALL)
-_NOT_LABEL = re.compile(r"\\(?:infty|mathbb|emptyset|pi)(?![a-zA-Z])")
 
 
 @dataclass(frozen=True)
@@ -231,10 +216,10 @@ class Comparer:
         if isinstance(gold, Relation) and isinstance(pred, Relation):
             return self._equations(gold, pred)
         if isinstance(gold, Relation):
-            members = _members(gold)
+            members = stated_values(gold)
             if members is None:
                 if _is_true_arithmetic(self, gold):
-                    return self.same(_before_approximation(gold, 0)[-1], pred)
+                    return self.same(before_approximation(gold, 0)[-1], pred)
                 return False
             return self.same(members[-1], pred)
         assert isinstance(pred, Relation)
@@ -242,12 +227,12 @@ class Comparer:
 
     def _value_and_chain(self, gold: Node, pred: Relation) -> Tri:
         """Compare a value with ``x = 3``, ``2 + 1 = 3`` or ``x = 2 + 1 = 3``."""
-        members = _members(pred)
+        members = stated_values(pred)
         if members is None:
             numeric = isinstance(gold, Value) and not symbols(gold.tree)
             if numeric and any(_states_something(part) for part in pred.parts):
                 return False
-            members = _before_approximation(pred, 0)
+            members = before_approximation(pred, 0)
         if self.policy.chain == "last":
             return self.same(gold, members[-1])
         last = self.same(gold, members[-1])
@@ -260,11 +245,11 @@ class Comparer:
         return _all(self.same(gold, part) for part in checked)
 
     def _equations(self, gold: Relation, pred: Relation) -> Tri:
-        wanted, got = _members(gold), _members(pred)
+        wanted, got = stated_values(gold), stated_values(pred)
         if wanted is not None and got is not None:
-            names = _label(gold), _label(pred)
-            if _bare(names[0]) == _bare(names[1]) or all(
-                _FUNCTION_LABEL.fullmatch(name) for name in names
+            names = label_of(gold), label_of(pred)
+            if label_letters(names[0]) == label_letters(names[1]) or all(
+                FUNCTION_LABEL.fullmatch(name) for name in names
             ):
                 verdict = self._value_and_chain(wanted[-1], pred)
                 if verdict is not False:
@@ -292,9 +277,9 @@ class Comparer:
                 return True
             if _variables(gold) != _variables(pred):
                 return direct
-        if isinstance(gold, Relation) and gold.signs == ("=",) and _members(gold) is not None:
+        if isinstance(gold, Relation) and gold.signs == ("=",) and stated_values(gold) is not None:
             return self.same(gold.parts[-1], pred)
-        if isinstance(pred, Relation) and pred.signs == ("=",) and _members(pred) is not None:
+        if isinstance(pred, Relation) and pred.signs == ("=",) and stated_values(pred) is not None:
             return self.same(gold, pred.parts[-1])
         if isinstance(gold, Value | Percent) or isinstance(pred, Value | Percent):
             return False
@@ -372,45 +357,11 @@ def _states_something(node: Node) -> bool:
     return not (isinstance(node, Matrix) or (isinstance(node, Text) and not node.is_words))
 
 
-def _label(relation: Relation) -> str:
-    return relation.texts[0] if is_label(relation.texts[0]) else relation.texts[-1]
-
-
-def _bare(label: str) -> str:
-    return re.sub(r"\\(?:angle|text|overline|left|right)|[\s{}()|]", "", label)
-
-
-def is_label(text: str) -> bool:
-    """Tell whether a left side only names what the right side says."""
-    return _LABEL.fullmatch(text) is not None and _NOT_LABEL.search(text) is None
-
-
-def _members(relation: Relation) -> list[Node] | None:
-    """Return what a labelled relation says its label is, or ``None`` if there is no label."""
-    if not set(relation.signs) <= {"=", "~"}:
-        return None
-    if is_label(relation.texts[0]):
-        return _before_approximation(relation, 1)
-    if is_label(relation.texts[-1]) and len(relation.parts) == 2 and relation.signs[0] == "=":
-        return [relation.parts[0]]
-    return None
-
-
-def _before_approximation(relation: Relation, start: int) -> list[Node]:
-    """Drop the members behind an approximation sign if exact ones stand before it."""
-    members = [relation.parts[start]]
-    for part, sign in zip(relation.parts[start + 1 :], relation.signs[start:], strict=True):
-        if sign == "~":
-            break
-        members.append(part)
-    return members
-
-
 def _is_true_arithmetic(comparer: Comparer, relation: Relation) -> bool:
     """Tell whether a chain has numbers only, like ``2 + 1 = 3``."""
     if any(_has_symbols(part) for part in relation.parts) or not set(relation.signs) <= {"=", "~"}:
         return False
-    exact = _before_approximation(relation, 0)
+    exact = before_approximation(relation, 0)
     return bool(_all(comparer.same(exact[-1], part) for part in exact))
 
 

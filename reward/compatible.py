@@ -6,6 +6,7 @@ r"""Graders that behave like published ones, for reproducing their numbers.
 - ``qwen``: the evaluation of Qwen2.5-Math: last box, else the announced answer, else the last
   number; relative tolerance 1e-4; a factor of 100 either way is forgiven; brackets are not read.
 - ``exact``: the last box, character by character.
+- ``math_verify``: the whole response given to math-verify with its own settings, as its users do.
 
 The rules are theirs, the code is not: values come from `reward.expression` and `reward.numeric`,
 so nothing in a response is ever executed. Their known weaknesses are kept on purpose. Training
@@ -14,11 +15,13 @@ should use ``rlvr``.
 
 import re
 
-from reward.expression import NotAnExpression, Tree, number, parse
+from reward.exact import NotRational, Undefined, exact
+from reward.expression import Tree, parse
 from reward.extract import extract, last_box
 from reward.limits import MAX_ANSWER_CHARACTERS, TooHard
 from reward.normalize import clean
-from reward.numeric import NotRational, Undefined, approximate, exact, symbols
+from reward.numeric import approximate, symbols
+from reward.tokens import NotAnExpression, number
 from reward.values import same_value
 from reward.verdict import DEFAULT, Grade, Policy
 from reward.words import NUMBER_WORDS
@@ -314,3 +317,19 @@ def exact_match(response: str, gold: str, policy: Policy = DEFAULT) -> Grade:
         return Grade(False, None, "unknown", "extract", found.reason, "no_answer")
     equal = found.answer.strip() == gold.strip()
     return Grade(equal, found.answer, "unknown", "string", "equal" if equal else "different")
+
+
+def math_verify_alone(response: str, gold: str, policy: Policy = DEFAULT) -> Grade:
+    """Grade by math-verify's own extraction and comparison, for measuring beside it.
+
+    It joins neighbouring boxes and falls back to the last number; its timeouts are off, because
+    the worker's alarm stands over it.
+    """
+    import math_verify
+
+    wanted = math_verify.parse(f"${gold}$", parsing_timeout=None)
+    got = math_verify.parse(response, parsing_timeout=None)
+    if not got:
+        return Grade(False, None, "unknown", "extract", "nothing parsed", "no_answer")
+    equal = bool(math_verify.verify(wanted, got, timeout_seconds=None))
+    return Grade(equal, str(got[-1])[:200], "unknown", "math_verify", "as math-verify says")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from difflib import get_close_matches
 
-from reward.compatible import exact_match, one_shot_rlvr, qwen
+from reward.compatible import exact_match, math_verify_alone, one_shot_rlvr, qwen
 from reward.grade import check_gold, equivalent, grade
 from reward.verdict import Grade, Policy
 
@@ -17,6 +17,7 @@ GRADERS: dict[str, Grader] = {
     "one_shot_rlvr": one_shot_rlvr,
     "qwen": qwen,
     "exact": exact_match,
+    "math_verify": math_verify_alone,
 }
 
 

@@ -3,10 +3,11 @@
 import re
 from fractions import Fraction
 
-from reward.compare import is_label
+from reward.exact import NotRational, Undefined, exact
 from reward.expression import Tree
+from reward.labels import is_label
 from reward.limits import TooHard
-from reward.numeric import NotRational, Undefined, exact, symbols
+from reward.numeric import symbols
 from reward.regions import is_region_like
 from reward.structure import (
     Bracket,

@@ -8,8 +8,9 @@ matched as written. Inequalities that are linear in one symbol are solved.
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from reward.exact import NotRational, Undefined, exact
 from reward.expression import Tree
-from reward.numeric import NotRational, Undefined, exact, symbols
+from reward.numeric import symbols
 from reward.structure import Bracket, Builder, Items, Node, Relation, Union, Value
 from reward.values import infinite, real_value, same_value
 from reward.verdict import Policy

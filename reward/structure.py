@@ -15,7 +15,8 @@ the inside is left to `reward.expression`. Nothing is evaluated here.
 import re
 from dataclasses import dataclass
 
-from reward.expression import NotAnExpression, Tree, parse
+from reward.expression import Tree, parse
+from reward.tokens import NotAnExpression
 from reward.units import split_known_unit, split_unit, strip_condition
 from reward.words import words
 

@@ -15,8 +15,8 @@ import re
 from math_verify import LatexExtractionConfig, parse, verify
 from sympy import Basic, MatrixBase, nan, zoo
 
-from reward.expression import FUNCTIONS, GREEK
 from reward.limits import TooHard
+from reward.tokens import FUNCTIONS, GREEK
 
 MAX_CHARACTERS = 400
 MAX_NESTING = 12

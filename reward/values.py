@@ -10,17 +10,11 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 
-from reward.expression import Tree, number
+from reward.exact import NotRational, Undefined, exact
+from reward.expression import Tree
 from reward.limits import TooHard
-from reward.numeric import (
-    NotRational,
-    Undefined,
-    approximate,
-    exact,
-    has_decimal,
-    point,
-    symbols,
-)
+from reward.numeric import approximate, has_decimal, point, symbols
+from reward.tokens import number
 from reward.verdict import Policy
 
 SLACK = 32.0  # how many error bounds two equal values may lie apart

@@ -88,7 +88,7 @@ def test_the_two_text_graders(pred, gold, hendrycks, prm800k):
 
 
 def test_graders_are_found_by_name():
-    assert set(GRADERS) == {"rlvr", "one_shot_rlvr", "qwen", "exact"}
+    assert set(GRADERS) == {"rlvr", "one_shot_rlvr", "qwen", "exact", "math_verify"}
     for name in GRADERS:
         assert grader_by_name(name)(r"\boxed{3}", "3", DEFAULT).correct
         assert pair_grader_by_name(name)("3", "3", DEFAULT).correct
