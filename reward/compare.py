@@ -34,8 +34,9 @@ from reward.structure import (
     Relation,
     Text,
     Value,
+    with_unit,
 )
-from reward.units import same_unit
+from reward.units import same_unit, split_letter_unit
 from reward.values import same_up_to_factor, same_value
 from reward.verdict import Policy
 from reward.words import NUMBER_WORDS, same_words, words
@@ -72,6 +73,11 @@ class Comparer:
     # -- values -------------------------------------------------------------------------------
 
     def _values(self, gold: Value, pred: Value) -> Tri:
+        # Where one side has a unit, a letter behind the other's number is one too.
+        if gold.unit and not pred.unit and symbols(pred.tree) and not symbols(gold.tree):
+            pred = with_unit(pred.text, split_letter_unit) or pred
+        elif pred.unit and not gold.unit and symbols(gold.tree) and not symbols(pred.tree):
+            gold = with_unit(gold.text, split_letter_unit) or gold
         if not same_unit(gold.unit, pred.unit, self.policy.units == "strict"):
             return False
         return same_value(gold.tree, pred.tree, self.policy, gold.text)
@@ -98,9 +104,13 @@ class Comparer:
             if gold.is_words and pred.is_words:
                 return same_words(gold.text, pred.text)
         elif isinstance(gold, Value) and isinstance(pred, Text):
-            named = NUMBER_WORDS.get(words(pred.text))
+            named = _named_number(pred)
             if named is not None:
-                return self._values(gold, Value(("num", Fraction(named), False), str(named)))
+                return self._values(gold, named)
+        elif isinstance(gold, Text) and isinstance(pred, Value):
+            named = _named_number(gold)
+            if named is not None:
+                return self._values(named, pred)
         for one, other in ((gold, pred), (pred, gold)):
             if isinstance(one, Text) and words(one.text) == "no solution":
                 return isinstance(other, Bracket) and not other.items
@@ -120,6 +130,8 @@ class Comparer:
             if all(isinstance(item, Bracket) for item in (*gold.items, *pred.items)):
                 # Solutions of a system: naming one twice changes nothing.
                 return self._lists(_distinct(self, gold.items), _distinct(self, pred.items), False)
+            if {gold.joint, pred.joint} == {"and", "or"} and all(map(_is_symbolic, gold.items)):
+                return False  # "p and q" is not "p or q", though "1 and 2" may be "1 or 2"
             return self._lists(gold.items, pred.items, self.policy.ordered_lists)
         if isinstance(gold, Items) and isinstance(pred, Bracket):
             return self._list_and_bracket(gold, pred)
@@ -316,6 +328,11 @@ def _scaled(value: Value, factor: Fraction) -> Value:
     return Value(tree, "", value.unit)
 
 
+def _named_number(text: Text) -> Value | None:
+    number = NUMBER_WORDS.get(words(text.text))
+    return None if number is None else Value(("num", Fraction(number), False), str(number))
+
+
 def _distinct(comparer: Comparer, items: Sequence[Node]) -> list[Node]:
     kept: list[Node] = []
     for item in items:
@@ -341,6 +358,10 @@ def _vector(matrix: Matrix) -> list[Node]:
     if len(matrix.rows) == 1 or all(len(row) == 1 for row in matrix.rows):
         return _cells(matrix)
     return [Bracket("[", "]", row) for row in matrix.rows]
+
+
+def _is_symbolic(node: Node) -> bool:
+    return isinstance(node, Value) and bool(symbols(node.tree))
 
 
 def _has_symbols(node: Node) -> bool:

@@ -115,6 +115,14 @@ def factorial(value: Fraction) -> int:
     return math.factorial(int(value))
 
 
+def _double_factorial(value: Fraction) -> Fraction:
+    if value.denominator != 1 or value < 0:
+        raise NotRational("double factorial of something else than a whole number")
+    if value > 3300:
+        raise TooHard("a factorial of too many digits")
+    return Fraction(math.prod(range(int(value), 0, -2)))
+
+
 def _binomial(above: Fraction, below: Fraction) -> Fraction:
     if above.denominator != 1 or below.denominator != 1:
         raise NotRational("binomial")
@@ -134,6 +142,8 @@ def _exact_function(tree: Tree, values: Mapping[str, Fraction]) -> Fraction:
         if radicand < 0 and degree % 2 == 1:
             return -_exact_root(-radicand, int(degree))
         return _exact_root(radicand, int(degree))
+    if name == "double factorial":
+        return _double_factorial(exact(tree[2], values))
     if name == "binom":
         return _binomial(exact(tree[2], values), exact(tree[3], values))
     if name in ("floor", "ceil", "abs", "sgn", "gcd", "lcm", "min", "max"):

@@ -163,7 +163,11 @@ class _Parser:
             token = self.peek()
             if token == "!":
                 self.take()
-                tree = ("fact", tree)
+                if self.tokens[self.position : self.position + 1] == ["!"]:
+                    self.take()
+                    tree = ("fn", "double factorial", tree)
+                else:
+                    tree = ("fact", tree)
             elif token == "°":
                 self.take()
                 tree = self.degrees(tree)
@@ -294,6 +298,8 @@ class _Parser:
         if name in GREEK:
             return self.symbol("\\" + name, depth)
         if "{" in name:  # an accented name
+            accent, _, rest = name.partition("{")
+            name = _ACCENTS.get(accent, accent) + "{" + rest if len(rest) == 2 else name
             if name.startswith("overline{") and "-" not in name and any(map(str.isdigit, name)):
                 raise NotAnExpression("digits under a bar")
             return self.symbol("\\" + name, depth)
@@ -339,6 +345,8 @@ class _Parser:
             name, power = "arc" + name, None
         arguments = self.function_arguments(name, depth)
         tree: Tree = ("fn", name, *arguments)
+        if name == "lg":
+            tree = ("div", ("fn", "ln", arguments[0]), ("fn", "ln", ("num", Fraction(10), False)))
         if base is not None:
             if name != "log" or len(arguments) != 1:
                 raise NotAnExpression(f"a subscript of {name}")
@@ -367,6 +375,7 @@ class _Parser:
             tree = self.juxtaposed(tree, False, depth + 1)
 
 
+_ACCENTS = {"overline": "bar", "widehat": "hat", "overrightarrow": "vec"}
 _COMMAND_FACTORS = {
     "pi", "infty", "infinity", "inf", "frac", "binom", "sqrt", "lfloor", "lceil", "abs", "floor",
     "ceil",

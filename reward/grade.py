@@ -11,6 +11,7 @@ time as a whole; `reward.pool` is, and is what a training run should call.
 
 import re
 from dataclasses import replace
+from functools import lru_cache
 
 from reward.compare import Comparer
 from reward.extract import extract, sentence_answer
@@ -93,7 +94,14 @@ def _compare(pred: str, gold: str, policy: Policy) -> Grade:
         return Grade(False, pred, "unknown", "gold", problem, "unparsable_gold")
     if len(pred) > MAX_ANSWER_CHARACTERS:
         return _overlong(pred, gold)
-    return _judge(pred, clean(pred), clean(gold), policy)
+    return _judge(pred, clean(pred), _reference(gold), policy)
+
+
+@lru_cache(maxsize=2048)
+def _reference(gold: str) -> tuple[str, str, Node]:
+    """Return a reference cleaned, its kind and its structure: a group shares one reference."""
+    wanted = clean(gold)
+    return wanted, *kind_of(wanted)
 
 
 def check_gold(gold: str) -> str | None:
@@ -122,8 +130,8 @@ def _overlong(pred: str, gold: str) -> Grade:
     return Grade(False, pred[:200], "unknown", "limit", reason, "unparsable_pred")
 
 
-def _judge(pred: str, got: str, wanted: str, policy: Policy) -> Grade:
-    kind, node = kind_of(wanted)
+def _judge(pred: str, got: str, reference: tuple[str, str, Node], policy: Policy) -> Grade:
+    wanted, kind, node = reference
     if got == wanted or squeeze(got) == squeeze(wanted):
         return Grade(True, pred, kind, "string", "the same after cleaning")
     if _NOTHING.fullmatch(got):

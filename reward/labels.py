@@ -21,6 +21,7 @@ _QUANTITY = (
 )
 _LABEL = re.compile(
     rf"\s*(?:{_QUANTITY}(?:\s*\([^()=<>]*\))?"
+    rf"|\\(?:sin|cos|tan|cot)\s*\(?\s*{_QUANTITY}\s*\)?"
     rf"|\|\s*{_QUANTITY}\s*\||\[\s*[A-Z]{{3,6}}\s*\]"
     rf"|{_QUANTITY}\s*[:/]\s*{_QUANTITY}"
     rf"|\\frac\s*\{{\s*{_QUANTITY}\s*\}}\s*\{{\s*{_QUANTITY}\s*\}}"

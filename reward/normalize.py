@@ -70,6 +70,7 @@ _COMMANDS = {
     "leqslant": "le", "leq": "le", "lt": "<", "geqslant": "ge", "geq": "ge", "gt": ">",
     "neq": "ne", "cdot": "*", "times": "*", "ast": "*", "bullet": "*", "div": "/", "colon": ":",
     "varnothing": "emptyset", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|",
+    "langle": "(", "rangle": ")", "bmod": "mod",
     "lbrace": "{", "rbrace": "}", "lbrack": "[", "rbrack": "]", "backslash": "setminus",
     "cupdot": "cup", "sqcup": "cup", "arctg": "arctan", "tg": "tan", "ctg": "cot", "cosec": "csc",
     "textcirc": "circ", "degree": "circ", "degrees": "circ", "land": "and", "lor": "or",
@@ -78,7 +79,9 @@ _COMMANDS = {
     "iff": "to", "implies": "to", "Rightarrow": "to", "rightarrow": "to", "longrightarrow": "to",
     "simeq": "approx", "sim": "sim", "thickapprox": "approx",
 }  # fmt: skip
-_PLAIN = {"<", ">", "*", "/", ":", "|", "[", "]"}
+_PLAIN = {"<", ">", "*", "/", ":", "|", "[", "]", "(", ")"}
+_MODULUS = re.compile(r"\(?\s?\\p?mod\s?(?:\{([^{}]{1,20})\}|(\d{1,6}|[a-z]))\s?\)?")
+_OUTWARD = re.compile(r"([\[\]])([^\[\](){},;]+[,;][^\[\](){},;]+)([\[\]])")
 _DROPPED = {
     "left", "right", "middle", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr",
     "biggl", "biggr", "Biggl", "Biggr", "bigm", "displaystyle", "textstyle", "scriptstyle",
@@ -267,6 +270,8 @@ def _words(text: str) -> str:
     if "\\text" in text:
         text = _AND_OR.sub(_and_or, text)
     text = _GLUED_OR.sub(r" \1 ", text)
+    if "mod" in text:
+        text = _MODULUS.sub(lambda match: f" \\mod {match.group(1) or match.group(2)}", text)
     text = _PERCENT.sub("%", text)
     text = _DEGREE.sub(r"^\\circ ", text)
     if "circ" in text or "^" in text:
@@ -301,4 +306,9 @@ def _ends(text: str) -> str:
         text = text[word.end() :] if word else text
     elif lead is not None and lead.end() < len(text):
         text = text[lead.end() :]
-    return re.sub(r"\s+", " ", text).strip()
+    text = re.sub(r"\s+", " ", text).strip()
+    outward = _OUTWARD.fullmatch(text) if "]" in text and "[" in text else None
+    if outward is not None:  # "]0, 1[" is the open interval
+        opening, ends, closing = outward.groups()
+        text = f"{'(' if opening == ']' else '['}{ends}{')' if closing == '[' else ']'}"
+    return text

@@ -172,7 +172,7 @@ def _function(tree: Tree, values: Mapping[str, Fraction], degrees: bool) -> Appr
     name = tree[1]
     if name.startswith("value of "):
         return _unknown_function(name, _approximate(tree[2], values, False), values)
-    if name in ("binom", "gcd", "lcm"):
+    if name in ("binom", "gcd", "lcm", "double factorial"):
         whole = ("fn", name, *(("num", _whole(item, values), False) for item in tree[2:]))
         return _rounded(complex(float(exact(whole, values))))
     trigonometric = name in ("sin", "cos", "tan", "cot", "sec", "csc")

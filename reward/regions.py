@@ -182,6 +182,8 @@ def _joined(node: Items) -> list[Piece] | None:
         if any(piece.ends is None for piece in [*pieces, *part]):
             return None
         pieces = [both for one in pieces for two in part for both in _intersect(one, two)]
+    if not pieces and node.joint == ",":
+        return [piece for part in found for piece in part]  # "x < 1, x > 2" means either
     return pieces
 
 
@@ -212,6 +214,8 @@ def _inequality(node: Relation) -> list[Piece] | None:
     for one, other, reading in ((0, 1, sign), (1, 0, _FLIPPED[sign])):
         if is_variable(trees[one]) and not symbols(trees[one]) & symbols(trees[other]):
             return _half_line(trees[other], reading)
+        if trees[one][:2] == ("fn", "abs"):
+            return _absolute(trees[one][2], trees[other], reading)
     return _linear(trees[0], trees[1], sign)
 
 
@@ -230,6 +234,19 @@ def _between(trees: list[Tree], signs: tuple[str, ...]) -> list[Piece] | None:
     if not set(signs) <= {"<", "<="}:
         return None
     return [Piece(trees[0], signs[0] == "<=", trees[2], signs[1] == "<=")]
+
+
+def _absolute(inside: Tree, bound: Tree, sign: str) -> list[Piece] | None:
+    """Solve ``|x| < a`` and ``|x| > a`` for a constant a above 0."""
+    end = real_value(bound)
+    if not is_variable(inside) or end is None or end <= 0:
+        return None
+    closed, minus = sign in ("<=", ">="), ("neg", bound)
+    if sign in ("<", "<="):
+        return [Piece(minus, closed, bound, closed)]
+    if sign in (">", ">="):
+        return [Piece(_MINUS, False, minus, closed), Piece(bound, closed, _INFINITY, False)]
+    return None
 
 
 def _half_line(end: Tree, sign: str) -> list[Piece] | None:

@@ -13,11 +13,13 @@ the inside is left to `reward.expression`. Nothing is evaluated here.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from reward.expression import Tree, parse
+from reward.numeric import symbols
 from reward.tokens import NotAnExpression
-from reward.units import split_known_unit, split_unit, strip_condition
+from reward.units import split_known_unit, split_roman_unit, split_unit, strip_condition
 from reward.words import words
 
 
@@ -356,20 +358,22 @@ def _read_value(text: str) -> Node:
     if text.endswith("%"):
         inner = _read_value(text[:-1].strip())
         return Percent(inner) if isinstance(inner, Value) and not inner.unit else Text(text)
-    core, unit = split_known_unit(text)
-    if unit:
-        try:
-            return Value(parse(core), core, unit)
-        except NotAnExpression:
-            pass
+    for split in (split_known_unit, split_roman_unit):
+        node = with_unit(text, split)
+        if node is not None and not symbols(node.tree):
+            return node
     try:
         return Value(parse(text), text)
     except NotAnExpression:
-        pass
-    core, unit = split_unit(text)
-    if unit:
-        try:
-            return Value(parse(core), core, unit)
-        except NotAnExpression:
-            pass
-    return Text(text)
+        return with_unit(text, split_unit) or Text(text)
+
+
+def with_unit(text: str, split: Callable[[str], tuple[str, str]]) -> Value | None:
+    """Read a value and the unit that ``split`` finds behind it, or ``None``."""
+    core, unit = split(text)
+    if not unit:
+        return None
+    try:
+        return Value(parse(core), core, unit)
+    except NotAnExpression:
+        return None

@@ -20,7 +20,7 @@ FUNCTIONS = {
     "cosh", "tanh", "ln", "log", "lg", "exp", "sgn", "sign", "gcd", "lcm", "min", "max", "Re",
     "Im", "arcsec", "arccsc",
 }  # fmt: skip
-ALIASES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "lg": "log", "sign": "sgn"}
+ALIASES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "sign": "sgn"}
 _PLAIN_WORDS = sorted(
     [*(name for name in FUNCTIONS if name.islower()), *ALIASES, "sqrt", "pi", "infinity",
      "infty", "inf", "abs", "floor", "ceil", "theta", "alpha", "beta", "gamma", "delta", "lambda",
@@ -88,6 +88,8 @@ def tokenize(text: str) -> list[str]:
 
 def _split_letters(run: str) -> list[str]:
     """Split a run of letters into known names and single symbols; refuse an English word."""
+    if len(run) > 2 and run.isupper():
+        return [run]  # a figure's name: ABCD is not ABDC
     tokens: list[str] = []
     position = 0
     while position < len(run):
@@ -100,7 +102,7 @@ def _split_letters(run: str) -> list[str]:
             position += 1
     symbols = [token for token in tokens if len(token) == 1]
     vowels = sum(letter in "aeiouEIOU" for letter in symbols)
-    if (len(symbols) > 2 and vowels > (symbols[:1] == ["a"])) or (len(run) > 4 and vowels > 1):
+    if (len(symbols) > 2 and vowels > symbols.count("a")) or (len(run) > 3 and vowels > 1):
         raise NotAnExpression(f"the word {run!r}")
     if len(symbols) > 5 or run in ("no", "on", "or", "if", "is", "it", "to", "of", "No", "NO"):
         raise NotAnExpression(f"the word {run!r}")

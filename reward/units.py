@@ -30,7 +30,7 @@ _UNIT_PIECE = re.compile(
 )
 _TAIL = re.compile(rf"\s*(?:{_UNIT_PIECE.pattern})(?:\s*[/*.]?\s*(?:{_UNIT_PIECE.pattern}))*\s*\Z")
 _GLUED = re.compile(
-    r"(?<=[\d})])\s?((?:mm|cm|km|kg|mg|ml|mL|ft|lbs?|oz|mph|hrs?|sec|mins?|inches|s|L)"
+    r"(?<=[\d})])\s?((?:mm|cm|km|kg|mg|ml|mL|ft|lbs?|oz|mph|hrs?|sec|mins?|inches|in|s|L)"
     r"(?:\s?\^\s?\{?\s?[23]\s?\}?)?)\Z"
 )
 _WORD = re.compile(r"([A-Za-z°]+)\.?(?:\s?\^\s?\{?\s?(-?\d)\s?\}?)?")
@@ -58,6 +58,29 @@ def split_unit(text: str) -> tuple[str, str]:
     if not core or any(word.lower() in _NO_UNITS for word in re.findall("[A-Za-z]+", unit)):
         return text, ""
     return core.rstrip("*/ "), re.sub(r"\\text|[{}]", " ", unit).strip() or "-"
+
+
+_ROMAN = re.compile(
+    r"\s*((?:\\text\s?\{\s*[A-Za-z]{1,12}\s*\}(?:\s?\^\s?\{?\s?-?\d\s?\}?)?[\s/*.]*)+)\Z"
+)
+_LETTERS = re.compile(
+    r"(?<=[\d})])\s*([A-Za-z](?:\s?\^\s?\{?-?\d\}?)?(?:\s*/\s*[A-Za-z](?:\s?\^\s?\{?-?\d\}?)?)?)\Z"
+)
+
+
+def split_roman_unit(text: str) -> tuple[str, str]:
+    r"""Split off units set in roman type (``9.8 \text{m} \text{s}^{-2}``), single letters too."""
+    match = _ROMAN.search(text[-120:])
+    if match is None or re.search(r"\{\s*[ei]\s*\}", match.group()):
+        return text, ""
+    offset = max(0, len(text) - 120)
+    return text[: offset + match.start()].strip(), re.sub(r"\\text|[{}]", " ", match.group(1))
+
+
+def split_letter_unit(text: str) -> tuple[str, str]:
+    """Split off one plain letter as a unit: only where the other side shows that one is due."""
+    match = _LETTERS.search(text)
+    return (text, "") if match is None else (text[: match.start(1)].strip(), match.group(1))
 
 
 def split_known_unit(text: str) -> tuple[str, str]:

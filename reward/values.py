@@ -19,6 +19,7 @@ from reward.verdict import Policy
 
 SLACK = 32.0  # how many error bounds two equal values may lie apart
 ROUNDING_DIGITS = 6
+_WHOLE = ("binom", "gcd", "lcm", "double factorial")
 _BRANCHING = {"root", "ln", "log", "arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc"}
 _DECIMAL = re.compile(r"([+-]?)(\d*)\.?(\d*)(?:[eE]([+-]?\d+))?")
 
@@ -220,7 +221,7 @@ def _nodes(tree: Tree) -> Iterator[Tree]:
 def _wants_integers(tree: Tree) -> bool:
     """Tell whether a tree has factorials, binomials, or a power of a negative number."""
     for node in _nodes(tree):
-        if node[0] == "fact" or (node[0] == "fn" and node[1] in ("binom", "gcd", "lcm")):
+        if node[0] == "fact" or (node[0] == "fn" and node[1] in _WHOLE):
             return True
         if node[0] == "pow" and node[1][0] == "neg" and symbols(node[2]):
             return not symbols(node[1])
