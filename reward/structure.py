@@ -274,7 +274,7 @@ def _read_relation(text: str, depth: int) -> Node | None:
         return None
     texts = _cut(text, cuts)
     signs = tuple(_SIGNS[token] for _, _, token in cuts)
-    if not texts[0]:  # "= 5", "\approx 5"
+    if not texts[0] and signs[0] in ("=", "~"):  # "= 5", "\approx 5"
         texts, signs = texts[1:], signs[1:]
         if not signs:
             return read(texts[0], depth + 1)

@@ -37,7 +37,8 @@ _WORD = re.compile(r"([A-Za-z°]+)\.?(?:\s?\^\s?\{?\s?(-?\d)\s?\}?)?")
 _CONDITION = re.compile(
     r"(?:\s|\\text\s?\{|\(|,)+(?:where|for (?:all|any|some|every|each)|such that|"
     r"\(?approx(?:imately|\.)?|or approximately|as required|respectively)(?![a-z])"
-    r"|\(\s*\\text\s?\{|\\text\s?\{\s*\(|\\forall(?![a-z])",
+    r"|(?:\(\s*\\text\s?\{|\\text\s?\{\s*\()\s*(?:about|approx|rounded|to |in |since|because|i\.e)"
+    r"|\\forall(?![a-z])",
     re.IGNORECASE,
 )
 _NO_UNITS = {
@@ -57,6 +58,9 @@ def split_unit(text: str) -> tuple[str, str]:
     core, unit = text[: offset + match.start()].strip(), match.group()
     if not core or any(word.lower() in _NO_UNITS for word in re.findall("[A-Za-z]+", unit)):
         return text, ""
+    glued = re.match(r"[A-Za-z]+", unit)
+    if glued is not None and _known(glued.group().lower()) is None:
+        return text, ""  # "2ae" is no two of anything
     return core.rstrip("*/ "), re.sub(r"\\text|[{}]", " ", unit).strip() or "-"
 
 
@@ -105,6 +109,10 @@ def same_unit(gold: str, pred: str, strict: bool) -> bool:
     return True
 
 
+def _known(word: str) -> str | None:
+    return _KNOWN.get(word) or _KNOWN.get(word.rstrip("s"))
+
+
 def _measure(unit: str) -> tuple[tuple[str, int], ...]:
     """Return the unit as sorted (name, power) pairs."""
     powers: dict[str, int] = {}
@@ -121,7 +129,7 @@ def _measure(unit: str) -> tuple[tuple[str, int], ...]:
             sign = -1
         if word in _FILLERS:
             continue
-        name = _KNOWN.get(word) or _KNOWN.get(word.rstrip("s")) or word
+        name = _known(word) or word
         powers[name] = powers.get(name, 0) + sign * pending * int(power or 1)
         sign, pending = 1, 1
     return tuple(sorted(powers.items()))

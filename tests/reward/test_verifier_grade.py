@@ -536,6 +536,26 @@ def test_degenerate_answers_are_right_for_nothing(answer):
         assert not grade(boxed(answer), gold).correct, gold
 
 
+HEDGES = [
+    "3 or 4", "3, 4", "3 and 4", r"3 \text{ or } 4", r"\{3,4\}", "3/4", "3 4", "3;4", "3|4",
+    r"3\\4", r"3 \quad 4", "x=3 or x=4", r"\begin{cases}3 & x>0\\4 & x\le0\end{cases}", r"3\text{ (or 4)}",
+    "3 (or 4)", "3 (maybe 4)", r"\text{3 or 4}", r"\text{between 3 and 4}", "3-4",
+    "between 3 and 4", "3 to 4", "3..4", r"\ge 3", "\u2264 3", "3+", r"3 \pm 0.1", "3=3=4", r"3 \ne 4", "3 < 4",
+    r"3 \in \{3,4\}", r"\{3\} \cup \{4\}", "3%", "$3$ or $4$",
+    r"\text{not }3", r"3\text{ is wrong}", "3ae", "3xEe",
+    r"\text{the answer is not }3", "the answer is 4, not 3", "answer is 3 or 4", "3k", "3?",
+    "three or four", "3.000000001", r"3 \text{ apples or oranges}", "3 apples and 4 oranges",
+    "Case 1: 3 Case 2: 4", "Case 1: 3, Case 2: 4", r"4 \boxed{3}", r"\boxed{3}\boxed{4}",
+    r"\phantom{4}3", r"3 \qquad \text{(A) } 4", "x+y=3", "2x=6", "2+2=3", r"\int_0^3 dx", "\u00b3",
+    "3_4", "3'", r"\overline{3}", "x=4=3", r"3\text{ if } x>0, 4\text{ otherwise}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", HEDGES)
+def test_hedged_and_half_right_answers_are_refused(answer):
+    assert not grade(boxed(answer), "3").correct
+
+
 def test_listing_answers_does_not_pay():
     everything = ", ".join(map(str, range(200)))
     for answer in (
