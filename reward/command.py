@@ -93,15 +93,13 @@ def grade_file(
         ValueError: for a missing file, a line that is no JSON object, a missing field, an
             unknown grader, or an output that is the input.
     """
-    source = Path(path)
-    target = None if out is None else Path(out)
+    source, target = Path(path), None if out is None else Path(out)
     if target is not None and source.exists() and target.resolve() == source.resolve():
         raise ValueError(f"{target} is the input; write the graded rows to another file")
     rows = read_rows(source)
-    if pred_field is None and rows and response_field not in rows[0] and "pred" in rows[0]:
+    if pred_field is None and response_field not in rows[0] and "pred" in rows[0]:
         pred_field = "pred"
-    answer_field = pred_field or response_field
-    answers = [_text_field(rows, index, answer_field, source) for index in range(len(rows))]
+    answers = [_text_field(rows, i, pred_field or response_field, source) for i in range(len(rows))]
     golds = [_gold_field(rows, index, gold_field, source) for index in range(len(rows))]
     with VerifierPool(workers, timeout, grader, policy) as pool:
         grades = _grade_all(pool, answers, golds, pred_field is not None)

@@ -13,7 +13,6 @@ answer is a chain, each numeric member must agree, so that "4 = 3" is not 3.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
 from reward.expression import Tree
 from reward.labels import (
@@ -25,6 +24,7 @@ from reward.labels import (
 )
 from reward.numeric import symbols
 from reward.regions import is_region_like, region, same_region
+from reward.relations import difference, directed, variables
 from reward.structure import (
     Bracket,
     Items,
@@ -276,7 +276,7 @@ class Comparer:
 
     def _two_sided(self, gold: Relation, pred: Relation) -> Tri:
         """Compare two equations (or inequalities) as zero sets: equal up to a constant factor."""
-        differences = [_difference(relation) for relation in (gold, pred)]
+        differences = [difference(relation) for relation in (gold, pred)]
         if differences[0] is None or differences[1] is None:
             pairs = zip(gold.parts, pred.parts, strict=True)
             return _all(self.same(one, other) for one, other in pairs)
@@ -287,7 +287,7 @@ class Comparer:
             direct = self._direct_inequalities(gold, pred)
             if direct:
                 return True
-            if _variables(gold) != _variables(pred):
+            if variables(gold) != variables(pred):
                 return direct
         if isinstance(gold, Relation) and gold.signs == ("=",) and stated_values(gold) is not None:
             return self.same(gold.parts[-1], pred)
@@ -299,7 +299,7 @@ class Comparer:
 
     def _direct_inequalities(self, gold: Relation, pred: Relation) -> Tri:
         """Compare inequalities sign by sign, also read from right to left or in many variables."""
-        pairs = [_directed(gold), _directed(pred)]
+        pairs = [directed(gold), directed(pred)]
         if pairs[0] is None or pairs[1] is None or len(pairs[0]) != len(pairs[1]):
             return None if None in pairs else False
         for (kind, wanted), (other_kind, got) in zip(pairs[0], pairs[1], strict=True):
@@ -384,35 +384,3 @@ def _is_true_arithmetic(comparer: Comparer, relation: Relation) -> bool:
         return False
     exact = before_approximation(relation, 0)
     return bool(_all(comparer.same(exact[-1], part) for part in exact))
-
-
-def _difference(relation: Relation) -> Tree | None:
-    left, right = relation.parts
-    if not isinstance(left, Value) or not isinstance(right, Value):
-        return None
-    return ("add", left.tree, ("neg", right.tree))
-
-
-Kind = Literal["<", "<=", "!="]
-
-
-def _directed(relation: Relation) -> list[tuple[Kind, Tree]] | None:
-    """Write each sign of a chain as (kind, tree above zero), in rising order."""
-    pairs: list[tuple[Kind, Tree]] = []
-    parts, signs = list(relation.parts), list(relation.signs)
-    if set(signs) <= {">", ">="}:
-        parts, signs = parts[::-1], [sign.replace(">", "<") for sign in signs[::-1]]
-    if not set(signs) <= {"<", "<=", "!="}:
-        return None
-    for left, right, sign in zip(parts, parts[1:], signs, strict=False):
-        if not isinstance(left, Value) or not isinstance(right, Value):
-            return None
-        kind: Kind = "<" if sign == "<" else "<=" if sign == "<=" else "!="
-        pairs.append((kind, ("add", right.tree, ("neg", left.tree))))
-    return pairs
-
-
-def _variables(relation: Relation) -> frozenset[str]:
-    return frozenset().union(
-        *(symbols(part.tree) for part in relation.parts if isinstance(part, Value))
-    )

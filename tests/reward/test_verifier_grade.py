@@ -539,8 +539,8 @@ def test_degenerate_answers_are_right_for_nothing(answer):
 HEDGES = [
     "3 or 4", "3, 4", "3 and 4", r"3 \text{ or } 4", r"\{3,4\}", "3/4", "3 4", "3;4", "3|4",
     r"3\\4", r"3 \quad 4", "x=3 or x=4", r"\begin{cases}3 & x>0\\4 & x\le0\end{cases}",
-    r"3\text{ (or 4)}", "3 (or 4)", "3 (maybe 4)", r"\text{3 or 4}", r"\text{between 3 and 4}", "3-4",
-    "between 3 and 4", "3 to 4", "3..4", r"\ge 3", "\u2264 3", "3+", r"3 \pm 0.1", "3=3=4",
+    r"3\text{ (or 4)}", "3 (or 4)", "3 (maybe 4)", r"\text{3 or 4}", r"\text{between 3 and 4}",
+    "3-4", "between 3 and 4", "3 to 4", "3..4", r"\ge 3", "\u2264 3", "3+", r"3 \pm 0.1", "3=3=4",
     r"3 \ne 4", "3 < 4",
     r"3 \in \{3,4\}", r"\{3\} \cup \{4\}", "3%", "$3$ or $4$",
     r"\text{not }3", r"3\text{ is wrong}", "3ae", "3xEe",
