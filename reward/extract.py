@@ -56,6 +56,20 @@ _NUMBER = re.compile(r"[+-]?(?:\d[\d,]*)(?:\.\d+)?(?:/\d+)?")
 
 _Box = tuple[int, int, int]  # start, start of the content, end (-1: not closed)
 
+_BRACKETS = re.compile(r"\[([^\[\]]{1,1000})\]")
+_FORMULA = re.compile(
+    r"\$\$([^$]{1,1000})\$\$|(?<!\\)\$([^$]{1,1000})\$|\\\(((?:(?!\\\)).){1,1000})\\\)"
+    r"|\\\[((?:(?!\\\]).){1,1000})\\\]",
+    re.DOTALL,
+)
+_ANNOUNCED = re.compile(
+    r"final answer(?: is)?:?\s*([^\n]{1,500}?)\.?\s*I hope it is correct", re.IGNORECASE
+)
+_PLAIN_MATH = re.compile(
+    r"[-+]?(?:\\frac\{[^{}]{1,40}\}\{[^{}]{1,40}\}"
+    r"|\d[\d,]*(?:\.\d+)?(?:/\d+)?\s?(?:\\?%|percent|pct)?)"
+)
+
 
 @dataclass(frozen=True)
 class Extracted:
@@ -80,12 +94,21 @@ def extract(response: str, mode: Extraction = "boxed", join_boxes: bool = False)
     boxed = _from_boxes(segment, join_boxes)
     if boxed is not None:
         return boxed
-    if mode in ("marked", "last_number"):
+    if mode in ("marked", "last_number", "last_math"):
         marked = _from_markers(segment)
         if marked is not None:
             return marked
-    if mode == "last_number":
-        numbers = _NUMBER.findall(segment[-TAIL_CHARACTERS:])
+    tail = segment[-TAIL_CHARACTERS:]
+    if mode == "bracketed":
+        brackets = _BRACKETS.findall(tail)
+        if brackets:
+            return Extracted(brackets[-1].strip(), "number", "last bracket of the response")
+    if mode == "last_math":
+        math = _last_math(tail)
+        if math is not None:
+            return Extracted(math, "number", "last formula of the response")
+    if mode in ("last_number", "last_math"):
+        numbers = _NUMBER.findall(tail)
         if numbers:
             return Extracted(numbers[-1].replace(",", ""), "number", "last number of the response")
     return Extracted(None, "none", "no box in the final answer")
@@ -104,8 +127,8 @@ def final_segment(response: str) -> tuple[str | None, str]:
 
 
 def last_box(text: str) -> str | None:
-    r"""Return the content of the last balanced ``\boxed`` or ``\fbox`` of ``text``, unwrapped."""
-    found = _from_boxes(text, join_boxes=False)
+    r"""Return the content of the last balanced ``\boxed{}`` or ``\fbox{}``, unwrapped."""
+    found = _from_boxes(text, join_boxes=False, braces_only=True)
     return found.answer if found is not None else None
 
 
@@ -121,9 +144,13 @@ def unwrap_boxes(text: str) -> str:
         for start, inner, end in boxes:
             if not outermost or start >= outermost[-1][2]:
                 outermost.append((start, inner, end))
-        pieces, position = [], 0
+        pieces: list[str] = []
+        position = 0
         for start, inner, end in outermost:
-            pieces += [text[position:start], text[inner : end - 1]]
+            between = text[position:start]
+            if pieces and not between.strip():
+                between = ", "  # boxes side by side are a list, not one longer number
+            pieces += [between, text[inner : end - 1]]
             position = end
         text = "".join([*pieces, text[position:]])
     return text
@@ -174,10 +201,10 @@ def _scan(text: str) -> list[_Box]:
     return boxes
 
 
-def _from_boxes(segment: str, join_boxes: bool) -> Extracted | None:
+def _from_boxes(segment: str, join_boxes: bool, braces_only: bool = False) -> Extracted | None:
     tail = segment[-TAIL_CHARACTERS:]
     boxes = _scan(tail)
-    bare = _bare_box(tail, boxes[-1][0] if boxes else -1)
+    bare = None if braces_only else _bare_box(tail, boxes[-1][0] if boxes else -1)
     if bare is not None:
         return Extracted(bare, "box", "last box")
     if not boxes:
@@ -216,6 +243,32 @@ def _joined(text: str, boxes: list[_Box], last: int) -> str | None:
             answers.append(unwrap_boxes(text[inner : end - 1]).strip())
             covered = end
     return ", ".join(answer for answer in answers if answer) or None
+
+
+def sentence_answer(text: str) -> str | None:
+    """Read the answer out of a sentence: its announced answer, last box, or last formula.
+
+    For comparing pairs whose answer is prose; never for rewards.
+    """
+    announced = list(_ANNOUNCED.finditer(text[-TAIL_CHARACTERS:]))
+    if announced:
+        said = announced[-1].group(1)
+        return extract(said, "last_math").answer or said
+    found = extract(text, "last_math")
+    if found.source == "line" and found.answer is not None and len(found.answer.split()) > 3:
+        return _last_math(found.answer) or found.answer
+    return found.answer
+
+
+def _last_math(text: str) -> str | None:
+    """Return the last formula in dollar signs or LaTeX brackets, unless a number follows it."""
+    spans = [
+        (match.end(), next(group for group in match.groups() if group is not None))
+        for match in _FORMULA.finditer(text[-20_000:])
+    ]
+    end, formula = spans[-1] if spans else (0, None)
+    fractions = list(_PLAIN_MATH.finditer(text[-20_000:], end))
+    return fractions[-1].group().strip() if fractions else formula
 
 
 def _from_markers(segment: str) -> Extracted | None:

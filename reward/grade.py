@@ -1,45 +1,212 @@
-"""Decide whether an answer equals the gold answer."""
+r"""Decide whether an answer equals the reference answer: the order of the checks.
+
+1. the same text after cleaning (`reward.normalize`), or the same plain integer;
+2. the kinds that are no mathematics: choice letters, numerals in a base, times (`reward.words`);
+3. structure and values (`reward.structure`, `reward.compare`), which decides nearly everything;
+4. math-verify for leaves that step 3 cannot read (`reward.symbolic`), behind a lexical screen.
+
+An answer longer than `MAX_ANSWER_CHARACTERS` is compared as text only. Nothing here is bounded in
+time as a whole; `reward.pool` is, and is what a training run should call.
+"""
 
 import re
-from fractions import Fraction
+from dataclasses import replace
+from functools import lru_cache
 
-from reward.extract import extract, unwrap_boxes
-from reward.limits import MAX_ANSWER_CHARACTERS
+from reward.compare import Comparer
+from reward.extract import extract, sentence_answer
+from reward.kinds import kind_of
+from reward.limits import MAX_ANSWER_CHARACTERS, TooHard
+from reward.normalize import clean, repair, squeeze
+from reward.structure import Items, Matrix, Node, Relation, Text, Value, read
 from reward.symbolic import symbolic_equal
 from reward.verdict import DEFAULT, Grade, Policy
+from reward.words import same_base, same_choice, same_time, same_words, stated_choice
 
-_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:/\d+)?")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,400}")
+_GROUPED = re.compile(r"(?<![\d.,])([0-9]{1,3}(?:,[0-9]{3})+)(?![\d]|,\d)")
+_SPACED = re.compile(r"[0-9]{1,3}(?: [0-9]{3})+")
+_NOTHING = re.compile(r"[\s.,;:!?{}()\[\]$_^&*'\"-]*")
 
 
 def grade(response: str, gold: str, policy: Policy = DEFAULT) -> Grade:
-    """Extract the answer of ``response`` and compare it with ``gold``."""
+    """Extract the answer of a response and compare it with the reference.
+
+    Args:
+        response: what the model wrote.
+        gold: the reference answer; it may stand in a box or in dollar signs.
+        policy: what counts as equal.
+    """
     found = extract(response, policy.extraction, policy.join_boxes)
     if found.answer is None:
         return Grade(False, None, "unknown", "extract", found.reason, "no_answer")
-    return equivalent(found.answer, gold, policy)
+    return _compare(found.answer, gold, policy)
 
 
 def equivalent(pred: str, gold: str, policy: Policy = DEFAULT) -> Grade:
-    """Compare two bare answers."""
-    wanted, got = unwrap_boxes(gold).strip().strip("$").strip(), pred.strip().strip("$").strip()
-    reason = check_gold(gold)
-    if reason is not None:
-        return Grade(False, pred, "unknown", "gold", reason, "unparsable_gold")
-    kind = "integer" if wanted.lstrip("+-").isdecimal() else "expression"
-    if wanted == got:
-        return Grade(True, pred, kind, "string", "the same text")
-    if _NUMBER.fullmatch(wanted) and _NUMBER.fullmatch(got):
-        try:
-            equal = Fraction(wanted) == Fraction(got)
-        except ZeroDivisionError:
-            equal = False
-        return Grade(equal, pred, kind, "number", "compared as exact numbers")
-    if len(got) > MAX_ANSWER_CHARACTERS:
-        return Grade(False, pred[:200], kind, "limit", "the answer is too long", "unparsable_pred")
-    equal = symbolic_equal(got, wanted)
-    return Grade(equal, pred, kind, "symbolic", "compared by math-verify")
+    """Compare an answer that did not come out of a response with the reference.
+
+    Besides bare answers, which `grade` compares in the same way, it takes a sentence: if that
+    does not equal the reference as it stands, its last box or else its last formula or number
+    does. Never use it on text that a policy is trained on: "I tried 1, 2 and 3" equals 3 here.
+    """
+    bare = _compare(pred, gold, policy)
+    if bare.correct or bare.status == "unparsable_gold":
+        return bare
+    wanted: str | None = gold
+    answer = pred
+    if _is_sentence(gold):
+        wanted = sentence_answer(repair(gold)) if "boxed" in gold or "hope" in gold else gold
+    prose = _is_sentence(pred)
+    if prose:
+        answer = sentence_answer(repair(pred)) or pred
+    letter = stated_choice(clean(gold), pred) if prose or not pred.isascii() else None
+    if letter is not None:
+        return replace(bare, correct=letter, path="choice", reason="the letter that is stated")
+    if wanted is None or (wanted is gold and answer is pred):
+        return bare
+    sentence = _compare(answer, wanted, policy)
+    return sentence if sentence.correct else bare
+
+
+_PROSE = re.compile(
+    r"[A-Za-z'\u00c0-\u024f]{2,}[,:]?[ \n]+[A-Za-z'\u00c0-\u024f]+[,:]?[ \n]+"
+    r"[A-Za-z'\u00c0-\u024f]{2,}"  # three words in a row
+    r"|\A\s*[A-Z][a-z]+(?: [a-z]+)*:?\s+(?:\$|\\[(\[])"  # "Answer $9$"
+    r"|[\u3040-\u30ff\u4e00-\u9fff\u0600-\u06ff]{2}"
+)
+
+
+def _is_sentence(text: str) -> bool:
+    """Tell whether an answer is prose: a box inside more text, or words around the formula."""
+    if "\\boxed{" in text and not text.startswith("\\boxed{"):
+        return True
+    return _PROSE.search(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)) is not None
+
+
+def _compare(pred: str, gold: str, policy: Policy) -> Grade:
+    plain = _plain_integers(pred, gold)
+    if plain is not None:
+        reason = "the same integer" if plain else "different integers"
+        return Grade(plain, pred, "integer", "integer", reason)
+    problem = check_gold(gold)
+    if problem is not None:
+        return Grade(False, pred, "unknown", "gold", problem, "unparsable_gold")
+    if len(pred) > MAX_ANSWER_CHARACTERS:
+        return _overlong(pred, gold)
+    return _judge(pred, clean(pred), _reference(gold), policy)
+
+
+@lru_cache(maxsize=2048)
+def _reference(gold: str) -> tuple[str, str, Node]:
+    """Return a reference cleaned, its kind and its structure: a group shares one reference."""
+    wanted = clean(gold)
+    return wanted, *kind_of(wanted)
 
 
 def check_gold(gold: str) -> str | None:
-    """Say why nothing could be compared with ``gold``, or ``None`` if it is fine."""
-    return None if unwrap_boxes(gold).strip().strip("$").strip() else "the gold answer is empty"
+    """Say why no answer could ever be compared with ``gold``, or ``None`` if one could."""
+    if not isinstance(gold, str):
+        return f"the reference answer is a {type(gold).__name__}, not text"
+    if len(gold) > 100 * MAX_ANSWER_CHARACTERS:
+        return f"the reference answer has {len(gold)} characters"
+    if _NOTHING.fullmatch(clean(gold[:MAX_ANSWER_CHARACTERS])):
+        return "the reference answer is empty"
+    return None
+
+
+def _plain_integers(pred: str, gold: str) -> bool | None:
+    """Compare two plain integers at once: most answers are one."""
+    if _INTEGER.fullmatch(pred) and _INTEGER.fullmatch(gold):
+        return int(pred) == int(gold)
+    return None
+
+
+def _overlong(pred: str, gold: str) -> Grade:
+    same = re.sub(r"\s", "", pred) == re.sub(r"\s", "", gold)
+    if same:
+        return Grade(True, pred[:200], "text", "string", "the same text")
+    reason = f"the answer has {len(pred)} characters; at most {MAX_ANSWER_CHARACTERS} are compared"
+    return Grade(False, pred[:200], "unknown", "limit", reason, "unparsable_pred")
+
+
+def _judge(pred: str, got: str, reference: tuple[str, str, Node], policy: Policy) -> Grade:
+    wanted, kind, node = reference
+    if got == wanted or squeeze(got) == squeeze(wanted):
+        return Grade(True, pred, kind, "string", "the same after cleaning")
+    if _NOTHING.fullmatch(got):
+        return Grade(False, pred, kind, "string", "the answer is empty", "unparsable_pred")
+    special = _special(wanted, got, policy)
+    if special is not None:
+        path, equal = special
+        return Grade(equal, pred, kind, path, "equal" if equal else "different")
+    try:
+        verdict, path = _structured(wanted, got, node, policy)
+    except TooHard as hard:
+        return Grade(False, pred, kind, "limit", f"refused: {hard}", "unparsable_pred")
+    if verdict is None:
+        return Grade(False, pred, kind, path, "cannot be compared", "unparsable_pred")
+    return Grade(verdict, pred, kind, path, "equal" if verdict else "different")
+
+
+def _special(wanted: str, got: str, policy: Policy) -> tuple[str, bool] | None:
+    for path, verdict in (
+        ("choice", same_choice(wanted, got)),
+        ("base", same_base(wanted, got, policy.base_required)),
+        ("time", same_time(wanted, got)),
+    ):
+        if verdict is not None:
+            return path, verdict
+    return None
+
+
+def _structured(wanted: str, got: str, node: Node, policy: Policy) -> tuple[bool | None, str]:
+    """Compare as structures, in each reading of digit groups that the two may share."""
+    used: list[str] = []
+
+    def symbolic(one: str, other: str) -> bool | None:
+        used.append("symbolic")
+        return symbolic_equal(one, other)
+
+    comparer = Comparer(policy, symbolic)
+    verdict: bool | None = False
+    for gold_node in _readings(wanted, node, policy):
+        for pred_node in _readings(got, None, policy):
+            verdict = comparer.same(gold_node, pred_node)
+            if verdict:
+                return True, "symbolic" if used else "structure"
+    if not verdict and same_text(wanted, got, node):
+        return True, "text"
+    if verdict is None and isinstance(node, Value | Matrix | Text | Relation):
+        return symbolic(wanted, got), "symbolic"
+    return verdict, "symbolic" if used else "structure"
+
+
+def same_text(wanted: str, got: str, node: Node) -> bool:
+    """Compare as text: words with words, and a broken-up rendering without its separators."""
+    if isinstance(node, Text) and node.is_words and same_words(wanted, got):
+        return "," in wanted or not re.search(r"[,;]| or ", got)
+    if "matrix}" not in got or "matrix}" in wanted:
+        return False
+    pieces = _RENDERING.sub("", got)
+    return bool(pieces) and pieces == _RENDERING.sub("", wanted) and "\\frac" in pieces
+
+
+_RENDERING = re.compile(r"\\begin\{[a-z]*matrix\}|\\end\{[a-z]*matrix\}|\\\\|[\s,&]")
+
+
+def _readings(text: str, node: Node | None, policy: Policy) -> list[Node]:
+    """Read ``1,234`` as a number and as a list; ``1 234`` as a number."""
+    if policy.decimal_comma:
+        text = re.sub(r"(?<=\d),(?=\d)", ".", text)
+        return [read(text)]
+    if _SPACED.fullmatch(text):
+        return [read(text.replace(" ", ""))]
+    readings = []
+    if _GROUPED.search(text):
+        readings.append(read(_GROUPED.sub(lambda match: match.group(1).replace(",", ""), text)))
+    if node is None:
+        node = read(text)
+    if not readings or isinstance(node, Items) or "(" in text or "{" in text or "[" in text:
+        readings.append(node)
+    return readings

@@ -3,25 +3,22 @@
 from collections.abc import Callable
 from difflib import get_close_matches
 
-from reward.extract import extract
-from reward.grade import check_gold, grade
+from reward.compatible import exact_match, math_verify_alone, one_shot_rlvr, qwen
+from reward.grade import check_gold, equivalent, grade
 from reward.verdict import Grade, Policy
 
-__all__ = ["GRADERS", "check_gold", "grader_by_name", "warm_up"]
+__all__ = ["GRADERS", "check_gold", "grader_by_name", "pair_grader_by_name", "warm_up"]
 
 Grader = Callable[[str, str, Policy], Grade]
 
 
-def exact(response: str, gold: str, policy: Policy) -> Grade:
-    """Compare the last box with the gold answer character by character, outer space aside."""
-    found = extract(response, policy.extraction, policy.join_boxes)
-    if found.answer is None:
-        return Grade(False, None, "text", "extract", found.reason, "no_answer")
-    equal = found.answer.strip() == gold.strip()
-    return Grade(equal, found.answer, "text", "string", "compared as text")
-
-
-GRADERS: dict[str, Grader] = {"rlvr": grade, "exact": exact}
+GRADERS: dict[str, Grader] = {
+    "rlvr": grade,
+    "one_shot_rlvr": one_shot_rlvr,
+    "qwen": qwen,
+    "exact": exact_match,
+    "math_verify": math_verify_alone,
+}
 
 
 def grader_by_name(name: str) -> Grader:
@@ -35,6 +32,22 @@ def grader_by_name(name: str) -> Grader:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"grader {name!r} is not one of {', '.join(GRADERS)}{hint}")
     return GRADERS[name]
+
+
+def pair_grader_by_name(name: str) -> Grader:
+    """Return a grader of bare answers: (pred, gold, policy).
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    grader = grader_by_name(name)
+    if grader is grade:
+        return equivalent
+
+    def boxed(pred: str, gold: str, policy: Policy) -> Grade:
+        return grader(f"\\boxed{{{pred}}}", gold, policy)
+
+    return boxed
 
 
 def warm_up() -> None:

@@ -162,6 +162,10 @@ class VerifierPool:
         """Queue one response; its future holds a `Grade` and never a grading error."""
         return self._put({"response": response, "gold": gold})
 
+    def submit_pair(self, pred: str, gold: str) -> "Future[Grade]":
+        """Queue one bare answer, compared as `reward.equivalent` does."""
+        return self._put({"pred": pred, "gold": gold})
+
     def grade_many(self, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
         """Grade (response, gold) pairs; one verdict per pair, in the same order."""
         futures = [self.submit(response, gold) for response, gold in pairs]

@@ -12,7 +12,7 @@ Status = Literal[
     "ok", "no_answer", "unparsable_pred", "unparsable_gold", "timeout", "crash", "error"
 ]
 
-Extraction = Literal["boxed", "marked", "last_number"]
+Extraction = Literal["boxed", "marked", "last_math", "last_number", "bracketed"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ class Policy:
 
     Attributes:
         extraction: ``boxed`` reads the last box only; ``marked`` also an ``<answer>`` tag or an
-            ``Answer:`` line where there is no box; ``last_number`` falls back to the last number
-            of the response (evaluation only: it rewards "Step 3").
+            ``Answer:`` line where there is no box. For evaluation only, because they reward
+            "Step 3": ``last_number`` falls back to the last number, ``last_math`` to the last
+            formula or number; ``bracketed`` to the last ``[...]``.
         join_boxes: read several boxes on the last boxed line as one list; otherwise the last box.
         percent: ``gold`` reads ``X%`` as X or X/100 when the gold has a percent sign, else only as
             X/100; ``both`` accepts either reading always; ``value`` reads X/100 always.

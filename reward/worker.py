@@ -81,9 +81,10 @@ def _die_with_parent(parent: int) -> None:
 
 def _serve(connection: socket.socket) -> None:
     setup = receive_message(connection)
-    from reward.graders import check_gold, grader_by_name, warm_up
+    from reward.graders import check_gold, grader_by_name, pair_grader_by_name, warm_up
 
     grader, policy = grader_by_name(setup["grader"]), Policy(**setup["policy"])
+    pair_grader = pair_grader_by_name(setup["grader"])
     warm_up()
     _limit_memory(setup["memory_gib"])
     send_message(connection, {"ready": os.getpid()})
@@ -92,6 +93,8 @@ def _serve(connection: socket.socket) -> None:
         request = receive_message(connection)
         if "check" in request:
             work = partial(_checked, check_gold, request["check"])
+        elif "pred" in request:
+            work = partial(_graded, pair_grader, request["pred"], request["gold"], policy)
         else:
             work = partial(_graded, grader, request["response"], request["gold"], policy)
         send_message(connection, guarded(work, setup["alarm"]))

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -224,6 +225,12 @@ def test_an_interrupt_at_the_terminal_reaches_only_the_parent(pool):
         os.kill(pid, signal.SIGINT)
     assert all(grade.correct for grade in pool.grade_many(GOOD))
     assert worker_pids(pool) == pids
+
+
+def test_a_workers_memory_is_capped(pool):
+    for pid in worker_pids(pool):
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        assert re.search(rf"Max address space +{4 * 2**30} ", limits)
 
 
 def test_a_worker_imports_no_torch(pool):

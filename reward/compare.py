@@ -1,0 +1,386 @@
+r"""Compare two structured answers, part by part.
+
+`Comparer.same` returns True, False, or ``None`` where it cannot tell. Only leaves that the
+expression parser could not read go on to math-verify, never whole answers: structure (how many
+items, in which brackets, with which signs) is always decided here, which is what keeps
+``(1,2)`` from equalling ``\{1,2\}`` and ``1,2,2`` from equalling ``1,2``.
+
+The reference decides the form. A label in front of a value ("x = 3", "f(x) = 2x") may be missing
+on either side; an equation that is no label ("x + y = 1") must be met by an equation. Where the
+answer is a chain, each numeric member must agree, so that "4 = 3" is not 3.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from reward.expression import Tree
+from reward.labels import (
+    FUNCTION_LABEL,
+    before_approximation,
+    label_letters,
+    label_of,
+    stated_values,
+)
+from reward.numeric import symbols
+from reward.regions import is_region_like, region, same_region
+from reward.relations import difference, directed, variables
+from reward.structure import (
+    Bracket,
+    Items,
+    Matrix,
+    Node,
+    Percent,
+    Relation,
+    Text,
+    Value,
+    with_unit,
+)
+from reward.units import same_unit, split_letter_unit
+from reward.values import same_up_to_factor, same_value
+from reward.verdict import Policy
+from reward.words import NUMBER_WORDS, same_words, words
+
+Tri = bool | None
+
+
+@dataclass(frozen=True)
+class Comparer:
+    """Compares nodes under a policy; ``symbolic`` judges two leaves this package cannot read."""
+
+    policy: Policy
+    symbolic: Callable[[str, str], Tri]
+
+    def same(self, gold: Node, pred: Node) -> Tri:
+        """Compare two nodes; ``None`` where neither side can tell."""
+        if isinstance(gold, Relation) or isinstance(pred, Relation):
+            return self._relations(gold, pred)
+        return self._plain(gold, pred)
+
+    def _plain(self, gold: Node, pred: Node) -> Tri:
+        if isinstance(gold, Percent) or isinstance(pred, Percent):
+            return self._percent(gold, pred)
+        if isinstance(gold, Value) and isinstance(pred, Value):
+            return self._values(gold, pred)
+        if isinstance(gold, Matrix) or isinstance(pred, Matrix):
+            return self._matrices(gold, pred)
+        if isinstance(gold, Text) or isinstance(pred, Text):
+            return self._texts(gold, pred)
+        if is_region_like(gold) or is_region_like(pred):
+            return self._regions(gold, pred)
+        return self._collections(gold, pred)
+
+    # -- values -------------------------------------------------------------------------------
+
+    def _values(self, gold: Value, pred: Value) -> Tri:
+        # Where one side has a unit, a letter behind the other's number is one too.
+        if gold.unit and not pred.unit and symbols(pred.tree) and not symbols(gold.tree):
+            pred = with_unit(pred.text, split_letter_unit) or pred
+        elif pred.unit and not gold.unit and symbols(gold.tree) and not symbols(pred.tree):
+            gold = with_unit(gold.text, split_letter_unit) or gold
+        if not same_unit(gold.unit, pred.unit, self.policy.units == "strict"):
+            return False
+        return same_value(gold.tree, pred.tree, self.policy, gold.text)
+
+    def _percent(self, gold: Node, pred: Node) -> Tri:
+        """Compare percentages by `Policy.percent`."""
+        wanted = gold.value if isinstance(gold, Percent) else gold
+        got = pred.value if isinstance(pred, Percent) else pred
+        if not isinstance(wanted, Value) or not isinstance(got, Value):
+            return self._collections(gold, pred)
+        if isinstance(gold, Percent) and isinstance(pred, Percent):
+            return self._values(wanted, got)
+        hundred = Fraction(1, 100)
+        if isinstance(gold, Percent):
+            if self._values(_scaled(wanted, hundred), got):
+                return True
+            return self.policy.percent != "value" and self._values(wanted, got)
+        if self._values(wanted, _scaled(got, hundred)):
+            return True
+        return self.policy.percent == "both" and self._values(wanted, got)
+
+    def _texts(self, gold: Node, pred: Node) -> Tri:
+        if isinstance(gold, Text) and isinstance(pred, Text):
+            if gold.is_words and pred.is_words:
+                return same_words(gold.text, pred.text)
+        elif isinstance(gold, Value) and isinstance(pred, Text):
+            named = _named_number(pred)
+            if named is not None:
+                return self._values(gold, named)
+        elif isinstance(gold, Text) and isinstance(pred, Value):
+            named = _named_number(gold)
+            if named is not None:
+                return self._values(named, pred)
+        for one, other in ((gold, pred), (pred, gold)):
+            if isinstance(one, Text) and words(one.text) == "no solution":
+                return isinstance(other, Bracket) and not other.items
+        if isinstance(gold, Text) and gold.is_words:
+            return same_words(gold.text, text_of(pred) or "")
+        elif isinstance(pred, Text) and pred.is_words:
+            return False
+        wanted, got = text_of(gold), text_of(pred)
+        return None if wanted is None or got is None else self.symbolic(wanted, got)
+
+    # -- collections --------------------------------------------------------------------------
+
+    def _collections(self, gold: Node, pred: Node) -> Tri:
+        if isinstance(gold, Bracket) and isinstance(pred, Bracket):
+            return self._brackets(gold, pred)
+        if isinstance(gold, Items) and isinstance(pred, Items):
+            if all(isinstance(item, Bracket) for item in (*gold.items, *pred.items)):
+                # Solutions of a system: naming one twice changes nothing.
+                return self._lists(_distinct(self, gold.items), _distinct(self, pred.items), False)
+            if {gold.joint, pred.joint} == {"and", "or"} and all(map(_is_symbolic, gold.items)):
+                return False  # "p and q" is not "p or q", though "1 and 2" may be "1 or 2"
+            return self._lists(gold.items, pred.items, self.policy.ordered_lists)
+        if isinstance(gold, Items) and isinstance(pred, Bracket):
+            return self._list_and_bracket(gold, pred)
+        if isinstance(gold, Bracket) and isinstance(pred, Items):
+            return self._list_and_bracket(pred, gold, swapped=True)
+        if _is_singleton(gold):
+            return self.same(gold.items[0], pred)  # type: ignore[union-attr]
+        if _is_singleton(pred):
+            return self.same(gold, pred.items[0])  # type: ignore[union-attr]
+        return False
+
+    def _brackets(self, gold: Bracket, pred: Bracket) -> Tri:
+        sets = gold.opening == "\\{", pred.opening == "\\{"
+        if all(sets):
+            return self._lists(_distinct(self, gold.items), _distinct(self, pred.items), False)
+        if any(sets):
+            if not self.policy.set_for_tuple:
+                return False
+            return self._lists(gold.items, pred.items, True)
+        if (gold.opening, gold.closing) != (pred.opening, pred.closing):
+            return False
+        return self._lists(gold.items, pred.items, True)
+
+    def _list_and_bracket(self, items: Items, bracket: Bracket, swapped: bool = False) -> Tri:
+        pairs = (bracket.items, items.items) if swapped else (items.items, bracket.items)
+        if bracket.opening == "\\{":
+            return self._lists(*pairs, self.policy.ordered_lists)
+        if not self.policy.tuple_without_brackets:
+            return False
+        if bracket.opening == "(" or len(bracket.items) > 2 or not swapped:
+            return self._lists(*pairs, True)
+        return False
+
+    def _lists(self, gold: Sequence[Node], pred: Sequence[Node], ordered: bool) -> Tri:
+        """Match items one to one, in order or as multisets."""
+        if len(gold) != len(pred):
+            return False
+        if ordered:
+            return _all(self.same(one, other) for one, other in zip(gold, pred, strict=True))
+        rest, unsure = list(pred), False
+        for one in gold:
+            for index, other in enumerate(rest):
+                verdict = self.same(one, other)
+                unsure = unsure or verdict is None
+                if verdict:
+                    del rest[index]
+                    break
+            else:
+                return None if unsure else False
+        return True
+
+    def _matrices(self, gold: Node, pred: Node) -> Tri:
+        if isinstance(gold, Matrix) and isinstance(pred, Matrix):
+            if _is_determinant(gold) != _is_determinant(pred):
+                return False
+            shapes = [[len(row) for row in matrix.rows] for matrix in (gold, pred)]
+            if shapes[0] != shapes[1]:
+                return False
+            pairs = zip(_cells(gold), _cells(pred), strict=True)
+            return _all(self.same(one, other) for one, other in pairs)
+        matrix, other = (gold, pred) if isinstance(gold, Matrix) else (pred, gold)
+        assert isinstance(matrix, Matrix)
+        if isinstance(other, Text) and not other.is_words:
+            return None
+        if not isinstance(other, Bracket | Items) or _is_determinant(matrix):
+            return False
+        cells: Sequence[Node] = _vector(matrix)
+        if not cells:
+            return False
+        if matrix is gold:
+            return self._lists(cells, other.items, True)
+        return self._lists(other.items, cells, True)
+
+    # -- sets of reals ------------------------------------------------------------------------
+
+    def _regions(self, gold: Node, pred: Node) -> Tri:
+        wanted, got = region(gold), region(pred)
+        if wanted is not None and got is not None:
+            if same_region(wanted, got, self.policy):
+                return True
+            if not isinstance(gold, Relation) and not isinstance(pred, Relation):
+                return False
+        if isinstance(gold, Bracket) and isinstance(pred, Bracket):
+            return self._brackets(gold, pred)
+        if isinstance(gold, Items) and isinstance(pred, Items):
+            return self._lists(gold.items, pred.items, self.policy.ordered_lists)
+        return False if wanted is not None and got is not None else None
+
+    # -- relations ----------------------------------------------------------------------------
+
+    def _relations(self, gold: Node, pred: Node) -> Tri:
+        if is_region_like(gold) or is_region_like(pred):
+            return self._inequalities(gold, pred)
+        if isinstance(gold, Relation) and isinstance(pred, Relation):
+            return self._equations(gold, pred)
+        if isinstance(gold, Relation):
+            members = stated_values(gold)
+            if members is None:
+                if _is_true_arithmetic(self, gold):
+                    return self.same(before_approximation(gold, 0)[-1], pred)
+                return False
+            return self.same(members[-1], pred)
+        assert isinstance(pred, Relation)
+        return self._value_and_chain(gold, pred)
+
+    def _value_and_chain(self, gold: Node, pred: Relation) -> Tri:
+        """Compare a value with ``x = 3``, ``2 + 1 = 3`` or ``x = 2 + 1 = 3``."""
+        members = stated_values(pred)
+        if members is None:
+            numeric = isinstance(gold, Value) and not symbols(gold.tree)
+            if numeric and any(_states_something(part) for part in pred.parts):
+                return False
+            members = before_approximation(pred, 0)
+        if self.policy.chain == "last":
+            return self.same(gold, members[-1])
+        last = self.same(gold, members[-1])
+        if not last:
+            return last
+        if isinstance(gold, Value) and not symbols(gold.tree):
+            checked = [part for part in members[:-1] if not _has_symbols(part)]
+        else:
+            checked = members[:-1]
+        return _all(self.same(gold, part) for part in checked)
+
+    def _equations(self, gold: Relation, pred: Relation) -> Tri:
+        wanted, got = stated_values(gold), stated_values(pred)
+        if wanted is not None and got is not None:
+            names = label_of(gold), label_of(pred)
+            if label_letters(names[0]) == label_letters(names[1]) or all(
+                FUNCTION_LABEL.fullmatch(name) for name in names
+            ):
+                verdict = self._value_and_chain(wanted[-1], pred)
+                if verdict is not False:
+                    return verdict
+        if len(gold.parts) == len(pred.parts) == 2 and gold.signs == pred.signs:
+            return self._two_sided(gold, pred)
+        if len(gold.parts) == len(pred.parts) and gold.signs == pred.signs:
+            return _all(
+                self.same(one, other) for one, other in zip(gold.parts, pred.parts, strict=True)
+            )
+        return False
+
+    def _two_sided(self, gold: Relation, pred: Relation) -> Tri:
+        """Compare two equations (or inequalities) as zero sets: equal up to a constant factor."""
+        differences = [difference(relation) for relation in (gold, pred)]
+        if differences[0] is None or differences[1] is None:
+            pairs = zip(gold.parts, pred.parts, strict=True)
+            return _all(self.same(one, other) for one, other in pairs)
+        return same_up_to_factor(differences[0], differences[1], gold.signs[0] != "=")
+
+    def _inequalities(self, gold: Node, pred: Node) -> Tri:
+        if isinstance(gold, Relation) and isinstance(pred, Relation):
+            direct = self._direct_inequalities(gold, pred)
+            if direct:
+                return True
+            if variables(gold) != variables(pred):
+                return direct
+        if isinstance(gold, Relation) and gold.signs == ("=",) and stated_values(gold) is not None:
+            return self.same(gold.parts[-1], pred)
+        if isinstance(pred, Relation) and pred.signs == ("=",) and stated_values(pred) is not None:
+            return self.same(gold, pred.parts[-1])
+        if isinstance(gold, Value | Percent) or isinstance(pred, Value | Percent):
+            return False
+        return self._regions(gold, pred)
+
+    def _direct_inequalities(self, gold: Relation, pred: Relation) -> Tri:
+        """Compare inequalities sign by sign, also read from right to left or in many variables."""
+        pairs = [directed(gold), directed(pred)]
+        if pairs[0] is None or pairs[1] is None or len(pairs[0]) != len(pairs[1]):
+            return None if None in pairs else False
+        for (kind, wanted), (other_kind, got) in zip(pairs[0], pairs[1], strict=True):
+            if kind != other_kind or not same_up_to_factor(wanted, got, kind != "!="):
+                return False
+        return True
+
+
+def text_of(node: Node) -> str | None:
+    """Return how a leaf was written, or ``None`` for a node that is no leaf."""
+    return node.text if isinstance(node, Value | Text) else None
+
+
+def _all(verdicts: Iterable[Tri]) -> Tri:
+    """Combine verdicts: False wins, then ``None``."""
+    unsure = False
+    for verdict in verdicts:
+        if verdict is False:
+            return False
+        unsure = unsure or verdict is None
+    return None if unsure else True
+
+
+def _scaled(value: Value, factor: Fraction) -> Value:
+    tree: Tree = ("mul", value.tree, ("num", factor, False))
+    return Value(tree, "", value.unit)
+
+
+def _named_number(text: Text) -> Value | None:
+    number = NUMBER_WORDS.get(words(text.text))
+    return None if number is None else Value(("num", Fraction(number), False), str(number))
+
+
+def _distinct(comparer: Comparer, items: Sequence[Node]) -> list[Node]:
+    kept: list[Node] = []
+    for item in items:
+        if not any(comparer.same(other, item) for other in kept):
+            kept.append(item)
+    return kept
+
+
+def _is_singleton(node: Node) -> bool:
+    return isinstance(node, Bracket) and node.opening == "\\{" and len(node.items) == 1
+
+
+def _is_determinant(matrix: Matrix) -> bool:
+    return matrix.environment.rstrip("*") in ("vmatrix", "Vmatrix")
+
+
+def _cells(matrix: Matrix) -> list[Node]:
+    return [cell for row in matrix.rows for cell in row]
+
+
+def _vector(matrix: Matrix) -> list[Node]:
+    """Return the entries of a row or column; the rows of a larger matrix as brackets."""
+    if len(matrix.rows) == 1 or all(len(row) == 1 for row in matrix.rows):
+        return _cells(matrix)
+    return [Bracket("[", "]", row) for row in matrix.rows]
+
+
+def _is_symbolic(node: Node) -> bool:
+    return isinstance(node, Value) and bool(symbols(node.tree))
+
+
+def _has_symbols(node: Node) -> bool:
+    return (isinstance(node, Value) and bool(symbols(node.tree))) or not isinstance(node, Value)
+
+
+def _states_something(node: Node) -> bool:
+    """Tell whether a side of ``... = 3`` has unknowns, so that the whole is no value.
+
+    Notation that is not read (a limit, a determinant) is taken for a calculation.
+    """
+    if isinstance(node, Value):
+        return bool(symbols(node.tree))
+    return not (isinstance(node, Matrix) or (isinstance(node, Text) and not node.is_words))
+
+
+def _is_true_arithmetic(comparer: Comparer, relation: Relation) -> bool:
+    """Tell whether a chain has numbers only, like ``2 + 1 = 3``."""
+    if any(_has_symbols(part) for part in relation.parts) or not set(relation.signs) <= {"=", "~"}:
+        return False
+    exact = before_approximation(relation, 0)
+    return bool(_all(comparer.same(exact[-1], part) for part in exact))

@@ -1,0 +1,335 @@
+r"""Graders that behave like published ones, for reproducing their numbers.
+
+- ``one_shot_rlvr``: the training reward of the one-example RLVR experiments (arXiv 2504.20571):
+  last box, then equality by the Hendrycks normalisation or by the stricter rules of the PRM800K
+  grader (integers and fractions must be written alike, everything else may be equal in value).
+- ``qwen``: the evaluation of Qwen2.5-Math: last box, else the announced answer, else the last
+  number; relative tolerance 1e-4; a factor of 100 either way is forgiven; brackets are not read.
+- ``exact``: the last box, character by character.
+- ``math_verify``: the whole response given to math-verify with its own settings, as its users do.
+
+The rules are theirs, the code is not: values come from `reward.expression` and `reward.numeric`,
+so nothing in a response is ever executed. Their known weaknesses are kept on purpose. Training
+should use ``rlvr``.
+"""
+
+import re
+
+from reward.exact import NotRational, Undefined, exact
+from reward.expression import Tree, parse
+from reward.extract import extract, last_box
+from reward.limits import MAX_ANSWER_CHARACTERS, TooHard
+from reward.normalize import clean
+from reward.numeric import approximate, symbols
+from reward.tokens import NotAnExpression, number
+from reward.values import same_value
+from reward.verdict import DEFAULT, Grade, Policy
+from reward.words import NUMBER_WORDS
+
+QWEN_TOLERANCE = 1e-4
+
+_UNIT_WORDS = (
+    "degree", "cm", "centimeter", "meter", "mile", "second", "minute", "hour", "day", "week",
+    "month", "year", "foot", "feet", "inch", "yard", "liter",
+)  # fmt: skip
+_PRM_UNIT = re.compile(rf"(?:{'|'.join(_UNIT_WORDS)})(?:es|s)?\s*(?:\^\s*\d+)?")
+
+
+# -- one_shot_rlvr ----------------------------------------------------------------------------
+
+
+def one_shot_rlvr(response: str, gold: str, policy: Policy = DEFAULT) -> Grade:
+    """Grade as the training reward of one-example RLVR does."""
+    answer = last_box(response)
+    if answer is None:
+        return Grade(False, None, "unknown", "extract", "no box", "no_answer")
+    wanted = last_box(gold) if "\\boxed" in gold else gold
+    if wanted is None or not wanted.strip():
+        return Grade(False, answer, "unknown", "gold", "empty reference", "unparsable_gold")
+    if len(answer) > MAX_ANSWER_CHARACTERS:
+        return Grade(False, answer[:200], "unknown", "limit", "too long", "unparsable_pred")
+    if hendrycks_equal(answer, wanted):
+        return Grade(True, answer, "unknown", "hendrycks", "equal after normalisation")
+    equal = prm800k_equal(answer, wanted)
+    return Grade(equal, answer, "unknown", "prm800k", "equal" if equal else "different")
+
+
+def hendrycks_equal(pred: str, gold: str) -> bool:
+    """Compare two answers as text after the MATH data set's normalisation."""
+    return hendrycks_normal(pred) == hendrycks_normal(gold)
+
+
+def hendrycks_normal(text: str) -> str:
+    r"""Normalise as the MATH data set's evaluation does.
+
+    Line breaks, ``\!``, sizes, degree signs, dollars and percent signs go; text behind
+    ``\text{ `` is a unit and goes; one ``k =`` with at most two characters before the sign goes;
+    ``\frac`` and ``\sqrt`` get their braces; 0.5 and a/b become ``\frac``.
+    """
+    enclosed = re.fullmatch(r"\\text\{(.+)\}", text.strip())
+    text = enclosed.group(1) if enclosed else text.strip()
+    for old, new in (
+        ("\n", ""), ("\\!", ""), ("\\\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"),
+        ("\\left", ""), ("\\right", ""), ("^{\\circ}", ""), ("^\\circ", ""), ("\\$", ""),
+    ):  # fmt: skip
+        text = text.replace(old, new)
+    if text.count("\\text{ ") == 1:
+        text = text.split("\\text{ ")[0]
+    text = text.replace("\\%", "").replace("%", "")
+    text = re.sub(r"(?<=[ {])\.", "0.", text)
+    if text.startswith("."):
+        text = "0" + text
+    sides = text.split("=")
+    if len(sides) == 2 and len(sides[0].strip()) <= 2:
+        text = sides[1]
+    text = re.sub(r"\\sqrt\s*([^\s{\\])", r"\\sqrt{\1}", text).replace(" ", "")
+    text = _braced_fractions(text)
+    if text == "0.5":
+        return "\\frac{1}{2}"
+    ratio = re.fullmatch(r"(-?\d+)/(-?\d+)", text)
+    return f"\\frac{{{ratio.group(1)}}}{{{ratio.group(2)}}}" if ratio else text
+
+
+def _braced_fractions(text: str) -> str:
+    r"""Give ``\frac`` the braces that TeX would: ``\frac1b`` is ``\frac{1}{b}``."""
+    text = re.sub(r"\\frac([^{\\\s])([^{\\\s])", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"\\frac([^{\\\s])\{", r"\\frac{\1}{", text)
+    return re.sub(r"(\\frac\{[^{}]*\})([^{\\\s])", r"\1{\2}", text)
+
+
+def prm800k_equal(pred: str, gold: str) -> bool:
+    """Compare two answers by the rules of the PRM800K grader.
+
+    Text is equal after its normalisation; tuples must have the same outer brackets and equal
+    items in order; two plain fractions must be written alike; if either side is an integer both
+    must be the same integer; all else is compared by value, unless it holds more than two
+    letters or a power that grader refuses to evaluate.
+    """
+    wanted, got = _prm_normal(gold), _prm_normal(pred)
+    if wanted == got:
+        return True
+    if not got:
+        return False
+    left, right = _prm_items(wanted), _prm_items(got)
+    if len(left) > 1 and (wanted[0] != got[0] or wanted[-1] != got[-1]):
+        return False
+    return len(left) == len(right) and all(map(_prm_item_equal, left, right))
+
+
+def _prm_normal(text: str) -> str:
+    enclosed = re.fullmatch(r"\\text\{(.+)\}", text.strip())
+    text = enclosed.group(1) if enclosed else text
+    text = re.sub(r"\\?[%$]", "", text)
+    text = re.sub(r" (?:or|and) ", " , ", text)
+    for word, zeros in (("million", 6), ("billion", 9), ("trillion", 12)):
+        text = text.replace(word, f"*10^{zeros}")
+    text = _PRM_UNIT.sub("", text)
+    text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", "", text)
+    if text.startswith("{") and text.endswith("}"):
+        text = text[1:-1]
+    text = re.sub(r",\\!\s*", "", text)
+    text = re.sub(r"(?<=\d)[ ]+(?=\d)", "+", text)
+    text = clean(text) if "\\" in text else text.strip()
+    text = re.sub(r"(?<![\d.])(-?\d+)\.0*(?!\d)", r"\1", text)
+    text = re.sub(r"(?<=\d),(?=\d{3}(?:\D|\Z))", "", text) if _is_one_number(text) else text
+    return re.sub(r"[\s]", "", text).lower()
+
+
+def _is_one_number(text: str) -> bool:
+    return re.fullmatch(r"\s*-?\d{1,3}(?:,\d{3})+\s*", text) is not None
+
+
+def _prm_items(text: str) -> list[str]:
+    if len(text) > 2 and text[0] in "([" and text[-1] in ")]" and "(" not in text[1:-1]:
+        return text[1:-1].split(",")
+    return [text]
+
+
+def _prm_item_equal(gold: str, pred: str) -> bool:
+    if gold == pred:
+        return True
+    fractions = [_plain_fraction(item) for item in (gold, pred)]
+    if all(fractions):
+        return fractions[0] == fractions[1]
+    whole = [number(item) for item in (gold, pred)]
+    integers = [value is not None and value.denominator == 1 for value in whole]
+    if any(integers):
+        return all(integers) and whole[0] == whole[1]
+    if any(not _prm_evaluates(item) for item in (gold, pred)):
+        return False
+    trees = [_tree(item) for item in (gold, pred)]
+    if trees[0] is None or trees[1] is None:
+        return False
+    try:
+        return same_value(trees[0], trees[1], DEFAULT)
+    except TooHard:
+        return False
+
+
+def _plain_fraction(text: str) -> str | None:
+    bare = re.sub(r"\\frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", text)
+    bare = re.sub(r"[()]", "", bare)
+    return bare if re.fullmatch(r"-?\d+/0*[1-9]\d*", bare) else None
+
+
+def _prm_evaluates(text: str) -> bool:
+    letters = set(re.sub(r"sqrt|frac|pi|\\[a-z]+", "", text))
+    unknown = sum(character.isalpha() for character in letters)
+    return unknown <= 2 and not re.search(r"\^\{|\^\(|\^\d+\^|\^\d\d+", text)
+
+
+def _tree(text: str) -> Tree | None:
+    try:
+        return parse(clean(text))
+    except NotAnExpression:
+        return None
+
+
+# -- qwen -------------------------------------------------------------------------------------
+
+
+def qwen(response: str, gold: str, policy: Policy = DEFAULT) -> Grade:
+    """Grade as the Qwen2.5-Math evaluation does."""
+    answer = qwen_answer(response)
+    if not answer:
+        return Grade(False, None, "unknown", "extract", "no answer", "no_answer")
+    wanted = qwen_normal(last_box(gold) or gold)
+    if not wanted:
+        return Grade(False, answer, "unknown", "gold", "empty reference", "unparsable_gold")
+    if len(answer) > MAX_ANSWER_CHARACTERS:
+        return Grade(False, answer[:200], "unknown", "limit", "too long", "unparsable_pred")
+    equal, path = qwen_equal(answer, wanted)
+    return Grade(equal, answer, "unknown", path, "equal" if equal else "different")
+
+
+def qwen_answer(response: str) -> str:
+    """Extract: announced answer, last box (an unclosed one too), "answer is", last number."""
+    hope = re.search(r"final answer is \$([^$]{1,1000})\$\. I hope", response[-20_000:])
+    if hope:
+        return qwen_normal(hope.group(1))
+    if "boxed" in response:
+        return qwen_normal(_open_box(response))
+    cut = response.rfind("he answer is")
+    if cut >= 0:
+        return qwen_normal(response[cut + len("he answer is") :].split("\n")[0].strip())
+    found = extract(response, "last_number").answer
+    return qwen_normal(found or "")
+
+
+def _open_box(response: str) -> str:
+    closed = last_box(response)
+    if closed is not None:
+        return closed
+    rest = response[response.rfind("boxed") + len("boxed") :]
+    return rest[1:].split("$")[0].strip() if rest.startswith("{") else rest.split("$")[0].strip()
+
+
+def qwen_normal(text: str) -> str:
+    """Normalise: units, percent and currency signs, brackets' sizes and number words go."""
+    text = clean(str(text)[: 2 * MAX_ANSWER_CHARACTERS])
+    text = re.sub(r"\\text\{\s*(\(?[A-E]\)?|[a-z]+)\s*\}\Z", r" \1", text).strip()
+    value = NUMBER_WORDS.get(text.lower()) or _compound_number(text.lower())
+    if value is not None:
+        return str(value)
+    text = text.replace("%", "").replace("°", "").strip()
+    text = re.sub(r"(?<=\d)\s*\\?[a-z]{1,12}(?:\s?\^\{?\d\}?)?\Z", _unit_gone, text)
+    text = re.sub(r"\A[A-Za-z]{1,2}\s*=\s*", "", text)
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text) if _is_one_number(text) else text
+    text = re.sub(r"(?<=\d)\.0+\Z", "", text)
+    text = re.sub(r"\s+", "", text)
+    return re.sub(r"\A0+(?=\d+\Z)", "", text)
+
+
+def _unit_gone(match: re.Match[str]) -> str:
+    return "" if len(match.group().strip()) > 1 and "\\" not in match.group() else match.group()
+
+
+def _compound_number(text: str) -> int | None:
+    tens = {
+        "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70,
+        "eighty": 80, "ninety": 90,
+    }  # fmt: skip
+    first, _, second = text.replace("-", " ").partition(" ")
+    if first not in tens or (second and second not in NUMBER_WORDS):
+        return None
+    return tens[first] + NUMBER_WORDS.get(second, 0)
+
+
+def qwen_equal(pred: str, gold: str) -> tuple[bool, str]:
+    """Compare two normalised answers; return the verdict and the rule that gave it."""
+    if pred.lower() == gold.lower():
+        return True, "string"
+    if gold in ("A", "B", "C", "D", "E"):
+        letters = re.findall(r"(?<![A-Za-z])[A-E](?![A-Za-z])", pred.upper())
+        return bool(letters) and letters[-1] == gold, "choice"
+    numbers = [number(item) for item in (gold, pred)]
+    if numbers[0] is not None and numbers[1] is not None:
+        wanted = [numbers[0] / 100, numbers[0], numbers[0] * 100]
+        return any(_near(float(value), float(numbers[1])) for value in wanted), "number"
+    bare = [re.sub(r"[{}()\[\]\\]", "", item).lower() for item in (pred, gold)]
+    if pred[:1] in "([" and gold[:1] in "([" and bare[0] == bare[1]:
+        return True, "brackets"
+    if "," in gold and gold[:1] in "([" and pred[:1] in "([":
+        parts = [item[1:-1].split(",") for item in (pred, gold)]
+        same = len(parts[0]) == len(parts[1])
+        return same and all(qwen_equal(p, g)[0] for p, g in zip(*parts, strict=False)), "tuple"
+    return _qwen_values(pred, gold), "symbolic"
+
+
+def _near(wanted: float, got: float) -> bool:
+    return abs(wanted - got) <= QWEN_TOLERANCE * max(abs(wanted), abs(got))
+
+
+def _qwen_values(pred: str, gold: str) -> bool:
+    """Compare by value. As there, pi is a symbol: it equals itself, but not 3.1416."""
+    trees = [_tree(re.sub(r"\A.{1,2}=", "", item)) for item in (pred, gold)]
+    if trees[0] is None or trees[1] is None:
+        return False
+    if _has_pi(trees[0]) != _has_pi(trees[1]):
+        return False
+    try:
+        if same_value(trees[1], trees[0], DEFAULT):
+            return True
+        if symbols(trees[0]) or symbols(trees[1]):
+            return False
+        values = [_constant(tree) for tree in trees if tree is not None]
+    except (TooHard, Undefined):
+        return False
+    return _near(values[1], values[0])
+
+
+def _constant(tree: Tree) -> float:
+    try:
+        return float(exact(tree, {}))
+    except NotRational:
+        value, _ = approximate(tree, {})
+        return value.real if abs(value.imag) < 1e-12 else float("inf")
+
+
+def _has_pi(tree: Tree) -> bool:
+    return "pi" in str(tree)
+
+
+def exact_match(response: str, gold: str, policy: Policy = DEFAULT) -> Grade:
+    """Compare the last box with the reference character by character, outer space aside."""
+    found = extract(response, policy.extraction, policy.join_boxes)
+    if found.answer is None:
+        return Grade(False, None, "unknown", "extract", found.reason, "no_answer")
+    equal = found.answer.strip() == gold.strip()
+    return Grade(equal, found.answer, "unknown", "string", "equal" if equal else "different")
+
+
+def math_verify_alone(response: str, gold: str, policy: Policy = DEFAULT) -> Grade:
+    """Grade by math-verify's own extraction and comparison, for measuring beside it.
+
+    It joins neighbouring boxes and falls back to the last number; its timeouts are off, because
+    the worker's alarm stands over it.
+    """
+    import math_verify
+
+    wanted = math_verify.parse(f"${gold}$", parsing_timeout=None)
+    got = math_verify.parse(response, parsing_timeout=None)
+    if not got:
+        return Grade(False, None, "unknown", "extract", "nothing parsed", "no_answer")
+    equal = bool(math_verify.verify(wanted, got, timeout_seconds=None))
+    return Grade(equal, str(got[-1])[:200], "unknown", "math_verify", "as math-verify says")

@@ -1,0 +1,67 @@
+r"""Labels: a left side that only names what the right side says ("x = 3", "|AB| = 1").
+
+A label may be missing from either answer. An equation whose left side is no label ("x + y = 1")
+says something itself.
+"""
+
+import re
+
+from reward.structure import Node, Relation
+
+_NAME = (
+    r"(?:\\(?!frac|sqrt|sin|cos|tan|log|ln|begin|pm|binom)[A-Za-z]+|[A-Za-z]|[A-Z]{2,6}|\\text\{[^{}]*\}"
+    r"|(?:area|volume|perimeter|length|width|height|ratio|sum|product|total|answer|value|min|max)"
+    r"|\\(?:overline|vec|hat|bar|tilde|dot|widehat|overrightarrow|mathbb)\{[^{}]*\})"
+)
+_SUFFIX = (
+    r"(?:'+|_\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|_[A-Za-z0-9]|_\\[a-z]+|\^\{?(?:\\prime|\*|-1)\}?)"
+)
+_QUANTITY = (
+    rf"(?:\\(?:angle|triangle|text\{{[^{{}}]*\}})\s*|m\\angle\s*){{0,8}}{_NAME}(?:\s*{_SUFFIX})*"
+)
+_LABEL = re.compile(
+    rf"\s*(?:{_QUANTITY}(?:\s*\([^()=<>]*\))?"
+    rf"|\\(?:sin|cos|tan|cot)\s*\(?\s*{_QUANTITY}\s*\)?"
+    rf"|\|\s*{_QUANTITY}\s*\||\[\s*[A-Z]{{3,6}}\s*\]"
+    rf"|{_QUANTITY}\s*[:/]\s*{_QUANTITY}"
+    rf"|\\frac\s*\{{\s*{_QUANTITY}\s*\}}\s*\{{\s*{_QUANTITY}\s*\}}"
+    rf"|\(?\s*{_QUANTITY}(?:\s*,\s*{_QUANTITY})+\s*\)?)\s*"
+)
+FUNCTION_LABEL = re.compile(rf"\s*(?:{_QUANTITY}\s*\(.*\)|y)\s*", re.DOTALL)
+_NOT_LABEL = re.compile(r"\\(?:infty|mathbb|emptyset|pi)(?![a-zA-Z])")
+
+
+def label_of(relation: Relation) -> str:
+    """Return the label of a labelled relation, as written."""
+    return relation.texts[0] if is_label(relation.texts[0]) else relation.texts[-1]
+
+
+def label_letters(text: str) -> str:
+    """Reduce a label to its letters, for comparing two."""
+    return re.sub(r"\\(?:angle|text|overline|left|right)|[\s{}()|]", "", text)
+
+
+def is_label(text: str) -> bool:
+    """Tell whether a left side only names what the right side says."""
+    return _LABEL.fullmatch(text) is not None and _NOT_LABEL.search(text) is None
+
+
+def stated_values(relation: Relation) -> list[Node] | None:
+    """Return what a labelled relation says its label is, or ``None`` if there is no label."""
+    if not set(relation.signs) <= {"=", "~"}:
+        return None
+    if is_label(relation.texts[0]):
+        return before_approximation(relation, 1)
+    if is_label(relation.texts[-1]) and len(relation.parts) == 2 and relation.signs[0] == "=":
+        return [relation.parts[0]]
+    return None
+
+
+def before_approximation(relation: Relation, start: int) -> list[Node]:
+    """Drop the members behind an approximation sign if exact ones stand before it."""
+    members = [relation.parts[start]]
+    for part, sign in zip(relation.parts[start + 1 :], relation.signs[start:], strict=True):
+        if sign == "~":
+            break
+        members.append(part)
+    return members

@@ -1,0 +1,314 @@
+r"""Write an answer in one spelling: Unicode and plain text to a small LaTeX, markup removed.
+
+`clean` is the first step of every comparison. It never changes a value, only how it is written:
+``½`` becomes ``\frac{1}{2}``, ``\dfrac`` becomes ``\frac``, ``\left(`` becomes ``(``, ``1{,}000``
+becomes ``1000``, ``\text{ or }`` becomes `` or ``, a sentence's last full stop goes. Text that
+stays text is written ``\text{...}``.
+
+Every pattern here is linear in the length of the answer.
+"""
+
+# ruff: noqa: RUF001  (the tables below are about look-alike characters)
+
+import re
+import unicodedata
+
+from reward.extract import unwrap_boxes
+
+_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix", strict=True))
+_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₖₘ", "0123456789+-()nkm", strict=True))
+_FRACTIONS = {
+    "½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5",
+    "⅗": "3/5", "⅘": "4/5", "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8",
+    "⅞": "7/8", "⅐": "1/7", "⅑": "1/9", "⅒": "1/10",
+}  # fmt: skip
+_CHARACTERS = {
+    "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∉": r"\notin ",
+    "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≦": r"\le ", "≧": r"\ge ",
+    "≠": r"\ne ", "≈": r"\approx ", "≡": r"\equiv ", "∼": r"\sim ",
+    "±": r"\pm ", "∓": r"\mp ", "×": "*", "÷": "/", "·": "*", "⋅": "*", "∙": "*", "∗": "*",
+    "π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ",
+    "δ": r"\delta ", "ε": r"\epsilon ", "λ": r"\lambda ", "μ": r"\mu ", "ρ": r"\rho ",
+    "σ": r"\sigma ", "τ": r"\tau ", "φ": r"\phi ", "ω": r"\omega ", "ψ": r"\psi ",
+    "Δ": r"\Delta ", "Ω": r"\Omega ", "Σ": r"\Sigma ", "ℓ": r"\ell ", "ħ": r"\hbar ",
+    "°": r"^\circ ", "º": r"^\circ ", "˚": r"^\circ ", "℃": r"^\circ ", "′": "'", "’": "'",
+    "″": "''", "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "‒": "-", "⁄": "/", "∕": "/",
+    "√": r"\sqrt ", "∛": r"\sqrt[3] ", "∅": r"\emptyset ", "⌀": r"\emptyset ", "∖": r"\setminus ",
+    "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}",
+    "ℂ": r"\mathbb{C}", "∀": r"\forall ", "∃": r"\exists ", "→": r"\to ", "⇒": r"\to ",
+    "∠": r"\angle ", "△": r"\triangle ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
+    "⌉": r"\rceil ", "…": r"\ldots ", "∣": r"\mid ", "、": ",", "，": ",", "。": ".", "；": ";",
+    "€": "", "£": "", "¥": "", "₹": "", "“": '"', "”": '"', "‘": "'",
+}  # fmt: skip
+
+# An escape eaten by a careless JSON or Python string: "\text" read as TAB + "ext".
+_EATEN = [
+    (re.compile("\t(?=ext|imes|heta|an\\b|frac|o\\b|au\\b|riangle)"), "\\\\t"),
+    (re.compile("\x0c(?=rac)"), "\\\\f"),
+    (re.compile("\x08(?=egin|inom|oxed|eta|ar\\b|ig)"), "\\\\b"),
+    (re.compile("\r(?=ight|ho\\b|angle|ceil|floor)"), "\\\\r"),
+    (re.compile("\x07(?=lpha|pprox|ngle)"), "\\\\a"),
+    (re.compile("(?<![A-Za-z\\\\])(?=rac\\{)"), "\\\\f"),
+]
+_DOUBLED = re.compile(
+    r"(?<!\\)\\\\(?=(?:[dt]?frac|left|right|sqrt|pi|text|mathrm|leq?|geq?|neq?|in|infty|cup|cdot"
+    r"|times|boxed|pm|circ|theta|sin|cos|tan|log|ln|binom|approx|mathbb|emptyset|begin|end"
+    r"|textrm)(?![a-zA-Z]))"
+)
+_BACKSLASHES = re.compile(r"\\+")
+_HTML = [
+    (re.compile(r"<sup>([^<>]{0,200})</sup>"), r"^{\1}"),
+    (re.compile(r"<sub>([^<>]{0,200})</sub>"), r"_{\1}"),
+    (re.compile(r"</?(?:b|i|p|em|strong|br|span|div) ?/?>"), " "),
+    (re.compile(r"&lt;"), "<"),
+    (re.compile(r"&gt;"), ">"),
+    (re.compile(r"&amp;"), "&"),
+    (re.compile(r"&nbsp;"), " "),
+]
+_COMMANDS = {
+    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom",
+    "leqslant": "le", "leq": "le", "lt": "<", "geqslant": "ge", "geq": "ge", "gt": ">",
+    "neq": "ne", "cdot": "*", "times": "*", "ast": "*", "bullet": "*", "div": "/", "colon": ":",
+    "varnothing": "emptyset", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|",
+    "langle": "(", "rangle": ")", "bmod": "mod",
+    "lbrace": "{", "rbrace": "}", "lbrack": "[", "rbrack": "]", "backslash": "setminus",
+    "cupdot": "cup", "sqcup": "cup", "arctg": "arctan", "tg": "tan", "ctg": "cot", "cosec": "csc",
+    "textcirc": "circ", "degree": "circ", "degrees": "circ", "land": "and", "lor": "or",
+    "wedge": "and", "vee": "or", "varphi": "phi", "varepsilon": "epsilon", "vartheta": "theta",
+    "imath": "i", "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "dotsb": "ldots",
+    "iff": "to", "implies": "to", "Rightarrow": "to", "rightarrow": "to", "longrightarrow": "to",
+    "simeq": "approx", "sim": "sim", "thickapprox": "approx",
+}  # fmt: skip
+_PLAIN = {"<", ">", "*", "/", ":", "|", "[", "]", "(", ")"}
+_MODULUS = re.compile(r"\(?\s?\\p?mod\s?(?:\{([^{}]{1,20})\}|(\d{1,6}|[a-z]))\s?\)?")
+_OUTWARD = re.compile(r"([\[\]])([^\[\](){},;]+[,;][^\[\](){},;]+)([\[\]])")
+_DROPPED = {
+    "left", "right", "middle", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr",
+    "biggl", "biggr", "Biggl", "Biggr", "bigm", "displaystyle", "textstyle", "scriptstyle",
+    "limits", "nolimits", "rm", "bf", "it", "boldmath", "normalsize", "large", "Large", "small",
+    "hline", "protect", "allowbreak", "nobreak", "phantom", "centering", "boldsymbol", "pmb",
+}  # fmt: skip
+_SPACES = {"quad", "qquad", "enspace", "thinspace", "medspace", "thickspace", "newline", "space",
+           "nonumber", "notag", "smallskip", "bigskip", "negthinspace"}  # fmt: skip
+_COMMAND = re.compile(r"\\([A-Za-z]+)\*?|\\(.)", re.DOTALL)
+_FONT = re.compile(
+    r"\\(text(?:bf|it|rm|sf|tt|normal|sc|up)?|mbox|hbox|emph|underline|operatorname\*?"
+    r"|math(?:rm|bf|it|sf|tt|normal|cal|scr|frak)|bm|bold|mathop)[ ]{0,4}\{([^{}]*)\}"
+)
+_NESTED_TEXT = re.compile(r"\\text\{\{([^{}]*)\}\}")
+_SUPER = re.compile("[" + "".join(_SUPERSCRIPTS) + "]+")
+_SUB = re.compile("[" + "".join(_SUBSCRIPTS) + "]+")
+_GROUPING = [
+    (re.compile(r"(?<!\d{4})(?<=\d)(?:\{,\}|,)\s{0,4}\\!\s{0,4}(?=\d{3}(?!\d))"), ""),
+    (re.compile(r"(?<=\d)\{,\}(?=\d)"), ""),
+    (re.compile(r"(?<=\d)\\[,;: ](?=\d{3}(?!\d))"), ""),
+]
+_DELIMITERS = re.compile(
+    r"(?<!\\)\$+|(?<!\\)\\[()]|(?<!\\)\\[\[\]](?!\s*\d+(?:\.\d+)?(?:pt|ex|em))"
+)
+_DOLLAR = re.compile(r"(?<![A-Za-z\\])(?:USD?|HKD?|CAD?|AUD?)\$(?=\s?\d)|\$")
+_UNCLOSED_BOX = re.compile(r"\\(?:boxed|fbox)\s?\{")
+_PERCENT = re.compile(
+    r"\\%|(?<=[\d}) ])\s{0,4}(?:\\text\{\s{0,4})?(?:per ?cent(?:age)?|pct)(?:\s{0,4}\})?"
+    r"\.?(?![a-z])"
+)
+_DEGREE = re.compile(
+    r"(?<=[\d}) ])\s{0,4}(?:\\text\{\s{0,4}degrees?\s{0,4}\}|degrees?(?![a-zA-Z]))"
+)
+_AND_OR = re.compile(r"\\text\{[\s,;]*(and|or|and/or|&|und|et|ou|oder|或|和)[\s,;]*\}")
+_GLUED_OR = re.compile(r"(?<=[\d)}\]])(and|or)(?=[A-Z\d(\\\[-])")
+_CIRCLE = re.compile(r"\^\s*\{?\s*\\circ(?![A-Za-z])\s*\}?|\^\s*\{?\s*o\s*\}|\\circ(?![A-Za-z])")
+_TEMPERATURE = re.compile(r"°\s*(?:\\text\s?\{\s*[CF]\s*\}|[CF](?![A-Za-z(]))")
+_NUMERIC_TEXT = re.compile(r"\s*[-+]?[\d.,/:]+\s*")
+_FUNCTIONS = {
+    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "arcsec",
+    "arccsc", "sinh", "cosh", "tanh", "ln", "log", "lg", "exp", "sqrt", "gcd", "lcm", "min",
+    "max", "sgn", "sign", "mod", "det", "tr", "Re", "Im", "arg",
+}  # fmt: skip
+_SPARE_SPACE = re.compile(r"(\\[A-Za-z]+) +(?![A-Za-z ])")
+_LEADING = re.compile(
+    r"(?:(?:so|thus|hence|therefore|then)[, ]+)?"
+    r"(?:(?:the )?(?:final |correct )?(?:answer|result|value|solution)s?(?: is| are|:| =)[: ]*"
+    r"|only |exactly |approximately |about |roughly |simply |i\.e\. )",
+    re.IGNORECASE,
+)
+_ANSWER_IS = re.compile(r".*\b(?:answer|réponse) (?:is|est)\b:?\s*", re.IGNORECASE | re.DOTALL)
+_TEXT_IS = re.compile(
+    r".*\\text\s?\{[^{}]*\b"
+    r"(?:answer is\s*:?\s*\}\s*|(?:is|are|equals)\s*:?\s*\}\s*(?=[^{}]*[\d{]))",
+    re.DOTALL,
+)
+_NUMBERED = re.compile(r"(?<![A-Za-z\\{])[A-Z][a-z]{2,12} \d{1,2}:\s")
+_LOOSE_SPACE = re.compile(r"\s+(?=\D)|(?<=\D)\s+")
+_LOOSE_BRACES = re.compile(r"(?<=[\^_])\{([A-Za-z0-9])\}")
+_TRAILING = re.compile(r"(?:(?<!\.)\.|[,;:。\s]|\\(?![A-Za-z{}|%$&#_]))+\Z")
+
+
+def clean(text: str) -> str:
+    """Return ``text`` in the common spelling. Values are unchanged."""
+    if text.isascii() and text.isalnum():
+        return text
+    text = unwrap_boxes(_characters(repair(text)))
+    text = _balance(_UNCLOSED_BOX.sub("", text))
+    text = _delimiters(text)
+    text = _markup(text)
+    text = _words(text)
+    return _ends(text)
+
+
+def repair(text: str) -> str:
+    """Undo what careless escaping did to LaTeX, and HTML: for answers, not for responses."""
+    if any(mark in text for mark in "\t\x0c\x08\r\x07") or "rac{" in text:
+        for pattern, replacement in _EATEN:
+            text = pattern.sub(replacement, text)
+    if "\\\\" in text and _DOUBLED.search(text):
+        if all(len(run) % 2 == 0 for run in _BACKSLASHES.findall(text)):
+            text = text.replace("\\\\", "\\").replace("\\n", "\n")
+        text = _DOUBLED.sub(r"\\", text)
+    if "<" in text or "&" in text:
+        for pattern, replacement in _HTML:
+            text = pattern.sub(replacement, text)
+    return text
+
+
+def _characters(text: str) -> str:
+    """Replace Unicode by ASCII and LaTeX; drop invisible and direction characters."""
+    if text.isascii():
+        return text
+    text = _SUPER.sub(lambda m: "^{" + "".join(_SUPERSCRIPTS[c] for c in m.group()) + "}", text)
+    text = _SUB.sub(lambda m: "_{" + "".join(_SUBSCRIPTS[c] for c in m.group()) + "}", text)
+    return "".join(map(_character, text))
+
+
+def _character(character: str) -> str:
+    if character.isascii():
+        return character
+    if character in _CHARACTERS:
+        return _CHARACTERS[character]
+    if character in _FRACTIONS:
+        numerator, denominator = _FRACTIONS[character].split("/")
+        return f" \\frac{{{numerator}}}{{{denominator}}}"
+    category = unicodedata.category(character)
+    if category in ("Cf", "Cc", "Cs", "Co", "Cn", "Mn"):
+        return ""
+    if category == "Zs":
+        return " "
+    if category == "Nd":
+        return str(unicodedata.decimal(character))
+    compatible = unicodedata.normalize("NFKC", character)
+    return compatible if compatible.isascii() else character
+
+
+def _balance(text: str) -> str:
+    """Drop one stray closing brace at the end; `clean` is no place for larger repairs."""
+    if not text.endswith("}") or text.endswith("\\}"):
+        return text
+    plain = text.replace("\\{", "").replace("\\}", "")
+    return text[:-1] if plain.count("}") == plain.count("{") + 1 else text
+
+
+def _delimiters(text: str) -> str:
+    """Remove math delimiters, currency signs, Markdown, and digit grouping that is markup."""
+    for pattern, replacement in _GROUPING:
+        text = pattern.sub(replacement, text)
+    if "$" in text:
+        text = _DOLLAR.sub(" ", text.replace("\\$", " "))
+    text = _DELIMITERS.sub(" ", text)
+    if "**" in text and text.count("**") == 2 and text.startswith("**"):
+        text = text.replace("**", "")
+    return text.replace("`", "") if text.startswith("`") else text
+
+
+def _markup(text: str) -> str:
+    """Bring every command to one spelling; drop sizes and spaces; write text as ``\\text``."""
+    if "\\" not in text:
+        return text.replace("~", " ")
+    text = _NESTED_TEXT.sub(r"\\text{\1}", text)
+    for _ in range(4):
+        text, count = _FONT.subn(_font, text)
+        if not count:
+            break
+    text = text.replace("\x00", "\\text")
+    text = _SPARE_SPACE.sub(r"\1", _COMMAND.sub(_command, text))
+    return text.replace("~", " ")
+
+
+def _font(match: re.Match[str]) -> str:
+    """Unwrap fonts around numbers and formulas; words become ``\\text{words}``."""
+    content = match.group(2).replace("~", " ")
+    if content.strip() in _FUNCTIONS:
+        return f" \\{content.strip()} "
+    if match.group(1) in ("mathbf", "mathit", "bm", "bold", "emph", "underline"):
+        return " " + content + " "
+    if _NUMERIC_TEXT.fullmatch(content) or "\\" in content:
+        return " " + content + " "
+    return f"\x00{{{content}}}" if content.strip() else " "
+
+
+def _command(match: re.Match[str]) -> str:
+    name, other = match.group(1), match.group(2)
+    if other is not None:
+        if other in ",;:!> ~\n\t":
+            return " "
+        return match.group()
+    if name in _DROPPED:
+        return " "
+    if name in _SPACES:
+        return " "
+    name = _COMMANDS.get(name, name)
+    if name in _PLAIN:
+        return name
+    if name in "{}":
+        return "\\" + name
+    if name in ("and", "or"):
+        return f" {name} "
+    return f"\\{name} "
+
+
+def _words(text: str) -> str:
+    """Read the words that are notation: percent, degrees, and, or."""
+    if "\\text" in text:
+        text = _AND_OR.sub(_and_or, text)
+    text = _GLUED_OR.sub(r" \1 ", text)
+    if "mod" in text:
+        text = _MODULUS.sub(lambda match: f" \\mod {match.group(1) or match.group(2)}", text)
+    text = _PERCENT.sub("%", text)
+    text = _DEGREE.sub(r"^\\circ ", text)
+    if "circ" in text or "^" in text:
+        text = _CIRCLE.sub("° ", text)
+    return _TEMPERATURE.sub("°", text) if "°" in text else text
+
+
+def _and_or(match: re.Match[str]) -> str:
+    return " or " if match.group(1) in ("or", "ou", "oder", "或") else " and "
+
+
+def squeeze(text: str) -> str:
+    """Drop spaces and braces that change nothing, for comparing two cleaned answers as text."""
+    text = _LOOSE_SPACE.sub("", text)
+    return _LOOSE_BRACES.sub(r"\1", text)
+
+
+def _ends(text: str) -> str:
+    """Remove what stands around the answer: filler words, outer space, a last full stop."""
+    text = text.strip()
+    if ": " in text:
+        text = _NUMBERED.sub("", text)
+    said = _TEXT_IS.match(text) if "\\text" in text and "is" in text else None
+    if said is None and (" is" in text or " est" in text):
+        said = _ANSWER_IS.match(text)
+    if said is not None and said.end() < len(text):
+        text = text[said.end() :]
+    text = _TRAILING.sub("", text) if not text.endswith("...") else text
+    lead = _LEADING.match(text.replace("\\text{", "").lstrip()) if text[:1].isalpha() else None
+    if lead is None and text.startswith("\\text{"):
+        word = re.match(r"\\text\{\s*(?:only|exactly|approximately|about)\s*\}", text)
+        text = text[word.end() :] if word else text
+    elif lead is not None and lead.end() < len(text):
+        text = text[lead.end() :]
+    text = re.sub(r"\s+", " ", text).strip()
+    outward = _OUTWARD.fullmatch(text) if "]" in text and "[" in text else None
+    if outward is not None:  # "]0, 1[" is the open interval
+        opening, ends, closing = outward.groups()
+        text = f"{'(' if opening == ']' else '['}{ends}{')' if closing == '[' else ']'}"
+    return text

@@ -1,0 +1,40 @@
+"""Equations and inequalities as trees to compare: sides subtracted, signs all pointing one way."""
+
+from typing import Literal
+
+from reward.expression import Tree
+from reward.numeric import symbols
+from reward.structure import Relation, Value
+
+Kind = Literal["<", "<=", "!="]
+
+
+def difference(relation: Relation) -> Tree | None:
+    """Return left side minus right side of a relation with two readable sides."""
+    left, right = relation.parts
+    if not isinstance(left, Value) or not isinstance(right, Value):
+        return None
+    return ("add", left.tree, ("neg", right.tree))
+
+
+def directed(relation: Relation) -> list[tuple[Kind, Tree]] | None:
+    """Write each sign of a chain as (kind, tree above zero), in rising order."""
+    pairs: list[tuple[Kind, Tree]] = []
+    parts, signs = list(relation.parts), list(relation.signs)
+    if set(signs) <= {">", ">="}:
+        parts, signs = parts[::-1], [sign.replace(">", "<") for sign in signs[::-1]]
+    if not set(signs) <= {"<", "<=", "!="}:
+        return None
+    for left, right, sign in zip(parts, parts[1:], signs, strict=False):
+        if not isinstance(left, Value) or not isinstance(right, Value):
+            return None
+        kind: Kind = "<" if sign == "<" else "<=" if sign == "<=" else "!="
+        pairs.append((kind, ("add", right.tree, ("neg", left.tree))))
+    return pairs
+
+
+def variables(relation: Relation) -> frozenset[str]:
+    """Collect the symbols of all sides."""
+    return frozenset().union(
+        *(symbols(part.tree) for part in relation.parts if isinstance(part, Value))
+    )

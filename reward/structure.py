@@ -1,0 +1,379 @@
+r"""Read a cleaned answer as a structure: value, list, tuple, set, interval, matrix, relation, text.
+
+The structure is found on the outside, by brackets, separators and relation signs at depth zero;
+the inside is left to `reward.expression`. Nothing is evaluated here.
+
+    "1, 2 or 3"            Items(("1", "2", "3"), "or")
+    "(1, 2]"               Bracket("(", "]", (1, 2))
+    "\{1, 2\}"             Bracket("\{", "\}", (1, 2))
+    "(-\infty,1)\cup\{2\}" Union((Bracket, Bracket))
+    "x = 2y = 4"           Relation((x, 2y, 4), ("=", "="))
+    "25\%"                 Percent(25)
+    "5 \text{ cm}^2"       Value(5, unit="cm^2")
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from reward.expression import Tree, parse
+from reward.numeric import symbols
+from reward.tokens import NotAnExpression
+from reward.units import split_known_unit, split_roman_unit, split_unit, strip_condition
+from reward.words import words
+
+
+@dataclass(frozen=True)
+class Value:
+    """An expression; ``unit`` is what stood after it, ``text`` how it was written."""
+
+    tree: Tree
+    text: str
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Percent:
+    """A value followed by a percent sign."""
+
+    value: Value
+
+
+@dataclass(frozen=True)
+class Text:
+    """Something else: words, or notation that the expression parser does not read."""
+
+    text: str
+
+    @property
+    def is_words(self) -> bool:
+        """Tell whether this is plain language rather than unread notation."""
+        bare = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", self.text)
+        if "\\" in bare or re.search(r"[=<>^_|]", bare):
+            return False
+        return bool(re.search(r"[^\W\d_]{2}", bare)) or not bare.strip()
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list without brackets; ``joint`` is ``or`` where the parts are alternatives."""
+
+    items: tuple["Node", ...]
+    joint: str = ","
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """Two or more items, or a set of any number, in brackets of the given kinds."""
+
+    opening: str
+    closing: str
+    items: tuple["Node", ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Rows of cells; ``environment`` is pmatrix, vmatrix, ..."""
+
+    rows: tuple[tuple["Node", ...], ...]
+    environment: str
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A chain of parts with the signs between them (=, <, >, <=, >=, !=, ~, in)."""
+
+    parts: tuple["Node", ...]
+    signs: tuple[str, ...]
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Union:
+    """A union of sets, less the sets in ``without``."""
+
+    pieces: tuple["Node", ...]
+    without: tuple["Node", ...] = ()
+
+
+@dataclass(frozen=True)
+class Builder:
+    r"""A set given by a condition, ``\{x | condition\}``."""
+
+    condition: "Node"
+
+
+Node = Value | Percent | Text | Items | Bracket | Matrix | Relation | Union | Builder
+
+MAX_ITEMS = 200
+MAX_NESTING = 12
+
+_TOKENS = re.compile(
+    r"\\begin\{[a-z]*matrix\*?\}|\\begin\{(?:array|cases|aligned|align\*?|gathered)\}"
+    r"|\\end\{[a-z*]+\}|\\[{}]|\\[A-Za-z]+|\\.|!=|<=|>=|==|<|>|=|[()\[\]{},;|:/-]"
+    r"|(?<![A-Za-z])(?:and|or)(?![A-Za-z])"
+)
+_SIGNS = {
+    "=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!=",
+    "\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\approx": "~", "\\in": "in",
+}  # fmt: skip
+_OPEN = {"(", "[", "{", "\\{"}
+_CLOSE = {")", "]", "}", "\\}"}
+_PARTNER = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
+_ORDINAL = re.compile(
+    r"(?<=\d)\s?(?:\^\s?\{\s?\\text\s?\{\s?(?:st|nd|rd|th)\s?\}\s?\}|\^\s?\\text\s?\{(?:st|nd|rd|th)\}"
+    r"|\^\s?\{\s?(?:st|nd|rd|th)\s?\}|\\text\s?\{\s?(?:st|nd|rd|th)\s?\}|(?:st|nd|rd|th)(?![A-Za-z]))"
+)
+_MATRIX = re.compile(r"\\begin\{([a-zA-Z*]+)\}(.*)\\end\{\1\}", re.DOTALL)
+_DOUBLE_SIGN = re.compile(r"\\(?:pm|mp)(?![a-z])|\+/?-")
+_DOMAIN = re.compile(r"[A-Za-z]\s*\\in\s*(?:\\mathbb\s?\{?[ZNQRC]\}?|[ZN])\s*(?:[_^].{0,12})?")
+_SET_BODY = re.compile(r"\\\{(?:(?!\\[{}]).)*\\\}")
+_DIGIT = re.compile(r"\s*\d\s*")
+_WHOLE_TEXT = re.compile(r"\\text\s*\{([^{}]*\d[^{}]*)\}")
+
+
+def read(text: str, depth: int = 0) -> Node:
+    """Read a cleaned answer (see `reward.normalize.clean`)."""
+    text = _ORDINAL.sub("", text).strip() if depth == 0 else text.strip()
+    whole = _WHOLE_TEXT.fullmatch(text)
+    if whole:
+        text = whole.group(1).strip()
+    if depth > MAX_NESTING:
+        return Text(text)
+    parts, joint = _split_list(text)
+    if len(parts) == 1 and not _has_plus_minus(parts[0]):
+        return _read_item(parts[0], depth)
+    if len(parts) > MAX_ITEMS:
+        return Text(text)
+    items: list[Node] = []
+    for part in parts:
+        for variant in _plus_minus(part):
+            node = _read_item(variant, depth + 1)
+            items += node.items if isinstance(node, Items) else (node,)
+    return Items(tuple(items), joint) if len(items) != 1 else items[0]
+
+
+def _has_plus_minus(text: str) -> bool:
+    """Tell whether a double sign stands outside every set (a set writes out its own)."""
+    if not _DOUBLE_SIGN.search(text):
+        return False
+    for _ in range(4):
+        text = _SET_BODY.sub("", text)
+    return _DOUBLE_SIGN.search(text) is not None
+
+
+def _plus_minus(text: str) -> list[str]:
+    """Write out both signs; all signs of one expression go together."""
+    if not _has_plus_minus(text):
+        return [text]
+    text = text.replace("+/-", "\\pm ").replace("+-", "\\pm ")
+    upper = re.sub(r"\\mp(?![a-z])", "-", re.sub(r"\\pm(?![a-z])", "+", text))
+    lower = re.sub(r"\\mp(?![a-z])", "+", re.sub(r"\\pm(?![a-z])", "-", text))
+    return [upper, lower]
+
+
+def _top_level(text: str) -> list[tuple[int, int, str]]:
+    """List the tokens of ``text`` that stand outside every bracket, as (start, end, token)."""
+    found, level, quiet = [], 0, False
+    for match in _TOKENS.finditer(text):
+        token = match.group()
+        if token in _OPEN or token.startswith("\\begin"):
+            if level == 0 and not quiet:
+                found.append((match.start(), match.end(), token))
+            level += 1
+        elif token in _CLOSE or token.startswith("\\end"):
+            level = max(0, level - 1)
+            if level == 0:
+                found.append((match.start(), match.end(), token))
+        elif token == "\\sqrt":
+            quiet = False
+        elif level == 0:
+            found.append((match.start(), match.end(), token))
+    return found
+
+
+def _cut(text: str, cuts: list[tuple[int, int, str]]) -> list[str]:
+    pieces, position = [], 0
+    for start, end, _ in cuts:
+        pieces.append(text[position:start].strip())
+        position = end
+    return [*pieces, text[position:].strip()]
+
+
+def _split_list(text: str) -> tuple[list[str], str]:
+    """Split at commas, semicolons, "and" and "or" outside brackets."""
+    cuts = [item for item in _top_level(text) if item[2] in (",", ";", "and", "or")]
+    if not cuts:
+        return [text], ","
+    parts = [part for part in _cut(text, cuts) if part]
+    if len(parts) > 1:  # "k\\pi, k \\in \\mathbb{Z}" says where k lives
+        parts = [part for part in parts if not _DOMAIN.fullmatch(part)] or parts
+    joint = "or" if any(token == "or" for _, _, token in cuts) else ","
+    if any(token == "and" for _, _, token in cuts):
+        joint = "and" if joint == "," else "mixed"
+    return parts or [text], joint
+
+
+def _read_item(text: str, depth: int) -> Node:
+    text = strip_condition(text.strip())
+    if depth > MAX_NESTING:
+        return Text(text)
+    if words(text) == "all real numbers":
+        return Union((_bracket_of_all(),))
+    for reader in (_read_matrix, _read_relation, _read_union, _read_bracket):
+        node = reader(text, depth)
+        if node is not None:
+            return node
+    return _read_value(text)
+
+
+def _read_matrix(text: str, depth: int) -> Node | None:
+    inner = text
+    while (outer := _bracketed(inner)) is not None and outer[:2] in (("(", ")"), ("[", "]")):
+        inner = outer[2].strip()
+    match = _MATRIX.fullmatch(inner)
+    if match is None:
+        return None
+    if "\\end{" + match.group(1) in match.group(2):
+        return Text(text)  # a product of matrices, or a matrix of matrices
+    environment, body = match.group(1), match.group(2)
+    if environment == "array":
+        body = re.sub(r"\A\s*\{[^{}]*\}", "", body)
+    rows = [row for row in body.split("\\\\") if row.strip()]
+    if environment in ("cases", "aligned", "align", "align*", "gathered"):
+        return Items(tuple(read(row.replace("&", " "), depth + 1) for row in rows), "and")
+    if len(rows) > MAX_ITEMS:
+        return Text(text)
+    if _is_rendering(rows):
+        return read(_rejoined(rows), depth + 1)
+    if environment == "matrix" and len(rows) > 2 and all(_DIGIT.fullmatch(row) for row in rows):
+        return read("".join(row.strip() for row in rows), depth + 1)
+    cells = tuple(tuple(read(cell, depth + 1) for cell in row.split("&")) for row in rows)
+    return Matrix(cells, environment)
+
+
+def _is_rendering(rows: list[str]) -> bool:
+    """Tell whether a matrix is one expression that somebody's markup broke into rows.
+
+    A row with unbalanced braces, or of one sign, is no cell.
+    """
+    return any(row.count("{") != row.count("}") or row.strip() in "+-*/=()" for row in rows)
+
+
+def _rejoined(rows: list[str]) -> str:
+    r"""Write the pieces of a broken-up expression in one line, its fractions made whole."""
+    text = re.sub(r"\s+", " ", " ".join(rows))
+    text = re.sub(r"\}\s*\\frac\s*\{\s*\}\s*\{", "}{", text)
+    text = re.sub(r"\}\s*\\frac\s*\{\s*\}\s*(\d+)\s*\Z", r"}{\1}", text)
+    return re.sub(r"\\frac\s*(\{(?:[^{}]|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})*\})\s*/", r"\1/", text)
+
+
+def _read_relation(text: str, depth: int) -> Node | None:
+    cuts = [item for item in _top_level(text) if item[2] in _SIGNS]
+    if not cuts:
+        return None
+    texts = _cut(text, cuts)
+    signs = tuple(_SIGNS[token] for _, _, token in cuts)
+    if not texts[0] and signs[0] in ("=", "~"):  # "= 5", "\approx 5"
+        texts, signs = texts[1:], signs[1:]
+        if not signs:
+            return read(texts[0], depth + 1)
+    if not all(texts):
+        return Text(text)
+    parts = tuple(read(part, depth + 1) for part in texts)
+    if signs[0] == "in" and len(signs) == 1:
+        return parts[1]
+    return Relation(parts, signs, tuple(texts))
+
+
+def _read_union(text: str, depth: int) -> Node | None:
+    tokens = _top_level(text)
+    cuts = [item for item in tokens if item[2] in ("\\cup", "\\setminus")]
+    bare = re.sub(r"\s", "", text)
+    if not cuts and (bare.startswith("\\mathbb{R}") or "\\}-\\{" in bare):
+        cuts = [item for item in tokens if item[2] == "-"]
+    if not cuts:
+        if bare in ("\\mathbb{R}", "R", "\\R"):
+            return Union((_bracket_of_all(),)) if bare != "R" else None
+        return None
+    parts = [read(part, depth + 1) for part in _cut(text, cuts) if part]
+    if len(parts) != len(cuts) + 1:
+        return None
+    pieces: list[Node] = [parts[0]]
+    without: list[Node] = []
+    for (_, _, token), part in zip(cuts, parts[1:], strict=True):
+        (pieces if token == "\\cup" else without).append(part)
+    return Union(tuple(pieces), tuple(without))
+
+
+def _bracket_of_all() -> Bracket:
+    infinity: Tree = ("const", "inf")
+    return Bracket("(", ")", (Value(("neg", infinity), "-\\infty"), Value(infinity, "\\infty")))
+
+
+def _bracketed(text: str) -> tuple[str, str, str] | None:
+    """Return (opening, closing, inside) when one pair of brackets encloses all of ``text``."""
+    tokens = [item for item in _top_level(text) if item[2] in _OPEN | _CLOSE]
+    if len(tokens) != 2 or tokens[0][0] != 0 or tokens[1][1] != len(text):
+        return None
+    if tokens[0][2] not in _OPEN or tokens[1][2] not in _CLOSE:
+        return None
+    return tokens[0][2], tokens[1][2], text[tokens[0][1] : tokens[1][0]]
+
+
+def _read_bracket(text: str, depth: int) -> Node | None:
+    outer = _bracketed(text)
+    if outer is None:
+        if text == "\\emptyset":
+            return Bracket("\\{", "\\}", ())
+        return None
+    opening, closing, inside = outer
+    if opening == "\\{" and closing == "\\}":
+        return _read_set(inside, depth)
+    if (opening, closing) == ("{", "}"):
+        return read(inside, depth + 1)
+    parts, joint = _split_list(inside)
+    if len(parts) == 1 or joint != ",":
+        if _PARTNER[opening] == closing and opening == "(":
+            node = read(inside, depth + 1)
+            return node if not isinstance(node, Value) else None
+        return None
+    if len(parts) > MAX_ITEMS:
+        return Text(text)
+    return Bracket(opening, closing, tuple(_read_item(part, depth + 1) for part in parts))
+
+
+def _read_set(inside: str, depth: int) -> Node:
+    bars = [item for item in _top_level(inside) if item[2] in ("|", ":")]
+    if bars and len(bars) % 2 == 1 and bars[0][0] > 0:
+        return Builder(read(inside[bars[0][1] :], depth + 1))
+    parts, _ = _split_list(inside)
+    items: list[Node] = []
+    for part in parts if inside.strip() else []:
+        items += [_read_item(variant, depth + 1) for variant in _plus_minus(part)]
+    return Bracket("\\{", "\\}", tuple(items[: MAX_ITEMS + 1]))
+
+
+def _read_value(text: str) -> Node:
+    if text.endswith("%"):
+        inner = _read_value(text[:-1].strip())
+        return Percent(inner) if isinstance(inner, Value) and not inner.unit else Text(text)
+    for split in (split_known_unit, split_roman_unit):
+        node = with_unit(text, split)
+        if node is not None and not symbols(node.tree):
+            return node
+    try:
+        return Value(parse(text), text)
+    except NotAnExpression:
+        return with_unit(text, split_unit) or Text(text)
+
+
+def with_unit(text: str, split: Callable[[str], tuple[str, str]]) -> Value | None:
+    """Read a value and the unit that ``split`` finds behind it, or ``None``."""
+    core, unit = split(text)
+    if not unit:
+        return None
+    try:
+        return Value(parse(core), core, unit)
+    except NotAnExpression:
+        return None

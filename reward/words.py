@@ -1,0 +1,163 @@
+r"""Answers that are not mathematics: choice letters, numbers in a base, times, plain text.
+
+Each comparison takes two cleaned answers and returns True, False, or ``None`` when the gold answer
+is not of its kind.
+"""
+
+import re
+
+_LETTER_GOLD = re.compile(
+    r"\(?([A-J])\)?[.:]?"
+    r"|\(([A-J])\)[.:]?\s*(\S.*)|([A-J])[.:)]\s*(\S.*)|([B-H])\s+([A-Z][a-z].*)",
+    re.DOTALL,
+)
+_LETTER_PRED = re.compile(
+    r"(?:(?:option|choice|answer|letter)\s*:?\s*)?"
+    r"(?:\(\s*([A-Ja-j])\s*\)|([A-J])(?=[.:)]|\Z)|([a-j])(?=\)|\.?\Z))\s*[.:)]*\s*(.*)",
+    re.DOTALL | re.IGNORECASE,
+)
+_CUED_LETTER = re.compile(
+    r"(?:\b(?:is|it's|choose|option|answer|est|choice)|答案|选)[^A-Za-z]{0,8}([A-J])(?![A-Za-z'])"
+)
+_LONE_LETTER = re.compile(r"(?<![A-Za-z'])([B-J]|A(?! [a-z]))(?![A-Za-z'])")
+_BASE_WORDS = {
+    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
+    "ten": 10, "eleven": 11, "twelve": 12, "sixteen": 16, "binary": 2, "octal": 8,
+    "decimal": 10, "hexadecimal": 16, "hex": 16,
+}  # fmt: skip
+_BASE = re.compile(
+    r"\(?\s*(-?[0-9A-Fa-f][0-9A-Fa-f.\s]*?)\s*\)?\s*"
+    r"(?:_\s*\{?\s*\(?\s*(?:base)?\s*(\d{1,2}|[a-z]+)\s*\)?\s*\}?"
+    r"|(?:in )?base[- ]?(\d{1,2}|[a-z]+))"
+)
+_TIME = re.compile(
+    r"(\d{1,2})(?::([0-5]\d))?(?::([0-5]\d))?\s*(a\.?\s?m\.?|p\.?\s?m\.?)?", re.IGNORECASE
+)
+HALF_DAY = 12 * 3600
+_NOISE = re.compile(r"\\(?:text|quad|,|;|!| )|[{}()\[\].,;:!?\"'`*_$\\]|-(?=\s)|(?<=\s)-")
+_SAME_MEANING = {
+    "no solutions": "no solution", "no real solution": "no solution", "none": "no solution",
+    "no real solutions": "no solution", "there is no solution": "no solution",
+    "there are no solutions": "no solution", "emptyset": "no solution", "empty set": "no solution",
+    "dne": "does not exist", "doesn t exist": "does not exist",
+    "all reals": "all real numbers", "all real number": "all real numbers",
+}  # fmt: skip
+NUMBER_WORDS = {
+    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7,
+    "eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13,
+    "fourteen": 14, "fifteen": 15, "sixteen": 16, "seventeen": 17, "eighteen": 18,
+    "nineteen": 19, "twenty": 20,
+}  # fmt: skip
+_ARTICLES = re.compile(r"\b(?:the|a|an)\b")
+_PREDICATE = re.compile(r".+ (?:is|are) (\w+)")
+_NEGATION = re.compile(r"\b(?:not|no|never|none|neither|nor|false|except)\b|n't")
+
+
+def plain(text: str) -> str:
+    r"""Remove ``\text`` and braces, keeping everything else."""
+    return re.sub(r"\s+", " ", re.sub(r"\\text\s*|[{}]", " ", text)).strip()
+
+
+def same_choice(gold: str, pred: str) -> bool | None:
+    """Compare a choice letter, with or without the text of the choice behind it."""
+    wanted = _LETTER_GOLD.fullmatch(plain(gold))
+    if wanted is None:
+        return None
+    letter = next(group for group in wanted.group(1, 2, 4, 6) if group)
+    content = next((group for group in wanted.group(3, 5, 7) if group), "")
+    got = _LETTER_PRED.fullmatch(plain(pred))
+    if got is None:
+        return bool(content) and words(content) == words(pred)
+    given = next(group for group in got.group(1, 2, 3) if group)
+    behind = got.group(4) or ""
+    if _LETTER_PRED.match(behind) or re.search(r"(?<![A-Za-z])[A-J](?![A-Za-z])", behind):
+        return False  # "A, B, C", "A or B"
+    if re.search(r"(?<![A-Za-z])(?:and|or|not)(?![A-Za-z])|\A[-,;+*/=^_!<>|]", behind):
+        return False
+    return given.upper() == letter
+
+
+def stated_choice(gold: str, sentence: str) -> bool | None:
+    """Compare a bare choice letter with the one a sentence settles on ("I think it's B")."""
+    if not re.fullmatch(r"\(?[A-J]\)?", plain(gold)):
+        return None
+    cued = _CUED_LETTER.findall(sentence)
+    letters = cued[-1:] or _LONE_LETTER.findall(sentence)[:1]
+    return letters[0] == plain(gold).strip("()") if letters else None
+
+
+def same_base(gold: str, pred: str, required: bool) -> bool | None:
+    """Compare numerals with a base subscript: the digits and, where both give it, the base."""
+    wanted = read_numeral(gold)
+    if wanted is None:
+        return None
+    got = read_numeral(pred)
+    if got is None:
+        bare = re.sub(r"[\s(){}]", "", plain(pred)).upper()
+        return not required and bare == wanted[0]
+    return wanted == got
+
+
+def read_numeral(text: str) -> tuple[str, int] | None:
+    """Read a numeral with a base subscript as (digits, base)."""
+    match = _BASE.fullmatch(plain(text))
+    if match is None or not match.group(1)[:2].strip("-")[:1].isalnum():
+        return None
+    name = match.group(2) or match.group(3)
+    base = int(name) if name.isdigit() else _BASE_WORDS.get(name.lower(), 0)
+    digits = re.sub(r"\s", "", match.group(1)).upper()
+    if base == 0 or (base <= 10 and not re.fullmatch(r"-?[\d.]+", digits)):
+        return None
+    return digits, base
+
+
+def same_time(gold: str, pred: str) -> bool | None:
+    """Compare times of day; ``12:05`` is a time, ``5:8`` a ratio unless am or pm says otherwise.
+
+    Without am or pm on one side, either half of the day agrees.
+    """
+    wanted, got = _TIME.fullmatch(plain(gold)), _TIME.fullmatch(plain(pred))
+    if wanted is None or int(wanted.group(1)) > 24:
+        return None
+    marked = wanted.group(4) or (wanted.group(2) and got is not None and got.group(4))
+    if not marked and not (wanted.group(2) or "").startswith("0"):
+        return None
+    if got is None or not (got.group(2) or got.group(4)):
+        return False
+    if bool(wanted.group(4)) == bool(got.group(4)):
+        return _seconds(wanted) == _seconds(got)
+    if max(int(wanted.group(1)), int(got.group(1))) > 12:
+        return _seconds(wanted) == _seconds(got)
+    return _seconds(wanted) % HALF_DAY == _seconds(got) % HALF_DAY
+
+
+def _seconds(match: re.Match[str]) -> int:
+    hours, minutes, seconds, half = match.groups()
+    hour = int(hours)
+    if half:
+        hour = hour % 12 + (12 if half[0] in "pP" else 0)
+    return hour * 3600 + int(minutes or 0) * 60 + int(seconds or 0)
+
+
+def words(text: str) -> str:
+    """Reduce plain language to its words: case, punctuation, markup and articles do not count."""
+    bare = _NOISE.sub(" ", text).casefold()
+    bare = re.sub(r"\s+", " ", bare).strip()
+    shorter = re.sub(r"\s+", " ", _ARTICLES.sub(" ", bare)).strip() or bare
+    return _SAME_MEANING.get(shorter, shorter)
+
+
+def same_words(gold: str, pred: str) -> bool:
+    """Compare two texts word by word; a yes or no may be followed by its reason."""
+    wanted, got = words(gold), words(pred)
+    if not wanted or not got:
+        return False
+    if wanted == got:
+        return True
+    said = _PREDICATE.fullmatch(wanted)
+    if said is not None and got == said.group(1) and not _NEGATION.search(wanted):
+        return True
+    if wanted in ("yes", "no", "true", "false"):
+        first, _, rest = got.partition(" ")
+        return first == wanted and not re.search(r"\b(?:yes|no|true|false|or|and)\b|\d", rest)
+    return wanted.replace(" ", "").replace("-", "") == got.replace(" ", "").replace("-", "")
