@@ -118,6 +118,61 @@ def settings(
         typer.echo(f"{item.key} ({item.type}){default}\n    {item.help}")
 
 
+@app.command(context_settings={"ignore_unknown_options": True})
+def grade(
+    items: Annotated[
+        list[str], typer.Argument(metavar="FILE | PRED GOLD", help="JSON-lines file to grade.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Where the graded rows go.")] = None,
+    response_field: Annotated[
+        str, typer.Option(help="Field with a whole response; the answer is extracted from it.")
+    ] = "response",
+    pred_field: Annotated[
+        str | None, typer.Option(help="Field with a bare answer, instead of a response.")
+    ] = None,
+    gold_field: Annotated[
+        str, typer.Option(help="Field with the reference answer, or a list of them.")
+    ] = "gold",
+    grader: Annotated[
+        str, typer.Option(help="rlvr, one_shot_rlvr, qwen or exact (docs/verifier.md).")
+    ] = "rlvr",
+    workers: Annotated[int, typer.Option(min=1, help="Verifier processes.")] = 1,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a verdict may take.")] = 5.0,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say how PRED is compared with GOLD.")
+    ] = False,
+) -> None:
+    """Grade responses or answers against references, or explain one verdict.
+
+    Examples: rlvr grade rollouts.jsonl --out graded.jsonl --workers 2, and
+    rlvr grade --explain "0.5" "\\frac12"
+    """
+    from reward.command import explain as explain_pair
+    from reward.command import grade_file
+
+    # Unknown options are let through because an answer may begin with a minus sign.
+    mistyped = [item for item in items if item.startswith("--")]
+    if mistyped:
+        raise ValueError(f"no such option {mistyped[0]!r}; see rlvr grade --help")
+    if len(items) != (2 if explain else 1):
+        wanted = "--explain takes an answer and a reference" if explain else "give one file"
+        raise ValueError(f"{wanted}, not {len(items)} values: {items}")
+    if explain:
+        typer.echo(explain_pair(items[0], items[1]))
+        return
+    grade_file(
+        items[0],
+        out,
+        response_field=response_field,
+        pred_field=pred_field,
+        gold_field=gold_field,
+        grader=grader,
+        workers=workers,
+        timeout=timeout,
+        echo=typer.echo,
+    )
+
+
 @app.command("import-gguf")
 def import_gguf(
     file: Annotated[Path, typer.Argument(help="GGUF file.")],
