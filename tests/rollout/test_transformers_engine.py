@@ -98,6 +98,7 @@ def test_finish_reasons_and_stop_tokens(engine):
 def test_progress_counts_to_the_end_and_training_mode_is_given_back(exact_policy, engine):
     seen = []
     exact_policy.train()
+    exact_policy.zero_grad(set_to_none=True)
     engine.generate(requests(4), SAMPLING, lambda done, total: seen.append((done, total)))
     assert seen[-1] == (12, 12)
     assert exact_policy.training
