@@ -114,8 +114,9 @@ class RunLog:
         )
         scores = [(name, value) for name, value in metrics.items() if name.endswith("/accuracy")]
         figures += "".join(f"  {name.split('/')[1]} {value:.3f}" for name, value in scores)
-        shown = {"figures": figures} if figures else {}
-        self.progress.update(self._steps, completed=step, **shown)
+        self.progress.update(self._steps, completed=step)
+        if figures:
+            self.progress.update(self._steps, figures=figures)
         if scores or (figures and not self.console.is_terminal):
             self.say(f"step {step}/{self.total}  {figures}")
 
