@@ -63,7 +63,7 @@ def _memory(recipe: RLRecipe, shape: ModelShape) -> list[str]:
     listed = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in parts.items())
     return [
         f"model: {shape.parameters:,} parameters, {shape.trained:,} trained",
-        f"memory in GiB, an estimate for prompts and completions of full length: {sum(parts.values()) / _GIB:.2f} ({listed})",
+        f"memory at full lengths, estimated, GiB: {sum(parts.values()) / _GIB:.2f} ({listed})",
     ]
 
 
