@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import reward
@@ -44,16 +43,11 @@ class Scorer:
         self.pool = VerifierPool(workers=settings.workers, timeout=settings.timeout)
 
     def __enter__(self) -> "Scorer":
-        self.pool.__enter__()
+        self.pool.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.pool.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self.pool.close()
 
     def score(self, groups: Sequence[Group], max_tokens: int | None = None) -> list[list[Scored]]:
         """Grade and reward every completion; the shape follows ``groups``."""
