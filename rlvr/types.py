@@ -77,8 +77,9 @@ class Batch:
 
     ``mask_BT`` is 1 on every completion token, the end token included, and 0 on padding; it comes
     from lengths, so a tokenizer whose padding token is its end token changes nothing.
-    ``old_logprobs_BT`` are the log-probabilities under the weights that the update starts from;
-    ``reference_logprobs_BT`` those of the frozen reference, where a term needs them.
+    ``rollout_logprobs_BT`` are the engine's log-probabilities of what it sampled,
+    ``old_logprobs_BT`` the learner's under the weights that the update starts from,
+    ``reference_logprobs_BT`` those of the frozen reference; each where something needs them.
     """
 
     prompt_ids: tuple[tuple[int, ...], ...]
@@ -87,7 +88,7 @@ class Batch:
     rewards_B: torch.Tensor
     advantages_BT: torch.Tensor
     mask_BT: torch.Tensor
-    rollout_logprobs_BT: torch.Tensor
+    rollout_logprobs_BT: torch.Tensor | None = None
     old_logprobs_BT: torch.Tensor | None = None
     reference_logprobs_BT: torch.Tensor | None = None
 

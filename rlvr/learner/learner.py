@@ -171,15 +171,20 @@ class Learner:
         width = columns.mask_BT.shape[1]
         logprobs_BT = inputs.scatter(stats.logprobs_N, width)
         assert stats.entropy_N is not None
-        old_BT, reference_BT = columns.old_logprobs_BT, columns.reference_logprobs_BT
+
+        def moved(column_BT: torch.Tensor | None) -> torch.Tensor | None:
+            return None if column_BT is None else column_BT.to(logprobs_BT)
+
+        old_BT = moved(columns.old_logprobs_BT)
         return Terms(
             logprobs_BT=logprobs_BT,
             # One update per rollout: the old policy is the current one, no second forward needed.
-            old_logprobs_BT=logprobs_BT.detach() if old_BT is None else old_BT.to(logprobs_BT),
+            old_logprobs_BT=logprobs_BT.detach() if old_BT is None else old_BT,
             advantages_BT=columns.advantages_BT.to(logprobs_BT),
             mask_BT=columns.mask_BT.to(logprobs_BT),
             entropy_BT=inputs.scatter(stats.entropy_N, width),
-            reference_logprobs_BT=None if reference_BT is None else reference_BT.to(logprobs_BT),
+            reference_logprobs_BT=moved(columns.reference_logprobs_BT),
+            rollout_logprobs_BT=moved(columns.rollout_logprobs_BT),
         )
 
 

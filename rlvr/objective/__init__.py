@@ -1,6 +1,12 @@
 """Pure maths on tensors: advantages, policy losses, regularisers, the one reducer."""
 
 from rlvr.objective.advantages import Advantage, GroupAdvantage
+from rlvr.objective.corrections import (
+    Correction,
+    MaskOutliers,
+    NoCorrection,
+    TruncatedImportance,
+)
 from rlvr.objective.objective import Objective, merge_metrics
 from rlvr.objective.policy_losses import Clip, PolicyLoss, Reinforce
 from rlvr.objective.reducers import ConstantLength, Counts, Reducer, SequenceMean, TokenMean
@@ -12,9 +18,12 @@ __all__ = [
     "Advantage",
     "Clip",
     "ConstantLength",
+    "Correction",
     "Counts",
     "Entropy",
     "GroupAdvantage",
+    "MaskOutliers",
+    "NoCorrection",
     "Objective",
     "PerToken",
     "PolicyLoss",
@@ -24,5 +33,6 @@ __all__ = [
     "SequenceMean",
     "Terms",
     "TokenMean",
+    "TruncatedImportance",
     "merge_metrics",
 ]

@@ -1,10 +1,11 @@
-"""A policy loss, its regularisers and the reducer, put together."""
+"""A policy loss, its correction for the engine, its regularisers and the reducer, together."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from rlvr.objective.corrections import Correction, NoCorrection, mismatch_metrics
 from rlvr.objective.policy_losses import PolicyLoss
 from rlvr.objective.reducers import Counts, Reducer, TokenMean
 from rlvr.objective.regularisers import Regulariser
@@ -13,16 +14,28 @@ from rlvr.objective.terms import PerToken, Terms
 
 @dataclass(frozen=True)
 class Objective:
-    """loss = sum over tokens of weight x (policy loss + regularisers)."""
+    """loss = sum over tokens of weight x (correction x policy loss + regularisers)."""
 
     policy_loss: PolicyLoss
     regularisers: Sequence[Regulariser]
     reducer: Reducer
+    correction: Correction = field(default_factory=NoCorrection)
 
     @property
     def terms(self) -> list[Callable[[Terms], PerToken]]:
-        """The policy loss and every regulariser that does something."""
-        return [self.policy_loss, *(term for term in self.regularisers if term.active)]
+        """The corrected policy loss and every regulariser that does something."""
+        return [self._corrected, *(term for term in self.regularisers if term.active)]
+
+    def _corrected(self, terms: Terms) -> PerToken:
+        result = self.policy_loss(terms)
+        if terms.rollout_logprobs_BT is None:
+            return result
+        log_rho_BT = (terms.old_logprobs_BT - terms.rollout_logprobs_BT).detach()
+        weights_BT = self.correction.weights(log_rho_BT, terms.mask_BT)
+        metrics = result.metrics | mismatch_metrics(log_rho_BT, terms.mask_BT)
+        if not isinstance(self.correction, NoCorrection):
+            metrics["mismatch/weight"] = weights_BT
+        return PerToken(weights_BT * result.loss_BT, metrics)
 
     @property
     def needs_reference(self) -> bool:

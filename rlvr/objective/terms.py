@@ -19,6 +19,7 @@ class Terms:
     mask_BT: torch.Tensor
     entropy_BT: torch.Tensor | None = None
     reference_logprobs_BT: torch.Tensor | None = None
+    rollout_logprobs_BT: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,7 +232,6 @@ def _demonstrations(
         rewards_B=torch.ones(len(texts)),
         advantages_BT=mask_BT,
         mask_BT=mask_BT,
-        rollout_logprobs_BT=torch.zeros_like(mask_BT),
     )
 
 

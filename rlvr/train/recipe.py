@@ -10,7 +10,9 @@ from rlvr.learner import LearnerSettings
 from rlvr.objective import (
     Advantage,
     Clip,
+    Correction,
     GroupAdvantage,
+    NoCorrection,
     PolicyLoss,
     Reducer,
     Regulariser,
@@ -126,6 +128,8 @@ class RLRecipe(Settings):
     """How rewards become advantages."""
     policy_loss: PolicyLoss = Clip()
     """The policy-gradient loss."""
+    correction: Correction = NoCorrection()
+    """What is done about the difference between the engine's and the learner's probabilities."""
     regularisers: tuple[Regulariser, ...] = ()
     """Terms added to the loss."""
     reducer: Reducer = TokenMean()

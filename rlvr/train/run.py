@@ -232,7 +232,9 @@ def versions() -> dict[str, str]:
 
 def build_learner(recipe: RLRecipe, checkpoint: Path | None = None) -> Learner:
     """The policy, its reference where the objective needs one, and the optimizer."""
-    objective = Objective(recipe.policy_loss, recipe.regularisers, recipe.reducer)
+    objective = Objective(
+        recipe.policy_loss, recipe.regularisers, recipe.reducer, recipe.correction
+    )
     policy = load_policy(recipe.model, saved=checkpoint)
     reference = None
     if objective.needs_reference and recipe.model.lora is None:
