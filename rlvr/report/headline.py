@@ -77,7 +77,9 @@ def _short_task(recipe: Mapping[str, Any]) -> str:
     source = _source(recipe)
     if not isinstance(source, Mapping):
         return str(source or "")
-    return str(source.get("task") or _short(str(source.get("path") or source.get("name") or "")))
+    return str(
+        source.get("task") or _short(str(source.get("path") or "")) or source.get("name") or ""
+    )
 
 
 def _method(recipe: Mapping[str, Any]) -> str:

@@ -17,30 +17,42 @@ def sample_groups(
     *,
     run_seed: int,
     step: int,
+    drawn: Counter[str] | None = None,
     progress: Progress | None = None,
 ) -> list[Group]:
     """Sample one group per prompt, in order.
 
-    A problem that stands several times in ``prompts`` (one-shot training repeats one to fill a
-    batch) gets separate groups with different samples: its sample indices run on.
+    A problem that stands several times in a step (one-shot training repeats one to fill a batch)
+    gets separate groups with different samples: its sample indices run on.
+
+    Args:
+        engine: What generates.
+        prompts: One for each group.
+        samples_per_prompt: Completions in a group.
+        sampling: How tokens are drawn.
+        run_seed: Seed of the run.
+        step: The step; with the seed, problem and sample index it fixes the random numbers.
+        drawn: How often each problem was drawn in this step already, by earlier calls; updated.
+        progress: Told about finished completions.
     """
-    seen: Counter[str] = Counter()
+    drawn = Counter() if drawn is None else drawn
+    position = drawn.total()
     requests, firsts = [], []
     for prompt in prompts:
-        first = seen[prompt.problem.id] * samples_per_prompt
-        seen[prompt.problem.id] += 1
+        first = drawn[prompt.problem.id] * samples_per_prompt
+        drawn[prompt.problem.id] += 1
         indices = range(first, first + samples_per_prompt)
         seeds = tuple(sample_seed(run_seed, step, prompt.problem.id, index) for index in indices)
         requests.append(Request(tuple(prompt.ids), seeds))
         firsts.append(first)
     outputs = engine.generate(requests, sampling, progress)
     groups = []
-    for position, (prompt, samples) in enumerate(zip(prompts, outputs, strict=True)):
+    for prompt, first, samples in zip(prompts, firsts, outputs, strict=True):
         completions = tuple(
             Completion(
                 problem_id=prompt.problem.id,
                 group_id=f"{step}/{position}",
-                sample_index=firsts[position] + offset,
+                sample_index=first + offset,
                 prompt_ids=tuple(prompt.ids),
                 token_ids=sample.token_ids,
                 logprobs=sample.logprobs,
@@ -50,4 +62,5 @@ def sample_groups(
             for offset, sample in enumerate(samples)
         )
         groups.append(Group(prompt.problem, completions))
+        position += 1
     return groups

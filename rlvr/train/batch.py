@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Literal
 
 import torch
 
@@ -10,28 +11,44 @@ from rlvr.train.scoring import Scored
 from rlvr.types import Batch
 
 
-def build_batch(scored: Sequence[Sequence[Scored]], advantage: Advantage) -> Batch:
-    """Columns [B] and [B, T] of all completions, groups in order."""
+def group_advantages(scored: Sequence[Sequence[Scored]], advantage: Advantage) -> torch.Tensor:
+    """Advantages [B] of all completions, groups in order."""
+    rewards_B = torch.tensor([item.reward for group in scored for item in group])
+    return advantage(rewards_B, _group_index(scored))
+
+
+def build_batch(
+    scored: Sequence[Sequence[Scored]],
+    advantage: Advantage,
+    truncated: Literal["keep", "mask"] = "keep",
+) -> Batch:
+    """Columns [B] and [B, T] of all completions, groups in order.
+
+    ``truncated: mask`` takes completions that were cut at the token limit out of the loss: all
+    their tokens are masked. They still count in their group's mean.
+    """
     rows = [item for group in scored for item in group]
     width = max(len(item.completion.token_ids) for item in rows)
     mask_BT = torch.zeros(len(rows), width)
     rollout_BT = torch.zeros(len(rows), width)
     for row, item in enumerate(rows):
         length = len(item.completion.token_ids)
-        mask_BT[row, :length] = 1
+        cut = truncated == "mask" and item.completion.finish_reason == "length"
+        mask_BT[row, :length] = 0.0 if cut else 1.0
         rollout_BT[row, :length] = torch.tensor(item.completion.logprobs)
-    rewards_B = torch.tensor([item.reward for item in rows])
-    group_index_B = torch.tensor([index for index, group in enumerate(scored) for _ in group])
-    advantages_B = advantage(rewards_B, group_index_B)
     return Batch(
         prompt_ids=tuple(item.completion.prompt_ids for item in rows),
         completion_ids=tuple(item.completion.token_ids for item in rows),
-        group_index_B=group_index_B,
-        rewards_B=rewards_B,
-        advantages_BT=advantages_B[:, None] * mask_BT,
+        group_index_B=_group_index(scored),
+        rewards_B=torch.tensor([item.reward for item in rows]),
+        advantages_BT=group_advantages(scored, advantage)[:, None] * mask_BT,
         mask_BT=mask_BT,
         rollout_logprobs_BT=rollout_BT,
     )
+
+
+def _group_index(scored: Sequence[Sequence[Scored]]) -> torch.Tensor:
+    return torch.tensor([index for index, group in enumerate(scored) for _ in group])
 
 
 def rollout_metrics(scored: Sequence[Sequence[Scored]]) -> dict[str, float]:

@@ -48,6 +48,9 @@ class RolloutSettings(Settings):
     """Completions of each problem: the group that advantages are relative to."""
     sampling: Sampling = Sampling()
     """How tokens are drawn in training."""
+    refill_rounds: int = Field(0, ge=0)
+    """Dynamic sampling: how many times groups of equal rewards are replaced by newly drawn
+    problems before the step goes on with what there is. 0 trains on the first draw."""
 
 
 class RewardTerm(Settings):
@@ -66,6 +69,9 @@ class RewardSettings(Settings):
 
     functions: tuple[RewardTerm, ...] = (RewardTerm(function="accuracy"),)
     """Summed with their weights."""
+    truncated: Literal["keep", "mask"] = "keep"
+    """Completions cut at the token limit: keep trains on them (with the reward they got), mask
+    takes them out of the loss. To shape their reward instead, add the function ``overlong``."""
     workers: int = Field(1, ge=1)
     """Verifier processes."""
     timeout: float = Field(5.0, gt=0)

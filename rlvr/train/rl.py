@@ -18,16 +18,16 @@ import psutil
 import torch
 from rich.console import Console
 
+from rlvr.objective import Advantage
 from rlvr.policy import export_policy
-from rlvr.rollout import sample_groups
-from rlvr.train.batch import build_batch, rollout_metrics
+from rlvr.train.batch import build_batch, group_advantages, rollout_metrics
+from rlvr.train.collect import Rollout, collect
 from rlvr.train.evaluation import evaluate
 from rlvr.train.interrupt import Stopped, StopSignals
 from rlvr.train.log import completion_row
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.run import Run, open_run
 from rlvr.train.scoring import Scored
-from rlvr.types import Batch
 
 
 def train(recipe: RLRecipe, *, resume: bool = False, console: Console | None = None) -> Path:
@@ -66,29 +66,17 @@ def train(recipe: RLRecipe, *, resume: bool = False, console: Console | None = N
 
 def train_step(run: Run, signals: StopSignals) -> None:
     """Sample, verify, update, record."""
-    step, recipe, clock = run.step + 1, run.recipe, Clock()
-    with clock("generate"):
-        run.log.phase("generating")
-        groups = sample_groups(
-            run.engine,
-            run.next_prompts(),
-            recipe.rollout.samples_per_prompt,
-            recipe.rollout.sampling,
-            run_seed=recipe.seed,
-            step=step,
-            progress=lambda done, total: run.log.phase("generating", done, total),
-        )
-    with clock("verify"):
-        run.log.phase("verifying")
-        scored = run.scorer.score(groups)
-    batch = build_batch(scored, recipe.advantage)
+    step, clock = run.step + 1, Clock()
+    rollout = collect(run, step, clock)
+    batch = build_batch(rollout.groups, run.recipe.advantage, run.recipe.reward.truncated)
     with signals.shield():
         run.log.phase("updating")
         metrics = run.learner.update(batch)
         run.finish_step()
-        metrics |= rollout_metrics(scored) | run.scorer.counters | clock.seconds
-        run.log.step(step, metrics | _rates(batch, metrics, clock))
-        _keep_completions(run, step, scored, batch)
+        metrics |= rollout_metrics(rollout.sampled) | rollout.metrics
+        metrics |= run.scorer.counters | clock.seconds
+        run.log.step(step, metrics | _rates(rollout, metrics, clock))
+        _keep_completions(run, step, rollout.groups, run.recipe.advantage)
 
 
 def _evaluate_if_due(run: Run) -> None:
@@ -111,28 +99,33 @@ def _save(run: Run, signals: StopSignals) -> None:
     run.log.step(run.step, clock.seconds)
 
 
-def _keep_completions(run: Run, step: int, scored: list[list[Scored]], batch: Batch) -> None:
+def _keep_completions(
+    run: Run, step: int, groups: list[list[Scored]], advantage: Advantage
+) -> None:
     log = run.recipe.log
     if step % log.completions_every or not log.completions_per_step:
         return
-    advantages = batch.advantages_BT[:, 0].tolist()
-    flat = [item for group in scored for item in group][: log.completions_per_step]
+    flat = [item for group in groups for item in group]
+    advantages = group_advantages(groups, advantage).tolist()
     rows = [
-        completion_row(item, step, run.tokenizer, advantage=advantage)
-        for item, advantage in zip(flat, advantages, strict=False)
+        completion_row(item, step, run.tokenizer, advantage=value)
+        for item, value in zip(flat, advantages, strict=True)
     ]
-    run.log.completions("completions", step, rows)
+    run.log.completions("completions", step, rows[: log.completions_per_step])
 
 
-def _rates(batch: Batch, metrics: dict[str, float], clock: "Clock") -> dict[str, float]:
-    tokens = float(batch.mask_BT.sum())
+def _rates(rollout: Rollout, metrics: dict[str, float], clock: "Clock") -> dict[str, float]:
+    def tokens(groups: list[list[Scored]]) -> int:
+        return sum(len(item.completion.token_ids) for group in groups for item in group)
+
     memory = {"memory/rss_gib": psutil.Process().memory_info().rss / 2**30}
     if torch.cuda.is_available():
         memory["memory/gpu_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return memory | {
         "time/step": clock.total,
-        "throughput/generated_tokens_per_second": tokens / clock.seconds["time/generate"],
-        "throughput/trained_tokens_per_second": tokens / metrics["time/update"],
+        "throughput/generated_tokens_per_second": tokens(rollout.sampled)
+        / clock.seconds["time/generate"],
+        "throughput/trained_tokens_per_second": tokens(rollout.groups) / metrics["time/update"],
     }
 
 
@@ -145,10 +138,11 @@ class Clock:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Time a block under ``time/<phase>``."""
+        """Time a block under ``time/<phase>``; blocks of one phase add up."""
         started = time.perf_counter()
         yield
-        self.seconds[f"time/{phase}"] = time.perf_counter() - started
+        name = f"time/{phase}"
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     @property
     def total(self) -> float:

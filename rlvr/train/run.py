@@ -70,11 +70,9 @@ class Run:
         """The model being trained."""
         return self.learner.policy
 
-    def next_prompts(self) -> list[Prompt]:
-        """The prompts of the coming step."""
-        return [
-            self.prompts[index] for index in self.sampler.next(self.recipe.rollout.prompts_per_step)
-        ]
+    def next_prompts(self, count: int) -> list[Prompt]:
+        """The coming prompts; the sampler advances."""
+        return [self.prompts[index] for index in self.sampler.next(count)]
 
     def finish_step(self) -> None:
         """Count the step as done: from here on a checkpoint holds it."""

@@ -1,0 +1,133 @@
+"""Dynamic sampling and what becomes of truncated completions."""
+
+from collections import Counter
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from reward import Grade
+from rlvr.data import Prompt
+from rlvr.objective import GroupAdvantage
+from rlvr.rollout import Sample, Sampling
+from rlvr.train.batch import build_batch
+from rlvr.train.collect import collect
+from rlvr.train.scoring import Scored
+from rlvr.types import Completion, Message, Problem
+
+FLAT_EVERY = 3
+
+
+class CountingEngine:
+    """Gives each sample the number of its seed's order, and remembers every seed."""
+
+    policy_version = 0
+
+    def __init__(self):
+        self.seeds = []
+
+    def generate(self, requests, sampling, progress=None):
+        self.seeds += [seed for request in requests for seed in request.seeds]
+        sample = Sample((5, 2), (-1.0, -1.0), "stop")
+        return [[sample for _ in request.seeds] for request in requests]
+
+
+def scored(completion, reward):
+    grade = Grade(bool(reward), None, "integer", "integer", "", "ok")
+    return Scored(completion, "1", "x", grade, reward, {"accuracy": reward})
+
+
+class EveryThirdIsFlat:
+    """Problems whose number is divisible by three are solved by all samples."""
+
+    def score(self, groups):
+        return [
+            [
+                scored(c, 1.0 if int(group.problem.id) % FLAT_EVERY == 0 else float(index % 2))
+                for index, c in enumerate(group.completions)
+            ]
+            for group in groups
+        ]
+
+
+def fake_run(refill_rounds, size=100, prompts_per_step=6):
+    problems = [
+        Problem(str(n), (Message(role="user", content="x"),), "1", "test") for n in range(size)
+    ]
+    order = iter(index % size for index in range(10_000))
+    rollout = SimpleNamespace(
+        prompts_per_step=prompts_per_step,
+        samples_per_prompt=4,
+        sampling=Sampling(),
+        refill_rounds=refill_rounds,
+    )
+    return SimpleNamespace(
+        recipe=SimpleNamespace(rollout=rollout, seed=0),
+        engine=CountingEngine(),
+        scorer=EveryThirdIsFlat(),
+        log=SimpleNamespace(phase=lambda *_: None),
+        next_prompts=lambda count: [Prompt(problems[next(order)], (1,)) for _ in range(count)],
+    )
+
+
+def numbers(groups):
+    return [int(group[0].completion.problem_id) for group in groups]
+
+
+def test_a_plain_rollout_trains_on_what_it_draws():
+    rollout = collect(fake_run(0), 1, lambda _: nullcontext())
+    assert numbers(rollout.groups) == [0, 1, 2, 3, 4, 5]
+    assert rollout.metrics == {"rollout/rounds": 1.0, "rollout/discarded_groups": 0.0}
+
+
+def test_flat_groups_are_replaced_until_the_step_is_full():
+    rollout = collect(fake_run(5), 1, lambda _: nullcontext())
+    assert numbers(rollout.groups) == [1, 2, 4, 5, 7, 8]
+    assert numbers(rollout.sampled) == list(range(9))
+    assert rollout.rounds == 3, "0 and 3 are replaced by 6 and 7, then 6 by 8"
+    assert rollout.metrics["rollout/discarded_groups"] == pytest.approx(3 / 9)
+    ids = [group[0].completion.group_id for group in rollout.sampled]
+    assert ids == [f"1/{position}" for position in range(9)]
+
+
+def test_the_cap_ends_it_and_flat_groups_fill_up():
+    rollout = collect(fake_run(1), 1, lambda _: nullcontext())
+    assert rollout.rounds == 2
+    assert numbers(rollout.groups) == [1, 2, 4, 5, 7, 0]
+
+
+def test_a_problem_drawn_again_in_a_step_is_sampled_with_other_random_numbers():
+    run = fake_run(6, size=3)
+    rollout = collect(run, 1, lambda _: nullcontext())
+    assert max(Counter(numbers(rollout.sampled)).values()) > 1
+    assert len(set(run.engine.seeds)) == len(run.engine.seeds)
+
+
+def completion(length, reason):
+    return Completion("p", "1/0", 0, (1,), (5,) * length, (-1.0,) * length, reason, 0)
+
+
+def test_truncated_completions_can_be_masked_out_of_the_loss():
+    group = [
+        scored(completion(3, "stop"), 1.0),
+        scored(completion(5, "length"), 0.0),
+        scored(completion(2, "stop"), 0.0),
+    ]
+    kept = build_batch([group], GroupAdvantage())
+    masked = build_batch([group], GroupAdvantage(), "mask")
+    assert kept.mask_BT.sum(-1).tolist() == [3, 5, 2]
+    assert masked.mask_BT.sum(-1).tolist() == [3, 0, 2]
+    assert masked.advantages_BT[1].abs().sum() == 0
+    assert torch.equal(masked.advantages_BT[[0, 2]], kept.advantages_BT[[0, 2]])
+
+
+def test_dynamic_sampling_runs_and_resumes_exactly(recipe_values):
+    from tests.train.test_rl import run_in_process, same_weights, weights
+
+    values = {**recipe_values, "regularisers": []}
+    overrides = ("rollout.refill_rounds=2", "reward.truncated=mask")
+    whole = run_in_process({**values, "output": values["output"] + "-a"}, *overrides)
+    run_in_process(values, *overrides, "steps=2")
+    resumed = run_in_process(values, *overrides, resume=True)
+    assert same_weights(weights(resumed), weights(whole))
