@@ -159,7 +159,6 @@ def load_policy(
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if settings.lora is not None:
-        model.enable_input_require_grads()
         model = (
             add_adapters(model, settings.lora)
             if saved is None

@@ -4,11 +4,12 @@ Prompts go to the rollout engine, which samples a group of completions for each;
 completions into rewards; rewards become advantages; the learner turns them into new weights, which
 the engine samples from in the next step.
 
-    rlvr train recipes/arithmetic_tiny.yaml
+    rlvr train recipes/smollm2_arithmetic.yaml
 
 Left out here: asynchrony (sampling ahead of the learner) and more than one process.
 """
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,10 +48,10 @@ def train(recipe: RLRecipe, *, resume: bool = False, console: Console | None = N
         open_run(recipe, resume=resume, console=console or Console()) as run,
     ):
         try:
-            _evaluate_if_due(run)
+            _evaluate_if_due(run, signals)
             while run.step < recipe.steps:
                 train_step(run, signals)
-                _evaluate_if_due(run)
+                _evaluate_if_due(run, signals)
                 if run.step % recipe.checkpoint.every == 0 or run.step == recipe.steps:
                     _save(run, signals)
         except Stopped:
@@ -59,8 +60,7 @@ def train(recipe: RLRecipe, *, resume: bool = False, console: Console | None = N
                 run.save()
             raise
         run.log.phase("exporting")
-        export_policy(run.policy, run.folder / "model")
-        run.tokenizer.save_pretrained(run.folder / "model")
+        _export(run)
     return recipe.output
 
 
@@ -79,7 +79,7 @@ def train_step(run: Run, signals: StopSignals) -> None:
         _keep_completions(run, step, rollout.groups, run.recipe.advantage)
 
 
-def _evaluate_if_due(run: Run) -> None:
+def _evaluate_if_due(run: Run, signals: StopSignals) -> None:
     """Evaluate before the first step, every so often, and after the last, once each."""
     due = run.step % run.recipe.evaluation.every == 0 or run.step == run.recipe.steps
     if not run.evaluation_prompts or not due or run.log.evaluated(run.step):
@@ -87,16 +87,28 @@ def _evaluate_if_due(run: Run) -> None:
     clock = Clock()
     with clock("evaluate"):
         metrics, rows = evaluate(run)
-    run.log.completions("evaluations", run.step, rows)
-    run.log.step(run.step, metrics | clock.seconds)
+    with signals.shield():
+        run.log.completions("evaluations", run.step, rows)
+        run.log.step(run.step, metrics | clock.seconds)
 
 
 def _save(run: Run, signals: StopSignals) -> None:
     clock = Clock()
-    with signals.shield(), clock("checkpoint"):
+    with signals.shield():
         run.log.phase("saving")
-        run.save()
-    run.log.step(run.step, clock.seconds)
+        with clock("checkpoint"):
+            run.save()
+        run.log.step(run.step, clock.seconds)
+
+
+def _export(run: Run) -> None:
+    """Write the final model folder, whole or not at all."""
+    target, partial = run.folder / "model", run.folder / ".model.partial"
+    for leftover in (partial, target):  # of a run that was killed here, or that is continued
+        shutil.rmtree(leftover, ignore_errors=True)
+    export_policy(run.policy, partial)
+    run.tokenizer.save_pretrained(partial)
+    partial.rename(target)
 
 
 def _keep_completions(
@@ -105,13 +117,13 @@ def _keep_completions(
     log = run.recipe.log
     if step % log.completions_every or not log.completions_per_step:
         return
-    flat = [item for group in groups for item in group]
+    flat = [item for group in groups for item in group][: log.completions_per_step]
     advantages = group_advantages(groups, advantage).tolist()
     rows = [
         completion_row(item, step, run.tokenizer, advantage=value)
-        for item, value in zip(flat, advantages, strict=True)
+        for item, value in zip(flat, advantages, strict=False)
     ]
-    run.log.completions("completions", step, rows[: log.completions_per_step])
+    run.log.completions("completions", step, rows)
 
 
 def _rates(rollout: Rollout, metrics: dict[str, float], clock: "Clock") -> dict[str, float]:

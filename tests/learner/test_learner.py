@@ -212,3 +212,23 @@ def test_schedules_warm_up_and_end_where_they_say(shape):
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[20] == pytest.approx(1.0 if shape == "constant" else 0.1)
     assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_recomputing_activations_changes_no_gradient(tiny_folder, lora):
+    from rlvr.policy import LoraSettings, ModelSettings, load_policy
+
+    results = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        settings = ModelSettings(
+            path=str(tiny_folder),
+            lora=LoraSettings(rank=2) if lora else None,
+            gradient_checkpointing=recompute,
+        )
+        policy = load_policy(settings)
+        learner = Learner(policy, Objective(Clip(), (), TokenMean()), LearnerSettings())
+        results.append(gradients(learner, make_batch(REWARDS)))
+    assert any(float(value.abs().max()) > 0 for value in results[0].values())
+    for name, value in results[1].items():
+        assert torch.allclose(value, results[0][name], atol=1e-7), name
