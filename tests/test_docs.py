@@ -49,7 +49,7 @@ def test_every_logged_metric_is_documented():
     """Names as the code writes them, against the pages' tables."""
     page = (ROOT / "docs" / "metrics.md").read_text()
     documented = set(re.findall(r"`([a-z_]+/[a-z_A-Z/]+)`", page))
-    prefixes = "reward|completion|policy|learner|memory|throughput|time"
+    prefixes = "reward|completion|policy|learner|memory|throughput|time|sync|engine"
     written = set()
     for source in (ROOT / "rlvr").rglob("*.py"):
         if "report" not in source.parts:

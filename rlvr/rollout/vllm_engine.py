@@ -79,7 +79,7 @@ class VllmEngineSettings(Settings):
     """How often in a row the engine may die before the run is given up."""
     sync_tolerance: float | None = Field(None, gt=0)
     """Largest mean |difference| in nats between engine and learner on a fixed sequence after new
-    weights; null is 0.001 for float32 and 0.1 for bfloat16."""
+    weights; null is 0.001 for float32 and 0.25 for bfloat16."""
     weights_folder: Path | None = None
     """Folder through which the weights go; null is shared memory where they fit."""
     log: Path | None = None
@@ -151,6 +151,8 @@ class VllmEngine:
         if self._folder is None:
             size = sum(p.numel() for p in policy.parameters()) * dtype.itemsize
             self._folder = WeightFolder(size, self.settings.weights_folder)
+        # Even where the number is one it has had: the weights may be others.
+        self._loaded = None
         self._folder.write(policy, version, dtype)
         self._expected = learner_logprobs(policy, self._sequence)
         written = time.perf_counter()

@@ -36,7 +36,7 @@ _LOCK = "lock"
 _SETTLED_S = 60.0
 
 # Largest mean |difference| in nats that rounding explains (docs/rollout.md has the measurements).
-TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.1}
+TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.25}
 
 _PROOF_TOKENS = 64
 
