@@ -231,8 +231,8 @@ class VllmEngine:
                 self._drop()
                 if attempt == self.settings.max_restarts:
                     raise ValueError(
-                        f"the vLLM engine died {attempt + 1} times in a row, which is more often "
-                        f"than rollout.engine.max_restarts allows; the last time: {error}"
+                        f"the vLLM engine died {attempt + 1} times in a row with "
+                        f"rollout.engine.max_restarts = {attempt}; the last time: {error}"
                     ) from error
                 self.restarts += 1
             except BaseException:

@@ -315,7 +315,7 @@ policy = load_policy(ModelSettings(path=sys.argv[1]))
 settings = VllmEngineSettings(threads=1, kv_cache_gib=0.25, weights_folder=Path(sys.argv[2]))
 engine = VllmEngine(policy, [2], settings)
 engine.sync(policy, 0)
-print("\nengine", engine.pid, flush=True)
+print("engine", engine.pid, flush=True)
 engine.generate([Request((1, 2), tuple(range(64)))] * 50, Sampling(max_tokens=200))
 """
 
@@ -367,7 +367,7 @@ def recipe(model_folder, tmp_path, **rollout):
         },
         # A random model earns no reward; the bonus is what moves its weights.
         "regularisers": [{"name": "entropy", "coefficient": -1.0}],
-        "learner": {"lr": 0.01},
+        "learner": {"lr": 0.03},
         "evaluation": {
             "every": 3,
             "sets": {"held_out": {**source, "size": 8, "split": "held_out"}},
