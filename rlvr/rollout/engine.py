@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from rlvr.policy import Policy
 from rlvr.rollout.sampling import Sampling
 from rlvr.types import FinishReason
 
@@ -41,8 +42,11 @@ class Engine(Protocol):
         """Number of learner updates that the engine's weights have seen."""
         ...
 
-    def set_version(self, version: int) -> None:
-        """Say that the weights now are those after ``version`` updates."""
+    def sync(self, policy: Policy, version: int) -> dict[str, float]:
+        """Take the policy's weights, which are those after ``version`` updates; metrics of it.
+
+        Needed once before the first :meth:`generate` and after every update.
+        """
         ...
 
     def generate(

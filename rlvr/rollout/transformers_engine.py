@@ -53,12 +53,14 @@ class TransformersEngine:
 
     @property
     def policy_version(self) -> int:
-        """Number of learner updates behind the weights, as last told."""
+        """Number of learner updates behind the weights, as of the last sync."""
         return self._version
 
-    def set_version(self, version: int) -> None:
+    def sync(self, policy: Policy, version: int) -> dict[str, float]:
         """Note the version; the weights are the learner's own and need no copying."""
+        assert policy is self.policy, "this engine generates with the policy it was made for"
         self._version = version
+        return {}
 
     def close(self) -> None:
         """Nothing to free: the weights belong to the learner."""

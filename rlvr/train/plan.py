@@ -12,6 +12,7 @@ from typing import Any
 from rlvr.data import load_problems
 from rlvr.policy import default_device
 from rlvr.policy.token_stats import default_chunk
+from rlvr.rollout import VllmEngineSettings
 from rlvr.settings import to_yaml
 from rlvr.train.recipe import RLRecipe
 
@@ -72,7 +73,6 @@ def estimate_memory(recipe: RLRecipe, shape: ModelShape) -> dict[str, float]:
     regularised = any(term.needs_reference for term in recipe.regularisers)
     copies = 2 if regularised and recipe.model.lora is None else 1
     length = recipe.data.max_prompt_tokens + recipe.rollout.sampling.max_tokens
-    rows = min(recipe.rollout.engine.max_rows, recipe.completions_per_step)
     chunk = recipe.learner.logits_chunk or default_chunk(shape.vocabulary, default_device().type)
     width = 2 if recipe.model.precision == "bfloat16" else 4
     tokens = max(recipe.learner.tokens_per_micro_batch, length)
@@ -81,8 +81,15 @@ def estimate_memory(recipe: RLRecipe, shape: ModelShape) -> dict[str, float]:
     block = 10 * shape.hidden + 3 * shape.intermediate
     checkpointing = recipe.model.gradient_checkpointing
     per_token = shape.hidden * shape.layers + block if checkpointing else block * shape.layers
+    engine = recipe.rollout.engine
+    if isinstance(engine, VllmEngineSettings):
+        # A second process with weights and cache of its own, and the weights on their way there.
+        rows, cache_gib = 0, engine.kv_cache_gib or 1.0
+        own = {"vLLM's process": 2 * width * shape.parameters + cache_gib * _GIB}
+    else:
+        rows, own = min(engine.max_rows, recipe.completions_per_step), {}
     generation = 2 * shape.key_value_width * shape.layers * length * rows * width
-    return {
+    return own | {
         "weights": 4 * shape.parameters * copies,
         "gradients and moments": 12 * shape.trained,
         "the larger of update and rollout": max(

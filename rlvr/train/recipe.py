@@ -19,7 +19,12 @@ from rlvr.objective import (
     TokenMean,
 )
 from rlvr.policy import ModelSettings
-from rlvr.rollout import Sampling, TransformersEngineSettings
+from rlvr.rollout import (
+    EngineSettings,
+    Sampling,
+    TransformersEngineSettings,
+    VllmEngineSettings,
+)
 from rlvr.settings import Settings
 
 
@@ -40,7 +45,7 @@ class DataSettings(Settings):
 class RolloutSettings(Settings):
     """How many completions are sampled in a step, and by what."""
 
-    engine: TransformersEngineSettings = TransformersEngineSettings()
+    engine: EngineSettings = TransformersEngineSettings()
     """What generates."""
     prompts_per_step: int = Field(16, ge=1)
     """Problems drawn for a step."""
@@ -167,6 +172,12 @@ class RLRecipe(Settings):
         """Completions sampled in a step."""
         return self.rollout.prompts_per_step * self.rollout.samples_per_prompt
 
+    @property
+    def longest_sequence(self) -> int:
+        """Most tokens that a prompt and its completion may have together."""
+        limits = (self.rollout.sampling.max_tokens, self.evaluation_sampling.max_tokens)
+        return self.data.max_prompt_tokens + max(limits)
+
 
 Recipe = Annotated[RLRecipe, Field(discriminator="task")]
 
@@ -195,6 +206,12 @@ def _impossible(recipe: RLRecipe) -> list[str]:
         faults.append(
             f"learner.updates_per_rollout = {recipe.learner.updates_per_rollout} cannot split "
             f"rollout.prompts_per_step = {rollout.prompts_per_step} prompts; lower it"
+        )
+    engine, precision = rollout.engine, recipe.model.precision
+    if isinstance(engine, VllmEngineSettings) and engine.dtype not in ("auto", precision):
+        faults.append(
+            f"rollout.engine.dtype = {engine.dtype!r} rounds otherwise than model.precision = "
+            f"{precision!r}: the samples would drift away from the policy; set dtype to auto"
         )
     names = [term.name for term in recipe.regularisers]
     if len(set(names)) < len(names):

@@ -73,6 +73,9 @@ def train_step(run: Run, signals: StopSignals) -> None:
         run.log.phase("updating")
         metrics = run.learner.update(batch)
         run.finish_step()
+        with clock("sync"):
+            run.log.phase("syncing weights")
+            metrics |= run.sync()
         metrics |= rollout_metrics(rollout.sampled) | rollout.metrics
         metrics |= run.scorer.counters | clock.seconds
         run.log.step(step, metrics | _rates(rollout, metrics, clock))

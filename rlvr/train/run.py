@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -33,7 +33,7 @@ from rlvr.learner import (
 )
 from rlvr.objective import Objective
 from rlvr.policy import Policy, load_policy, load_tokenizer, save_policy, stop_token_ids
-from rlvr.rollout import TransformersEngine
+from rlvr.rollout import Engine, build_engine
 from rlvr.settings import load_settings, to_yaml
 from rlvr.train.log import RunLog, write_atomically
 from rlvr.train.recipe import RLRecipe
@@ -53,7 +53,7 @@ class Run:
     prompts: list[Prompt]
     evaluation_prompts: dict[str, list[Prompt]]
     sampler: ProblemSampler
-    engine: TransformersEngine
+    engine: Engine
     learner: Learner
     scorer: Scorer
     log: RunLog
@@ -78,7 +78,10 @@ class Run:
         """Count the step as done: from here on a checkpoint holds it."""
         self.step += 1
         self.sampler_state = self.sampler.state_dict()
-        self.engine.set_version(self.learner.updates)
+
+    def sync(self) -> dict[str, float]:
+        """Give the engine the learner's weights; metrics of it."""
+        return self.engine.sync(self.policy, self.learner.updates)
 
     def save(self) -> Path:
         """Write a checkpoint of the state after ``step`` steps, unless it is there already."""
@@ -117,7 +120,6 @@ class Run:
         self.sampler_state = state["sampler"]
         self.learner.updates = state["updates"]
         self.learner.skipped_updates = state["skipped_updates"]
-        self.engine.set_version(state["updates"])
         self.step = state["step"]
 
 
@@ -149,7 +151,13 @@ def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Ru
             prompts=prompts,
             evaluation_prompts=evaluation_prompts,
             sampler=ProblemSampler(len(prompts), recipe.seed, shuffle=recipe.data.shuffle),
-            engine=TransformersEngine(learner.policy, stop_ids, recipe.rollout.engine),
+            engine=stack.enter_context(
+                closing(
+                    build_engine(
+                        recipe.rollout.engine, learner.policy, stop_ids, recipe.longest_sequence
+                    )
+                )
+            ),
             learner=learner,
             scorer=scorer,
             log=None,  # type: ignore[arg-type]  # needs the step, which a checkpoint may set
@@ -158,6 +166,7 @@ def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Ru
         if checkpoint is not None:
             run.restore(checkpoint)
             console.print(f"resuming after step {run.step} from {checkpoint}", soft_wrap=True)
+        run.sync()
         # Only now: a recipe that cannot be carried out leaves no folder behind.
         record_run(recipe)
         run.log = stack.enter_context(

@@ -1,0 +1,210 @@
+"""The parent's hold on the vLLM process: start it, talk to it, end it with everything it started.
+
+The process gets a socket and its settings, and nothing of a launcher's environment, which would
+make vLLM believe that it is one rank of the training job.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from rlvr.remedies import VLLM_PACKAGES, fault_and_remedy, vllm_reinstall
+from rlvr.rollout.channel import Channel, ClosedError
+
+_CLOSE_S = 15.0
+_RANK_VARIABLES = frozenset(
+    f"{prefix}{name}"
+    for prefix in ("", "LOCAL_", "GROUP_", "ROLE_")
+    for name in ("RANK", "WORLD_SIZE")
+) | {"MASTER_ADDR", "MASTER_PORT"}
+
+
+class EngineDiedError(RuntimeError):
+    """The engine process ended, or fell silent for too long and was ended."""
+
+
+class EngineProcess:
+    """One process with one vLLM engine.
+
+    Args:
+        settings: Keyword arguments of ``vllm.LLM``, as far as JSON can carry them.
+        folder: What the process removes when this one disappears.
+        threads: OpenMP threads.
+        start_timeout_s: Longest time until it is ready.
+        silence_timeout_s: Longest time without a message while it works.
+        log: Where its output goes; None keeps it as long as the process.
+
+    Raises:
+        ValueError: vLLM cannot be imported, or refuses the settings; nothing is left running.
+        EngineDiedError: It ended before it was ready.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        folder: Path,
+        *,
+        threads: int,
+        start_timeout_s: float,
+        silence_timeout_s: float,
+        log: Path | None = None,
+    ) -> None:
+        self.silence_timeout_s = silence_timeout_s
+        # Open until the process is dead: what it says last is in the error message.
+        self.output: IO[bytes] = (
+            tempfile.TemporaryFile() if log is None else log.open("ab+")  # noqa: SIM115
+        )
+        self.last_words = ""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "rlvr.rollout.vllm_process"),
+                    *(str(theirs.fileno()), str(os.getpid())),
+                ],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=self.output,
+                stderr=self.output,
+                start_new_session=True,
+                env=child_environment(os.environ, threads),
+            )
+        self.channel = Channel(ours)
+        try:
+            self._send(
+                {"method": "start", "settings": dict(settings), "folder": str(folder.resolve())}
+            )
+            self._next("starting", start_timeout_s)
+        except BaseException:
+            self.kill()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Its process id, which is also its group's."""
+        return self.process.pid
+
+    def call(self, method: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Ask for one thing and wait for the answer.
+
+        Raises:
+            EngineDiedError: No answer came.
+        """
+        self._send({"method": method, **arguments})
+        return self._next(method, self.silence_timeout_s)
+
+    def stream(self, method: str, **arguments: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401
+        """Ask for one thing and yield the messages about it as they come.
+
+        Raises:
+            EngineDiedError: The last message did not come.
+        """
+        self._send({"method": method, **arguments})
+        while (message := self._next(method, self.silence_timeout_s))["event"] != "done":
+            if message["event"] != "busy":
+                yield message
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self.channel.send(message)
+        except ClosedError as error:
+            raise self._died(str(message["method"])) from error
+
+    def _next(self, doing: str, timeout_s: float) -> dict[str, Any]:
+        try:
+            message = self.channel.receive(timeout_s)
+        except TimeoutError as error:
+            self.kill()
+            raise EngineDiedError(
+                f"the vLLM process said nothing for {timeout_s:g} s ({doing}) and was ended"
+            ) from error
+        except ClosedError as error:
+            raise self._died(doing) from error
+        if message["event"] == "failed":
+            self._failed(doing, message["kind"], message["text"])
+        return message
+
+    def _died(self, doing: str) -> EngineDiedError:
+        self.kill()
+        return EngineDiedError(
+            f"the vLLM process ended with code {self.process.returncode} ({doing}); "
+            f"its last words: {_last_line(self.last_words)}"
+        )
+
+    def _failed(self, doing: str, kind: str, text: str) -> None:
+        """Its own account of why it cannot go on; at the start that is the user's to mend."""
+        self.kill()
+        if doing != "starting":
+            raise EngineDiedError(f"vLLM failed ({doing}): {_one_line(text)}")
+        known = fault_and_remedy(self.last_words + text)
+        if known is not None:
+            raise ValueError(f"vLLM cannot be imported: {known[0]}; {known[1]}")
+        if kind in ("ImportError", "ModuleNotFoundError"):
+            remedy = vllm_reinstall(VLLM_PACKAGES[1])
+            raise ValueError(f"vLLM cannot be imported: {_one_line(text)}; {remedy}")
+        raise ValueError(
+            f"vLLM does not start: {_one_line(text)}; change rollout.engine, or look into the "
+            "output that rollout.engine.log keeps"
+        )
+
+    def close(self) -> None:
+        """Let it end by itself for a while, then end it and all that it started."""
+        try:
+            self.channel.send({"method": "close"})
+            self.process.wait(_CLOSE_S)
+        except (ClosedError, subprocess.TimeoutExpired):
+            pass  # killed below
+        self.kill()
+
+    def kill(self) -> None:
+        """End it and all that it started, now; a second call does nothing."""
+        if self.output.closed:
+            return
+        with suppress(ProcessLookupError):  # the whole group may be gone already
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.channel.close()
+        size = self.output.seek(0, os.SEEK_END)
+        self.output.seek(max(0, size - 20_000))
+        self.last_words = self.output.read().decode(errors="replace")
+        self.output.close()
+
+
+def child_environment(environment: Mapping[str, str], threads: int) -> dict[str, str]:
+    """The variables of the vLLM process; it stays off the network and reports no usage."""
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if name not in _RANK_VARIABLES and not name.startswith("TORCHELASTIC_")
+    }
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, [environment.get("PYTHONPATH")])]
+    return {
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        **kept,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_HOST_IP": "127.0.0.1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": str(threads),
+        # Threads that wait must not spin: the learner works while the engine waits.
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:600]
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "none"

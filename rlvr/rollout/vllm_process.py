@@ -1,0 +1,213 @@
+"""The process in which vLLM lives: ``python -m rlvr.rollout.vllm_process SOCKET_FD PARENT_PID``.
+
+It reads one message that says how to build the engine, then serves requests one at a time:
+
+    generate  {prompts, jobs: [[id, prompt index, seed], ...], sampling}
+              -> {event: sample, ...} as they finish, {event: busy} in between, {event: done}
+    reload    {repair} -> {event: done}         the folder's weights, which have changed
+    score     {tokens} -> {event: done, logprobs}
+    close     -> the process ends
+
+vLLM's engine core runs in this very process and not in one below it, so that there is one process
+to start, to watch and to end. When the parent disappears, the socket closes, and this process
+removes the weights from shared memory and ends itself and everything it started. It leads a process
+group of its own and ignores Ctrl-C, which is the parent's to handle.
+"""
+
+import contextlib
+import ctypes
+import os
+import queue
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from rlvr.rollout.channel import Channel, ClosedError
+
+# A sign of life at least so often while the engine steps.
+_BUSY_S = 1.0
+_PR_SET_PDEATHSIG = 1
+
+
+class Watcher:
+    """Reads messages in a thread of its own, which notices at once when the parent is gone."""
+
+    def __init__(self, channel: Channel, parent: int) -> None:
+        self.channel, self.parent = channel, parent
+        self.messages: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.closing = threading.Event()
+        self.folder: Path | None = None
+
+    def start(self) -> None:
+        """Set the signals and start reading."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        if sys.platform.startswith("linux"):
+            # A second way of noticing, for when the socket's other end lives on in a fork.
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        threading.Thread(target=self._read, daemon=True, name="watcher").start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                message = self.channel.receive()
+            except ClosedError:
+                self.vanish()
+            if message["method"] == "close":
+                self.closing.set()
+            self.messages.put(message)
+
+    def _on_sigterm(self, _number: int, _frame: FrameType | None) -> None:
+        # A scheduler may send it to every process of a job; only the parent decides for us.
+        if os.getppid() != self.parent:
+            self.vanish()
+
+    def vanish(self) -> NoReturn:
+        """End this process and all that it started, and leave nothing in shared memory."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+        raise AssertionError("unreachable")
+
+
+class Server:
+    """vLLM's engine and what it is asked for."""
+
+    def __init__(self, watcher: Watcher, settings: dict[str, Any]) -> None:
+        # Imported here: it takes seconds, and a failure is to be reported, not to be a traceback.
+        from vllm import LLM
+
+        self.watcher, self.channel = watcher, watcher.channel
+        self.folder: str = settings["model"]
+        self.llm: Any = LLM(
+            **settings,
+            tokenizer=None,
+            skip_tokenizer_init=True,
+            trust_remote_code=False,
+            generation_config="vllm",
+            logprobs_mode="processed_logprobs",
+            enable_prefix_caching=True,
+            disable_log_stats=True,
+            seed=0,
+            worker_extension_cls="rlvr.rollout.vllm_worker.WeightRepair",
+        )
+
+    def serve(self) -> None:
+        """Answer until asked to close."""
+        while True:
+            message = self.watcher.messages.get()
+            method = message.pop("method")
+            if method == "close":
+                return
+            self.channel.send({"event": "done", **getattr(self, f"on_{method}")(**message)})
+
+    def on_reload(self, repair: bool) -> dict[str, Any]:
+        """Read the folder's weights and forget what was cached under the old ones."""
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_path": self.folder})
+        packed = self.llm.collective_rpc("repack_output_heads") if repair else [0]
+        assert self.llm.reset_prefix_cache(), "the prefix cache was in use during a reload"
+        return {"packed": packed[0]}
+
+    def on_score(self, tokens: list[int]) -> dict[str, Any]:
+        """Log-probabilities of ``tokens[1:]`` at temperature 1."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False, ignore_eos=True
+        )
+        prompt = {"prompt_token_ids": tokens}
+        (output,) = self.llm.generate([prompt], params, use_tqdm=False)
+        rows = zip(tokens[1:], output.prompt_logprobs[1:], strict=True)
+        return {"logprobs": [row[token].logprob for token, row in rows]}
+
+    def on_generate(
+        self,
+        prompts: list[list[int]],
+        jobs: list[tuple[int, int, int]],
+        sampling: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Run all jobs, sending each sample as soon as it is finished."""
+        engine = self.llm.llm_engine
+        for job, prompt, seed in jobs:
+            params = sampling_parameters(sampling, seed)
+            engine.add_request(str(job), {"prompt_token_ids": prompts[prompt]}, params)
+        spoken = time.monotonic()
+        while engine.has_unfinished_requests() and not self.watcher.closing.is_set():
+            for output in engine.step():
+                if output.finished:
+                    self.channel.send({"event": "sample", **sample_message(output)})
+                    spoken = time.monotonic()
+            if time.monotonic() - spoken > _BUSY_S:
+                self.channel.send({"event": "busy"})
+                spoken = time.monotonic()
+        return {}
+
+
+def sampling_parameters(sampling: dict[str, Any], seed: int) -> Any:  # noqa: ANN401
+    """vLLM's parameters of one sample; ``sampling`` has the fields of Sampling and stop_ids.
+
+    Every id that ends a completion is named in ``stop_ids``, so vLLM's own end token, which comes
+    from files that the learner may read otherwise, is ignored.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=sampling["temperature"],
+        top_p=sampling["top_p"],
+        top_k=sampling["top_k"],
+        max_tokens=sampling["max_tokens"],
+        seed=seed,
+        stop_token_ids=sampling["stop_ids"],
+        ignore_eos=True,
+        logprobs=0,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def sample_message(output: Any) -> dict[str, Any]:  # noqa: ANN401
+    """A finished request as a message; the token that ended it is among its tokens."""
+    (completion,) = output.outputs
+    assert completion.finish_reason in ("stop", "length"), completion.finish_reason
+    tokens = list(completion.token_ids)
+    logprobs = [row[t].logprob for t, row in zip(tokens, completion.logprobs, strict=True)]
+    return {
+        "job": int(output.request_id.partition("-")[0]),
+        "tokens": tokens,
+        "logprobs": logprobs,
+        "finish": completion.finish_reason,
+    }
+
+
+def main() -> None:
+    """Build the engine as the first message says, then serve."""
+    descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
+    channel = Channel(socket.socket(fileno=descriptor))
+    watcher = Watcher(channel, parent)
+    watcher.start()
+    start = watcher.messages.get()
+    if start["method"] == "close":
+        return
+    watcher.folder = Path(start["folder"])
+    try:
+        server = Server(watcher, start["settings"])
+        channel.send({"event": "ready"})
+        server.serve()
+    except Exception as error:  # a process boundary: the parent says it, or starts us anew
+        traceback.print_exc()
+        kind, text = type(error).__name__, f"{type(error).__name__}: {error}"
+        with contextlib.suppress(ClosedError):
+            channel.send({"event": "failed", "kind": kind, "text": text})
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

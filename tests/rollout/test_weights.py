@@ -1,0 +1,118 @@
+"""Weights on their way: merged exactly, kept in a folder that never outlives its owner."""
+
+import copy
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rlvr.policy import LoraSettings, ModelSettings, load_policy
+from rlvr.rollout import weights
+from rlvr.rollout.weights import (
+    Difference,
+    StaleWeightsError,
+    WeightFolder,
+    compare,
+    learner_logprobs,
+    merged_weights,
+    proof_sequence,
+    prove,
+    sweep,
+)
+
+
+@pytest.fixture
+def adapted(tiny_folder):
+    """A policy with adapters that do something."""
+    policy = load_policy(ModelSettings(path=str(tiny_folder), lora=LoraSettings(rank=2)))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return policy
+
+
+def test_adapters_are_merged_as_peft_merges_them_and_stay_as_they_are(adapted):
+    before = copy.deepcopy(adapted.state_dict())
+    merged = merged_weights(adapted, torch.float32)
+    assert all(torch.equal(value, before[name]) for name, value in adapted.state_dict().items())
+    expected = copy.deepcopy(adapted.model).merge_and_unload().state_dict()
+    assert set(merged) == set(expected) - {"lm_head.weight"}
+    for name, tensor in merged.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_the_written_folder_is_the_policy(adapted, tmp_path):
+    folder = WeightFolder(1000, tmp_path)
+    folder.write(adapted, 3, torch.float32)
+    assert folder.version == 3
+    again = load_policy(ModelSettings(path=str(folder.model)))
+    sequence = proof_sequence(80, None)
+    difference = compare(learner_logprobs(again, sequence), learner_logprobs(adapted, sequence))
+    assert difference.largest < 1e-5
+    with adapted.reference():
+        bare = learner_logprobs(adapted, sequence)
+    assert compare(bare, learner_logprobs(adapted, sequence)).mean > 1e-3
+    folder.write(adapted, 4, torch.bfloat16)
+    tensors = load_file(folder.model / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    folder.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_proof_leaves_training_mode_and_gradients_alone(exact_policy):
+    exact_policy.train()
+    learner_logprobs(exact_policy, [1, 2, 3])
+    assert exact_policy.training
+    assert not any(p.grad is not None for p in exact_policy.parameters())
+
+
+@pytest.mark.parametrize("mean", [0.0011, 0.5, float("nan")])
+def test_a_difference_above_the_tolerance_stops_and_names_both_numbers(mean):
+    prove(Difference(0.001, 0.1, -4.0, -4.0), 7, "float32", 0.001)
+    with pytest.raises(StaleWeightsError, match=r"version 7 .*-4\.25000 .*-4\.75000 .*0\.001"):
+        prove(Difference(mean, 0.5, -4.25, -4.75), 7, "float32", 0.001)
+
+
+def test_the_proof_sequence_is_fixed_and_fits():
+    assert proof_sequence(100, None) == proof_sequence(100, None)
+    assert len(proof_sequence(100, None)) == 64
+    assert len(proof_sequence(100, 10)) == 10
+    assert max(proof_sequence(7, None)) < 7
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from rlvr.rollout.weights import WeightFolder
+folder = WeightFolder(10, Path(sys.argv[1]))
+print(folder.path, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_folder_whose_owner_was_killed_is_swept_and_a_living_ones_is_not(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    path = process.stdout.readline().strip()
+    old = time.time() - 1000
+    os.utime(path, (old, old))
+    assert sweep(tmp_path) == []
+    process.kill()
+    process.wait(timeout=30)
+    assert [str(folder) for folder in sweep(tmp_path)] == [path]
+    assert not os.path.exists(path)
+    process.stdout.close()
+
+
+def test_weights_too_large_for_shared_memory_go_to_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert weights._roomy(2**60) == tmp_path
+    monkeypatch.setattr(weights, "SHARED_MEMORY", tmp_path / "none")
+    assert weights._roomy(1) == tmp_path
