@@ -33,6 +33,7 @@ from rlvr.learner import (
 )
 from rlvr.objective import Objective
 from rlvr.policy import Policy, load_policy, load_tokenizer, save_policy, stop_token_ids
+from rlvr.remedies import VLLM_PACKAGES
 from rlvr.rollout import Engine, build_engine
 from rlvr.settings import load_settings, to_yaml
 from rlvr.train.log import RunLog, write_atomically
@@ -41,7 +42,16 @@ from rlvr.train.scoring import Scorer
 
 # What may differ between a run and its continuation: nothing that enters a gradient.
 _MAY_CHANGE = frozenset({"steps", "evaluation", "checkpoint", "log", "output"})
-_STACK = ("rlvr", "torch", "transformers", "accelerate", "peft", "datasets", "math-verify")
+_STACK = (
+    "rlvr",
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "datasets",
+    "math-verify",
+    *VLLM_PACKAGES,
+)
 
 
 @dataclass
@@ -166,6 +176,8 @@ def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Ru
         if checkpoint is not None:
             run.restore(checkpoint)
             console.print(f"resuming after step {run.step} from {checkpoint}", soft_wrap=True)
+        if recipe.rollout.engine.name == "vllm":
+            console.print("starting vLLM")
         run.sync()
         # Only now: a recipe that cannot be carried out leaves no folder behind.
         record_run(recipe)
