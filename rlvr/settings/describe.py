@@ -83,6 +83,8 @@ def model_at(schema: type[Settings], location: Sequence[str | int]) -> type[Sett
             model = found[0] if found else None
         elif isinstance(part, int):
             continue
+        elif get_origin(annotation) is dict:  # a name that the user chose
+            annotation = get_args(annotation)[1]
         else:
             return None
     return model
@@ -90,15 +92,22 @@ def model_at(schema: type[Settings], location: Sequence[str | int]) -> type[Sett
 
 def tagged_members(schema: type[Settings], location: Sequence[str | int]) -> set[str]:
     """The names one can choose from at a location; empty where there is no such choice."""
-    while location and isinstance(location[-1], int):  # an element of a list of choices
-        location = location[:-1]
-    if not location:
+    annotation = _field_annotation(schema, location)
+    if annotation is None and location:  # perhaps an element of a list or mapping of choices
+        annotation = _field_annotation(schema, location[:-1])
+        if get_origin(annotation) not in (tuple, list, dict):
+            return set()
+    elif get_origin(annotation) in (tuple, list, dict):
         return set()
-    parent = model_at(schema, location[:-1])
-    if parent is None or location[-1] not in parent.model_fields:
-        return set()
-    annotation = parent.model_fields[str(location[-1])].annotation
     return {tag for member in _settings_members(annotation) if (tag := _tag(member))}
+
+
+def _field_annotation(schema: type[Settings], location: Sequence[str | int]) -> Any:  # noqa: ANN401
+    """The type of the field at a location, or None where no field is."""
+    parent = model_at(schema, location[:-1]) if location else None
+    if parent is None or location[-1] not in parent.model_fields:
+        return None
+    return parent.model_fields[str(location[-1])].annotation
 
 
 def _settings_members(annotation: Any) -> Iterator[type[Settings]]:  # noqa: ANN401

@@ -31,8 +31,10 @@ _Loader.add_implicit_resolver(
 def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
     for index, key in enumerate(keys):
+        line = node.value[index][0].start_mark.line + 1
+        if not isinstance(key, (str, int, float, list)):
+            raise ValueError(f"key {str(key)!r} is not text (line {line}); put it in quotes")
         if key in keys[:index]:
-            line = node.value[index][0].start_mark.line + 1
             raise ValueError(f"key {key!r} stands twice (line {line}); keep one of them")
     return loader.construct_mapping(node, deep=True)
 
@@ -51,6 +53,8 @@ def parse_yaml(text: str, where: str) -> Any:  # noqa: ANN401  (YAML holds anyth
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"{where}{line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:  # the reader's own faults carry no mark
+        raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 
@@ -72,7 +76,7 @@ def load_settings(
     if isinstance(source, Path):
         if not source.is_file():
             raise ValueError(f"recipe {str(source)!r} is not a file; give the path of a YAML file")
-        data, where = parse_yaml(source.read_text(encoding="utf-8"), str(source)), str(source)
+        data, where = parse_yaml(_text_of(source), str(source)), str(source)
     else:
         data, where = json.loads(json.dumps(source)), "settings"
     if not isinstance(data, dict):
@@ -84,6 +88,15 @@ def load_settings(
     except ValidationError as error:
         faults = "; ".join(_fault(schema, detail) for detail in error.errors())
         raise ValueError(f"{where}: {faults}") from None
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: byte {error.start} is not UTF-8 text; save the recipe as UTF-8"
+        ) from None
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -135,8 +148,8 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
     key, equals, value = text.partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):
-        raise ValueError(f"override {text!r} is not of the form key.sub=value")
-    return keys, parse_yaml(value, f"override {text!r}")
+        raise ValueError(f"override {_short(text)} is not of the form key.sub=value")
+    return keys, parse_yaml(value, f"override {_short(text)}")
 
 
 def to_yaml(settings: Settings) -> str:

@@ -49,6 +49,10 @@ class Root(Settings):
     """Inner."""
     terms: tuple[Annotated[Clip | Plain, Field(discriminator="name")], ...] = ()
     """Terms."""
+    sets: dict[str, Annotated[Clip | Plain, Field(discriminator="name")]] = Field(
+        default_factory=dict
+    )
+    """Sets."""
 
 
 def load(overrides=(), **values) -> Root:
@@ -86,6 +90,11 @@ def test_a_field_of_a_default_choice_can_be_set_alone():
         (["loss.low=-1"], ["'loss.low'", "-1", "greater"]),
         (["loss.hihg=1"], ["'loss.hihg'", "'high'"]),
         (["terms=[{name: clip, hihg: 1}]"], ["'terms.0.hihg'", "'high'"]),
+        (["sets.mine={name: clip, hihg: 1}"], ["'sets.mine.hihg'", "'high'"]),
+        (["sets.clip={name: clip, low: -1}"], ["'sets.clip.low'", "-1"]),
+        (["sets.mine={name: clop}"], ["'clop'", "'sets.mine'", "'clip'"]),
+        (["sets.mine={low: 1}"], ["'sets.mine'", "clip, plain"]),
+        ([f"steps={'1' * 5000}"], ["override 'steps=111", "..."]),
         (["steps.more=1"], ["'steps'"]),
         (["steps"], ["'steps'", "key.sub=value"]),
         (["inner={sizes: [1, two]}"], ["'inner.sizes.1'", "'two'"]),
@@ -110,6 +119,15 @@ def test_missing_settings_files_and_keys_said_twice_are_named(tmp_path):
     (tmp_path / "twice.yaml").write_text("output: a\nsteps: 1\nsteps: 2\n")
     with pytest.raises(ValueError, match=r"'steps' stands twice \(line 3\)"):
         load_settings(Root, tmp_path / "twice.yaml")
+    (tmp_path / "latin.yaml").write_bytes("output: café\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.yaml: byte 11 is not UTF-8 text; save"):
+        load_settings(Root, tmp_path / "latin.yaml")
+    (tmp_path / "nul.yaml").write_text('output: "a\0b"\n')
+    with pytest.raises(ValueError, match=r"nul\.yaml: not valid YAML: .*#x0000"):
+        load_settings(Root, tmp_path / "nul.yaml")
+    (tmp_path / "date.yaml").write_text("output: a\n2020-01-01: 3\n")
+    with pytest.raises(ValueError, match=r"key '2020-01-01' is not text \(line 2\)"):
+        load_settings(Root, tmp_path / "date.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ValueError, match="a recipe is a mapping"):
         load_settings(Root, tmp_path / "list.yaml")
