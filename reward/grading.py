@@ -13,11 +13,12 @@ import re
 from dataclasses import replace
 from functools import lru_cache
 
+from reward.characters import repair
 from reward.compare import Comparer
 from reward.extract import extract, sentence_answer
 from reward.kinds import kind_of
 from reward.limits import MAX_ANSWER_CHARACTERS, TooHard
-from reward.normalize import clean, repair, squeeze
+from reward.normalize import clean, squeeze
 from reward.structure import Items, Matrix, Node, Relation, Text, Value, read
 from reward.symbolic import symbolic_equal
 from reward.verdict import DEFAULT, Grade, Policy
