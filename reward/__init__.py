@@ -5,7 +5,7 @@ judges one response in this process; `VerifierPool` judges many in killable work
 is what a training run should use; `reward.functions` turns verdicts into rewards.
 """
 
-from reward.grade import equivalent, grade
+from reward.grading import equivalent, grade
 from reward.pool import VerifierPool
 from reward.verdict import DEFAULT, EVALUATION, Grade, Policy
 

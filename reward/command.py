@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from reward.extract import extract
-from reward.grade import equivalent, grade
+from reward.grading import equivalent, grade
 from reward.kinds import kind_of
 from reward.normalize import clean
 from reward.pool import VerifierPool

@@ -20,6 +20,7 @@ from reward.labels import (
     before_approximation,
     label_letters,
     label_of,
+    one_by_one,
     stated_values,
 )
 from reward.numeric import symbols
@@ -36,10 +37,10 @@ from reward.structure import (
     Value,
     with_unit,
 )
-from reward.units import same_unit, split_letter_unit
+from reward.units import same_unit, split_letter_unit, split_rate
 from reward.values import same_up_to_factor, same_value
 from reward.verdict import Policy
-from reward.words import NUMBER_WORDS, same_words, words
+from reward.words import number_in_words, same_words, words
 
 Tri = bool | None
 
@@ -73,12 +74,14 @@ class Comparer:
     # -- values -------------------------------------------------------------------------------
 
     def _values(self, gold: Value, pred: Value) -> Tri:
-        # Where one side has a unit, a letter behind the other's number is one too.
-        if gold.unit and not pred.unit and symbols(pred.tree) and not symbols(gold.tree):
-            pred = with_unit(pred.text, split_letter_unit) or pred
+        # Where one side has a unit, a letter behind the other's number is one too; behind the
+        # answer to a plain number "km/h" is one.
+        if pred.text and symbols(pred.tree) and not symbols(gold.tree):
+            letter = with_unit(pred.text, split_letter_unit) if gold.unit else None
+            pred = letter or with_unit(pred.text, split_rate) or pred
         elif pred.unit and not gold.unit and symbols(gold.tree) and not symbols(pred.tree):
             gold = with_unit(gold.text, split_letter_unit) or gold
-        if not same_unit(gold.unit, pred.unit, self.policy.units == "strict"):
+        if not same_unit(_unit_of(gold), _unit_of(pred), self.policy.units == "strict"):
             return False
         return same_value(gold.tree, pred.tree, self.policy, gold.text)
 
@@ -145,6 +148,8 @@ class Comparer:
 
     def _brackets(self, gold: Bracket, pred: Bracket) -> Tri:
         sets = gold.opening == "\\{", pred.opening == "\\{"
+        if gold.opening == pred.opening == ":":
+            return self._ratios(gold, pred)
         if all(sets):
             return self._lists(_distinct(self, gold.items), _distinct(self, pred.items), False)
         if any(sets):
@@ -154,6 +159,17 @@ class Comparer:
         if (gold.opening, gold.closing) != (pred.opening, pred.closing):
             return False
         return self._lists(gold.items, pred.items, True)
+
+    def _ratios(self, gold: Bracket, pred: Bracket) -> Tri:
+        """Compare ``2:3:5`` and ``4:6:10`` term by term, up to one common factor."""
+        if len(gold.items) != len(pred.items):
+            return False
+        wanted, got = ([_tree(item) for item in side.items] for side in (gold, pred))
+        crossed = zip(wanted[1:], got[1:], strict=True)
+        return all(
+            same_value(("mul", one, got[0]), ("mul", other, wanted[0]), self.policy)
+            for one, other in crossed
+        )
 
     def _list_and_bracket(self, items: Items, bracket: Bracket, swapped: bool = False) -> Tri:
         pairs = (bracket.items, items.items) if swapped else (items.items, bracket.items)
@@ -196,7 +212,11 @@ class Comparer:
         assert isinstance(matrix, Matrix)
         if isinstance(other, Text) and not other.is_words:
             return None
+        if isinstance(other, Value) and other.tree[:2] == ("fn", "binom"):  # a typed column
+            return self._lists(_vector(matrix), [Value(part, "") for part in other.tree[2:]], True)
         if not isinstance(other, Bracket | Items) or _is_determinant(matrix):
+            return False
+        if isinstance(other, Bracket) and other.opening == "\\{":
             return False
         cells: Sequence[Node] = _vector(matrix)
         if not cells:
@@ -227,6 +247,14 @@ class Comparer:
             return self._inequalities(gold, pred)
         if isinstance(gold, Relation) and isinstance(pred, Relation):
             return self._equations(gold, pred)
+        if isinstance(gold, Relation) and isinstance(pred, Items):
+            wanted = one_by_one(gold)
+            if wanted and all(isinstance(item, Relation) for item in pred.items):
+                return self._lists(wanted, pred.items, False)
+        if isinstance(gold, Items) and isinstance(pred, Relation):
+            got = one_by_one(pred)
+            if got and len(got) == len(gold.items) and len(pred.parts) > 2:
+                return self._lists(gold.items, got, False)
         if isinstance(gold, Relation):
             members = stated_values(gold)
             if members is None:
@@ -242,7 +270,7 @@ class Comparer:
         members = stated_values(pred)
         if members is None:
             numeric = isinstance(gold, Value) and not symbols(gold.tree)
-            if numeric and any(_states_something(part) for part in pred.parts):
+            if numeric and any(map(_states_something, pred.parts)):
                 return False
             members = before_approximation(pred, 0)
         if self.policy.chain == "last":
@@ -328,9 +356,32 @@ def _scaled(value: Value, factor: Fraction) -> Value:
     return Value(tree, "", value.unit)
 
 
+def _unit_of(value: Value) -> str:
+    """Return the unit, a degree sign at the end included: 60 degrees are not 60 radians."""
+    return "degree" if not value.unit and value.text.rstrip().endswith("°") else value.unit
+
+
 def _named_number(text: Text) -> Value | None:
-    number = NUMBER_WORDS.get(words(text.text))
-    return None if number is None else Value(("num", Fraction(number), False), str(number))
+    """Read "twenty-one", "twelve apples" and "negative infinity" as values."""
+    said = words(text.text)
+    if said in _INFINITIES:
+        return Value(_INFINITIES[said], said)
+    counted, _, noun = said.rpartition(" ")
+    for name, unit in ((said, ""), (counted, noun)):
+        number = number_in_words(name)
+        if number is not None and not (unit and unit in _NO_NOUN):
+            return Value(("num", number, False), str(number), unit)
+    return None
+
+
+_INFINITY: Tree = ("const", "inf")
+_INFINITIES: dict[str, Tree] = {
+    "infinity": _INFINITY,
+    "positive infinity": _INFINITY,
+    "negative infinity": ("neg", _INFINITY),
+    "minus infinity": ("neg", _INFINITY),
+}
+_NO_NOUN = {"more", "less", "hundred", "thousand", "million", "dozen", "percent", "or", "and"}
 
 
 def _distinct(comparer: Comparer, items: Sequence[Node]) -> list[Node]:
@@ -339,6 +390,11 @@ def _distinct(comparer: Comparer, items: Sequence[Node]) -> list[Node]:
         if not any(comparer.same(other, item) for other in kept):
             kept.append(item)
     return kept
+
+
+def _tree(node: Node) -> Tree:
+    assert isinstance(node, Value)
+    return node.tree
 
 
 def _is_singleton(node: Node) -> bool:

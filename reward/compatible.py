@@ -24,7 +24,7 @@ from reward.numeric import approximate, symbols
 from reward.tokens import NotAnExpression, number
 from reward.values import same_value
 from reward.verdict import DEFAULT, Grade, Policy
-from reward.words import NUMBER_WORDS
+from reward.words import number_in_words
 
 QWEN_TOLERANCE = 1e-4
 
@@ -228,7 +228,7 @@ def qwen_normal(text: str) -> str:
     """Normalise: units, percent and currency signs, brackets' sizes and number words go."""
     text = clean(str(text)[: 2 * MAX_ANSWER_CHARACTERS])
     text = re.sub(r"\\text\{\s*(\(?[A-E]\)?|[a-z]+)\s*\}\Z", r" \1", text).strip()
-    value = NUMBER_WORDS.get(text.lower()) or _compound_number(text.lower())
+    value = number_in_words(text)
     if value is not None:
         return str(value)
     text = text.replace("%", "").replace("°", "").strip()
@@ -242,17 +242,6 @@ def qwen_normal(text: str) -> str:
 
 def _unit_gone(match: re.Match[str]) -> str:
     return "" if len(match.group().strip()) > 1 and "\\" not in match.group() else match.group()
-
-
-def _compound_number(text: str) -> int | None:
-    tens = {
-        "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70,
-        "eighty": 80, "ninety": 90,
-    }  # fmt: skip
-    first, _, second = text.replace("-", " ").partition(" ")
-    if first not in tens or (second and second not in NUMBER_WORDS):
-        return None
-    return tens[first] + NUMBER_WORDS.get(second, 0)
 
 
 def qwen_equal(pred: str, gold: str) -> tuple[bool, str]:

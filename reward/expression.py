@@ -159,7 +159,11 @@ class _Parser:
         if depth > MAX_DEPTH:
             raise NotAnExpression("nested too deeply")
         tree = self.atom(depth)
+        signs = 0
         while True:
+            signs += 1
+            if signs > MAX_DEPTH:
+                raise NotAnExpression("too many signs behind one number")
             token = self.peek()
             if token == "!":
                 self.take()

@@ -37,14 +37,31 @@ END_OF_TURN = (
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
     "<\uff5cUser\uff5c>",
     "</s>",
+    "<eos>",
+    "<|eot|>",
+    "<|end_of_turn|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<|endofassistant|>",
+    "<|endofturn|>",
+    "<|system|>",
     "[INST]",
 )
 _OPENING, _NUMBERED = r"\n[ \t]{0,8}(?:[#*]{1,4}[ \t]?)?", r"[ \t]?\d{0,4}(?:\*\*)?[ \t]?"
 _NEXT_TURN = re.compile(_OPENING + "(?:Question|Human|User|Instruction)" + _NUMBERED + ":")
-_NEXT_PROBLEM = re.compile(_OPENING + "(?:Problem|Exercise|Q|Example)" + _NUMBERED + "[:.]")
+# Only behind a box: before it, "Problem:" may open the response's own restatement.
+_NEXT_PROBLEM = re.compile(
+    _OPENING
+    + "(?:(?:Next|New|Another) )?(?:[Pp]roblem|[Ee]xercise|[Qq]uestion|Q|[Ee]xample|System)"
+    + _NUMBERED
+    + r"[:.]"
+    r"|\n[ \t]{0,8}[#*]{1,4}[ \t]?(?:Problem|Exercise|Question|Example|Instruction)"
+    r"[ \t]?\d{0,4}[ \t]?(?:\*\*)?[ \t]?(?=\n)"
+    r"|\n(?:user|human)[ \t]?(?=\n)"
+)
 _THINK_TAGS = (("<think>", "</think>"), ("<thinking>", "</thinking>"))
 
 _BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])[ \t\r\n]*|\\.|[{}]", re.DOTALL)
+_EMPTY = re.compile(r"[\s{}$~]|\\(?:[,;:!> ]|(?:text|math)[a-z]{0,6}(?![a-z])|q?quad(?![a-z]))")
 _BARE_BOX = re.compile(r"([+-]?\d+(?:\.\d+)?|[A-Za-z])(?![\w.^{]*[\w^{])")
 _MARKED_LINE = re.compile(
     r"(?:^|\n|[.!?] |\*\*)[ \t]*(?:\*\*)?(?:the )?(?:final )?(?:answer|答案)(?:\*\*)?"
@@ -218,7 +235,7 @@ def _from_boxes(segment: str, join_boxes: bool, braces_only: bool = False) -> Ex
     answer = unwrap_boxes(tail[inner : end - 1]).strip()
     if join_boxes:
         answer = _joined(tail, boxes, start) or answer
-    if not answer:
+    if not _EMPTY.sub("", answer):
         return Extracted(None, "none", "the last box is empty")
     return Extracted(answer, "box", "last box")
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 
 from reward.compatible import exact_match, math_verify_alone, one_shot_rlvr, qwen
-from reward.grade import check_gold, equivalent, grade
+from reward.grading import check_gold, equivalent, grade
 from reward.verdict import Grade, Policy
 
 __all__ = ["GRADERS", "check_gold", "grader_by_name", "pair_grader_by_name", "warm_up"]

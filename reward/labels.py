@@ -6,7 +6,7 @@ says something itself.
 
 import re
 
-from reward.structure import Node, Relation
+from reward.structure import Bracket, Node, Relation, Value
 
 _NAME = (
     r"(?:\\(?!frac|sqrt|sin|cos|tan|log|ln|begin|pm|binom)[A-Za-z]+|[A-Za-z]|[A-Z]{2,6}|\\text\{[^{}]*\}"
@@ -65,3 +65,30 @@ def before_approximation(relation: Relation, start: int) -> list[Node]:
             break
         members.append(part)
     return members
+
+
+def one_by_one(relation: Relation) -> list[Node]:
+    """Write ``(p, q) = (11, 7)`` as p = 11, q = 7 and ``A = B = 12`` as A = 12, B = 12.
+
+    The list is empty for a relation of neither form.
+    """
+    if set(relation.signs) != {"="}:
+        return []
+    if len(relation.parts) > 2:
+        *names, value = zip(relation.parts, relation.texts, strict=True)
+        if not all(is_label(text) for _, text in names) or len({text for _, text in names}) == 1:
+            return []
+        return [Relation((part, value[0]), ("=",), (text, value[1])) for part, text in names]
+    left, right = relation.parts
+    if not (isinstance(left, Bracket) and isinstance(right, Bracket)):
+        return []
+    pairs = list(zip(left.items, right.items, strict=False))
+    if len(left.items) != len(right.items):
+        return []
+    texts = [name.text if isinstance(name, Value) else "" for name in left.items]
+    if not all(map(is_label, texts)):
+        return []
+    return [
+        Relation((name, value), ("=",), (text, ""))
+        for (name, value), text in zip(pairs, texts, strict=True)
+    ]

@@ -8,63 +8,11 @@ stays text is written ``\text{...}``.
 Every pattern here is linear in the length of the answer.
 """
 
-# ruff: noqa: RUF001  (the tables below are about look-alike characters)
-
 import re
-import unicodedata
 
+from reward.characters import plain_characters, repair
 from reward.extract import unwrap_boxes
 
-_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix", strict=True))
-_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₖₘ", "0123456789+-()nkm", strict=True))
-_FRACTIONS = {
-    "½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5",
-    "⅗": "3/5", "⅘": "4/5", "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8",
-    "⅞": "7/8", "⅐": "1/7", "⅑": "1/9", "⅒": "1/10",
-}  # fmt: skip
-_CHARACTERS = {
-    "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∉": r"\notin ",
-    "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≦": r"\le ", "≧": r"\ge ",
-    "≠": r"\ne ", "≈": r"\approx ", "≡": r"\equiv ", "∼": r"\sim ",
-    "±": r"\pm ", "∓": r"\mp ", "×": "*", "÷": "/", "·": "*", "⋅": "*", "∙": "*", "∗": "*",
-    "π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ",
-    "δ": r"\delta ", "ε": r"\epsilon ", "λ": r"\lambda ", "μ": r"\mu ", "ρ": r"\rho ",
-    "σ": r"\sigma ", "τ": r"\tau ", "φ": r"\phi ", "ω": r"\omega ", "ψ": r"\psi ",
-    "Δ": r"\Delta ", "Ω": r"\Omega ", "Σ": r"\Sigma ", "ℓ": r"\ell ", "ħ": r"\hbar ",
-    "°": r"^\circ ", "º": r"^\circ ", "˚": r"^\circ ", "℃": r"^\circ ", "′": "'", "’": "'",
-    "″": "''", "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "‒": "-", "⁄": "/", "∕": "/",
-    "√": r"\sqrt ", "∛": r"\sqrt[3] ", "∅": r"\emptyset ", "⌀": r"\emptyset ", "∖": r"\setminus ",
-    "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}",
-    "ℂ": r"\mathbb{C}", "∀": r"\forall ", "∃": r"\exists ", "→": r"\to ", "⇒": r"\to ",
-    "∠": r"\angle ", "△": r"\triangle ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
-    "⌉": r"\rceil ", "…": r"\ldots ", "∣": r"\mid ", "、": ",", "，": ",", "。": ".", "；": ";",
-    "€": "", "£": "", "¥": "", "₹": "", "“": '"', "”": '"', "‘": "'",
-}  # fmt: skip
-
-# An escape eaten by a careless JSON or Python string: "\text" read as TAB + "ext".
-_EATEN = [
-    (re.compile("\t(?=ext|imes|heta|an\\b|frac|o\\b|au\\b|riangle)"), "\\\\t"),
-    (re.compile("\x0c(?=rac)"), "\\\\f"),
-    (re.compile("\x08(?=egin|inom|oxed|eta|ar\\b|ig)"), "\\\\b"),
-    (re.compile("\r(?=ight|ho\\b|angle|ceil|floor)"), "\\\\r"),
-    (re.compile("\x07(?=lpha|pprox|ngle)"), "\\\\a"),
-    (re.compile("(?<![A-Za-z\\\\])(?=rac\\{)"), "\\\\f"),
-]
-_DOUBLED = re.compile(
-    r"(?<!\\)\\\\(?=(?:[dt]?frac|left|right|sqrt|pi|text|mathrm|leq?|geq?|neq?|in|infty|cup|cdot"
-    r"|times|boxed|pm|circ|theta|sin|cos|tan|log|ln|binom|approx|mathbb|emptyset|begin|end"
-    r"|textrm)(?![a-zA-Z]))"
-)
-_BACKSLASHES = re.compile(r"\\+")
-_HTML = [
-    (re.compile(r"<sup>([^<>]{0,200})</sup>"), r"^{\1}"),
-    (re.compile(r"<sub>([^<>]{0,200})</sub>"), r"_{\1}"),
-    (re.compile(r"</?(?:b|i|p|em|strong|br|span|div) ?/?>"), " "),
-    (re.compile(r"&lt;"), "<"),
-    (re.compile(r"&gt;"), ">"),
-    (re.compile(r"&amp;"), "&"),
-    (re.compile(r"&nbsp;"), " "),
-]
 _COMMANDS = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom",
     "leqslant": "le", "leq": "le", "lt": "<", "geqslant": "ge", "geq": "ge", "gt": ">",
@@ -76,17 +24,23 @@ _COMMANDS = {
     "textcirc": "circ", "degree": "circ", "degrees": "circ", "land": "and", "lor": "or",
     "wedge": "and", "vee": "or", "varphi": "phi", "varepsilon": "epsilon", "vartheta": "theta",
     "imath": "i", "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "dotsb": "ldots",
+    "cr": "\\",
     "iff": "to", "implies": "to", "Rightarrow": "to", "rightarrow": "to", "longrightarrow": "to",
     "simeq": "approx", "sim": "sim", "thickapprox": "approx",
 }  # fmt: skip
 _PLAIN = {"<", ">", "*", "/", ":", "|", "[", "]", "(", ")"}
 _MODULUS = re.compile(r"\(?\s?\\p?mod\s?(?:\{([^{}]{1,20})\}|(\d{1,6}|[a-z]))\s?\)?")
-_OUTWARD = re.compile(r"([\[\]])([^\[\](){},;]+[,;][^\[\](){},;]+)([\[\]])")
+_OUTWARD = re.compile(
+    r"(\s?(?:[A-Za-z]\s?\\in\s?)?)([\[\]])([^\[\](),;]+[,;][^\[\](),;]+)([\[\]])\s?"
+)
 _DROPPED = {
     "left", "right", "middle", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr",
     "biggl", "biggr", "Biggl", "Biggr", "bigm", "displaystyle", "textstyle", "scriptstyle",
     "limits", "nolimits", "rm", "bf", "it", "boldmath", "normalsize", "large", "Large", "small",
-    "hline", "protect", "allowbreak", "nobreak", "phantom", "centering", "boldsymbol", "pmb",
+    "hline", "protect", "allowbreak", "nobreak", "centering", "boldsymbol", "pmb", "tt", "sf", "sc",
+    "sl", "em", "huge", "Huge", "LARGE", "tiny", "footnotesize", "therefore", "because", "hfill",
+    "hfil", "blacksquare", "square", "Box", "qed", "checkmark", "strut", "mathstrut", "ensuremath",
+    "noindent", "par", "bfseries", "itshape", "mathbin", "mathrel", "mathord", "smash",
 }  # fmt: skip
 _SPACES = {"quad", "qquad", "enspace", "thinspace", "medspace", "thickspace", "newline", "space",
            "nonumber", "notag", "smallskip", "bigskip", "negthinspace"}  # fmt: skip
@@ -95,14 +49,23 @@ _FONT = re.compile(
     r"\\(text(?:bf|it|rm|sf|tt|normal|sc|up)?|mbox|hbox|emph|underline|operatorname\*?"
     r"|math(?:rm|bf|it|sf|tt|normal|cal|scr|frak)|bm|bold|mathop)[ ]{0,4}\{([^{}]*)\}"
 )
+# Commands whose argument is no part of the answer: blank space, a colour's name, a tag.
+_WITH_ARGUMENT = re.compile(
+    r"\\(?:vphantom|[vh]space\*?|kern|color|textcolor|tag\*?|label|fontsize)\s?\{[^{}]{0,80}\}"
+)
+_OUTER_FONT = re.compile(
+    r"\\(?:(?:math(?:bf|it|sf|tt|normal)|bm|bold|underline|emph|mathop)\s?\{(?=[^{}]{0,300}\{)"
+    r"|(?:text[a-z]{0,6}|mathrm|mbox|hbox)\s?\{\s?(?=\\[a-z]))"
+)
+_LONE_SIGN = re.compile(r"(?<![\\^_A-Za-z}])\{\s?([-+=<>:])\s?\}")
+_NO_CONTENT = re.compile(r"(?<![\\A-Za-z}\]^_])\{\s{0,4}\}")
 _NESTED_TEXT = re.compile(r"\\text\{\{([^{}]*)\}\}")
-_SUPER = re.compile("[" + "".join(_SUPERSCRIPTS) + "]+")
-_SUB = re.compile("[" + "".join(_SUBSCRIPTS) + "]+")
 _GROUPING = [
     (re.compile(r"(?<!\d{4})(?<=\d)(?:\{,\}|,)\s{0,4}\\!\s{0,4}(?=\d{3}(?!\d))"), ""),
     (re.compile(r"(?<=\d)\{,\}(?=\d)"), ""),
     (re.compile(r"(?<=\d)\\[,;: ](?=\d{3}(?!\d))"), ""),
 ]
+_APOSTROPHES = re.compile(r"(?<![\d'])\d{1,3}(?:'\d{3})+(?![\d'])")
 _DELIMITERS = re.compile(
     r"(?<!\\)\$+|(?<!\\)\\[()]|(?<!\\)\\[\[\]](?!\s*\d+(?:\.\d+)?(?:pt|ex|em))"
 )
@@ -117,9 +80,25 @@ _DEGREE = re.compile(
 )
 _AND_OR = re.compile(r"\\text\{[\s,;]*(and|or|and/or|&|und|et|ou|oder|或|和)[\s,;]*\}")
 _GLUED_OR = re.compile(r"(?<=[\d)}\]])(and|or)(?=[A-Z\d(\\\[-])")
-_CIRCLE = re.compile(r"\^\s*\{?\s*\\circ(?![A-Za-z])\s*\}?|\^\s*\{?\s*o\s*\}|\\circ(?![A-Za-z])")
+_ELLIPSIS = re.compile(r"(?<=[,+ ])\.\.\.(?=[,+ ])")
+_CIRCLE = re.compile(
+    r"\^\s*\{?\s*\\circ(?![A-Za-z])\s*\}?|\^\s*(?:\{\s*o\s*\}|o(?![A-Za-z]))|\\circ(?![A-Za-z])"
+)
 _TEMPERATURE = re.compile(r"°\s*(?:\\text\s?\{\s*[CF]\s*\}|[CF](?![A-Za-z(]))")
-_NUMERIC_TEXT = re.compile(r"\s*[-+]?[\d.,/:]+\s*")
+_NUMERIC_TEXT = re.compile(r"\s*(?:[-+]?[\d.,/:]+|[-+=<>])\s*")
+_LETTER_LIST = re.compile(r"\s*\(?[A-J]\)?(?:\s*(?:,|and|&|,\s*and)\s*\(?[A-J]\)?)+\s*")
+_NEGATED = re.compile(r"\\not\s?(=|<|>|\\in(?![A-Za-z]))")
+_NEGATIONS = {"=": r"\ne ", "<": r"\ge ", ">": r"\le ", r"\in": r"\notin "}
+_AMPERSAND = re.compile(r"(?<=\d)\s?\\?&\s?(?=[-\d])")
+_LABELLED_ROW = re.compile(r"\\\\\s*(?=[A-Za-z](?:_\{?\w\}?)?\s?=)")
+_TYPED_POWER = re.compile(r"(?<=\d)\s?[xX]\s?(?=10\s?\^)")
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALE = re.compile(
+    r"(?<=\d)\s{0,4}(?:\\text\{\s{0,4})?(hundred|thousand|million|billion|trillion|dozen)"
+    r"(?![A-Za-z])(?:\s{0,4}\})?"
+)
+_TO = re.compile(r"(-?[\d.]+)\s?(?:\\text\{\s?to\s?\}|to)\s?(-?[\d.]+)")
+_DOTTED = re.compile(r"\\dot\s?\{?(\d)\}?(\d{0,20})\\dot\s?\{?(\d)\}?")
 _FUNCTIONS = {
     "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "arcsec",
     "arccsc", "sinh", "cosh", "tanh", "ln", "log", "lg", "exp", "sqrt", "gcd", "lcm", "min",
@@ -130,6 +109,10 @@ _LEADING = re.compile(
     r"(?:(?:so|thus|hence|therefore|then)[, ]+)?"
     r"(?:(?:the )?(?:final |correct )?(?:answer|result|value|solution)s?(?: is| are|:| =)[: ]*"
     r"|only |exactly |approximately |about |roughly |simply |i\.e\. )",
+    re.IGNORECASE,
+)
+_LEADING_TEXT = re.compile(
+    r"\\text\{\s*(?:only|exactly|approximately|about|(?:the )?(?:final )?answer(?: is)?\s*:?)\s*\}",
     re.IGNORECASE,
 )
 _ANSWER_IS = re.compile(r".*\b(?:answer|réponse) (?:is|est)\b:?\s*", re.IGNORECASE | re.DOTALL)
@@ -148,55 +131,12 @@ def clean(text: str) -> str:
     """Return ``text`` in the common spelling. Values are unchanged."""
     if text.isascii() and text.isalnum():
         return text
-    text = unwrap_boxes(_characters(repair(text)))
+    text = unwrap_boxes(plain_characters(repair(text)))
     text = _balance(_UNCLOSED_BOX.sub("", text))
     text = _delimiters(text)
-    text = _markup(text)
+    text = _NO_CONTENT.sub("", _LONE_SIGN.sub(r"\1", _markup(text)))
     text = _words(text)
     return _ends(text)
-
-
-def repair(text: str) -> str:
-    """Undo what careless escaping did to LaTeX, and HTML: for answers, not for responses."""
-    if any(mark in text for mark in "\t\x0c\x08\r\x07") or "rac{" in text:
-        for pattern, replacement in _EATEN:
-            text = pattern.sub(replacement, text)
-    if "\\\\" in text and _DOUBLED.search(text):
-        if all(len(run) % 2 == 0 for run in _BACKSLASHES.findall(text)):
-            text = text.replace("\\\\", "\\").replace("\\n", "\n")
-        text = _DOUBLED.sub(r"\\", text)
-    if "<" in text or "&" in text:
-        for pattern, replacement in _HTML:
-            text = pattern.sub(replacement, text)
-    return text
-
-
-def _characters(text: str) -> str:
-    """Replace Unicode by ASCII and LaTeX; drop invisible and direction characters."""
-    if text.isascii():
-        return text
-    text = _SUPER.sub(lambda m: "^{" + "".join(_SUPERSCRIPTS[c] for c in m.group()) + "}", text)
-    text = _SUB.sub(lambda m: "_{" + "".join(_SUBSCRIPTS[c] for c in m.group()) + "}", text)
-    return "".join(map(_character, text))
-
-
-def _character(character: str) -> str:
-    if character.isascii():
-        return character
-    if character in _CHARACTERS:
-        return _CHARACTERS[character]
-    if character in _FRACTIONS:
-        numerator, denominator = _FRACTIONS[character].split("/")
-        return f" \\frac{{{numerator}}}{{{denominator}}}"
-    category = unicodedata.category(character)
-    if category in ("Cf", "Cc", "Cs", "Co", "Cn", "Mn"):
-        return ""
-    if category == "Zs":
-        return " "
-    if category == "Nd":
-        return str(unicodedata.decimal(character))
-    compatible = unicodedata.normalize("NFKC", character)
-    return compatible if compatible.isascii() else character
 
 
 def _balance(text: str) -> str:
@@ -211,6 +151,8 @@ def _delimiters(text: str) -> str:
     """Remove math delimiters, currency signs, Markdown, and digit grouping that is markup."""
     for pattern, replacement in _GROUPING:
         text = pattern.sub(replacement, text)
+    if "'" in text:
+        text = _APOSTROPHES.sub(lambda match: match.group().replace("'", ""), text)
     if "$" in text:
         text = _DOLLAR.sub(" ", text.replace("\\$", " "))
     text = _DELIMITERS.sub(" ", text)
@@ -223,14 +165,16 @@ def _markup(text: str) -> str:
     """Bring every command to one spelling; drop sizes and spaces; write text as ``\\text``."""
     if "\\" not in text:
         return text.replace("~", " ")
+    text = _WITH_ARGUMENT.sub(" ", text)
     text = _NESTED_TEXT.sub(r"\\text{\1}", text)
     for _ in range(4):
         text, count = _FONT.subn(_font, text)
         if not count:
             break
-    text = text.replace("\x00", "\\text")
+    text = _OUTER_FONT.sub("{", text).replace("\x00", "\\text")
+    text = _NEGATED.sub(lambda match: _NEGATIONS[match.group(1)], text)
     text = _SPARE_SPACE.sub(r"\1", _COMMAND.sub(_command, text))
-    return text.replace("~", " ")
+    return _DOTTED.sub(r"\\overline{\1\2\3}", text.replace("~", " "))
 
 
 def _font(match: re.Match[str]) -> str:
@@ -240,7 +184,7 @@ def _font(match: re.Match[str]) -> str:
         return f" \\{content.strip()} "
     if match.group(1) in ("mathbf", "mathit", "bm", "bold", "emph", "underline"):
         return " " + content + " "
-    if _NUMERIC_TEXT.fullmatch(content) or "\\" in content:
+    if _NUMERIC_TEXT.fullmatch(content) or "\\" in content or _LETTER_LIST.fullmatch(content):
         return " " + content + " "
     return f"\x00{{{content}}}" if content.strip() else " "
 
@@ -269,7 +213,13 @@ def _words(text: str) -> str:
     """Read the words that are notation: percent, degrees, and, or."""
     if "\\text" in text:
         text = _AND_OR.sub(_and_or, text)
-    text = _GLUED_OR.sub(r" \1 ", text)
+    text = _ELLIPSIS.sub(r"\\ldots ", _GLUED_OR.sub(r" \1 ", text))
+    if "\\begin" not in text:
+        text = _LABELLED_ROW.sub(", ", _AMPERSAND.sub(" and ", text))
+    text = _SCALE.sub(_scaled, _TYPED_POWER.sub("*", text))
+    ratio = _TO.fullmatch(text.strip())
+    if ratio is not None:
+        text = f"{ratio.group(1)}:{ratio.group(2)}"
     if "mod" in text:
         text = _MODULUS.sub(lambda match: f" \\mod {match.group(1) or match.group(2)}", text)
     text = _PERCENT.sub("%", text)
@@ -277,6 +227,11 @@ def _words(text: str) -> str:
     if "circ" in text or "^" in text:
         text = _CIRCLE.sub("° ", text)
     return _TEMPERATURE.sub("°", text) if "°" in text else text
+
+
+def _scaled(match: re.Match[str]) -> str:
+    name = match.group(1)
+    return "*12" if name == "dozen" else f"*10^{{{_SCALES[name]}}}"
 
 
 def _and_or(match: re.Match[str]) -> str:
@@ -302,13 +257,19 @@ def _ends(text: str) -> str:
     text = _TRAILING.sub("", text) if not text.endswith("...") else text
     lead = _LEADING.match(text.replace("\\text{", "").lstrip()) if text[:1].isalpha() else None
     if lead is None and text.startswith("\\text{"):
-        word = re.match(r"\\text\{\s*(?:only|exactly|approximately|about)\s*\}", text)
+        word = _LEADING_TEXT.match(text)
         text = text[word.end() :] if word else text
     elif lead is not None and lead.end() < len(text):
         text = text[lead.end() :]
     text = re.sub(r"\s+", " ", text).strip()
-    outward = _OUTWARD.fullmatch(text) if "]" in text and "[" in text else None
-    if outward is not None:  # "]0, 1[" is the open interval
-        opening, ends, closing = outward.groups()
-        text = f"{'(' if opening == ']' else '['}{ends}{')' if closing == '[' else ']'}"
-    return text
+    return " \\cup ".join(map(_inward, text.split("\\cup"))) if text[-1:] in "[]" else text
+
+
+def _inward(interval: str) -> str:
+    """Write ``]0, 1[`` as the open interval (0, 1)."""
+    outward = _OUTWARD.fullmatch(interval)
+    if outward is None:
+        return interval
+    member, opening, ends, closing = outward.groups()
+    left, right = "(" if opening == "]" else "[", ")" if closing == "[" else "]"
+    return f"{member}{left}{ends}{right}"

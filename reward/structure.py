@@ -19,7 +19,13 @@ from dataclasses import dataclass
 from reward.expression import Tree, parse
 from reward.numeric import symbols
 from reward.tokens import NotAnExpression
-from reward.units import split_known_unit, split_roman_unit, split_unit, strip_condition
+from reward.units import (
+    split_known_unit,
+    split_rate,
+    split_roman_unit,
+    split_unit,
+    strip_condition,
+)
 from reward.words import words
 
 
@@ -128,6 +134,7 @@ _MATRIX = re.compile(r"\\begin\{([a-zA-Z*]+)\}(.*)\\end\{\1\}", re.DOTALL)
 _DOUBLE_SIGN = re.compile(r"\\(?:pm|mp)(?![a-z])|\+/?-")
 _DOMAIN = re.compile(r"[A-Za-z]\s*\\in\s*(?:\\mathbb\s?\{?[ZNQRC]\}?|[ZN])\s*(?:[_^].{0,12})?")
 _SET_BODY = re.compile(r"\\\{(?:(?!\\[{}]).)*\\\}")
+_POINT = re.compile(r"[A-Z]'?\s?(?=\()")
 _DIGIT = re.compile(r"\s*\d\s*")
 _WHOLE_TEXT = re.compile(r"\\text\s*\{([^{}]*\d[^{}]*)\}")
 
@@ -220,7 +227,7 @@ def _read_item(text: str, depth: int) -> Node:
         return Text(text)
     if words(text) == "all real numbers":
         return Union((_bracket_of_all(),))
-    for reader in (_read_matrix, _read_relation, _read_union, _read_bracket):
+    for reader in (_read_matrix, _read_relation, _read_union, _read_ratio, _read_bracket):
         node = reader(text, depth)
         if node is not None:
             return node
@@ -282,7 +289,7 @@ def _read_relation(text: str, depth: int) -> Node | None:
         return Text(text)
     parts = tuple(read(part, depth + 1) for part in texts)
     if signs[0] == "in" and len(signs) == 1:
-        return parts[1]
+        return Union((_bracket_of_all(),)) if texts[1] == "R" else parts[1]
     return Relation(parts, signs, tuple(texts))
 
 
@@ -306,6 +313,16 @@ def _read_union(text: str, depth: int) -> Node | None:
     return Union(tuple(pieces), tuple(without))
 
 
+def _read_ratio(text: str, depth: int) -> Node | None:
+    """Read ``2:3:5``; a ratio of two terms is their quotient and left to the expression parser."""
+    cuts = [item for item in _top_level(text) if item[2] == ":"]
+    if len(cuts) < 2:
+        return None
+    terms = tuple(_read_value(term) for term in _cut(text, cuts))
+    plain = all(isinstance(term, Value) and not term.unit for term in terms)
+    return Bracket(":", ":", terms) if plain else None
+
+
 def _bracket_of_all() -> Bracket:
     infinity: Tree = ("const", "inf")
     return Bracket("(", ")", (Value(("neg", infinity), "-\\infty"), Value(infinity, "\\infty")))
@@ -326,7 +343,9 @@ def _read_bracket(text: str, depth: int) -> Node | None:
     if outer is None:
         if text == "\\emptyset":
             return Bracket("\\{", "\\}", ())
-        return None
+        point = _POINT.match(text)  # "P(4, -1)" names a point
+        named = _read_bracket(text[point.end() :], depth) if point else None
+        return named if isinstance(named, Bracket) else None
     opening, closing, inside = outer
     if opening == "\\{" and closing == "\\}":
         return _read_set(inside, depth)
@@ -365,7 +384,7 @@ def _read_value(text: str) -> Node:
     try:
         return Value(parse(text), text)
     except NotAnExpression:
-        return with_unit(text, split_unit) or Text(text)
+        return with_unit(text, split_unit) or with_unit(text, split_rate) or Text(text)
 
 
 def with_unit(text: str, split: Callable[[str], tuple[str, str]]) -> Value | None:

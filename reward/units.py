@@ -30,7 +30,8 @@ _UNIT_PIECE = re.compile(
 )
 _TAIL = re.compile(rf"\s*(?:{_UNIT_PIECE.pattern})(?:\s*[/*.]?\s*(?:{_UNIT_PIECE.pattern}))*\s*\Z")
 _GLUED = re.compile(
-    r"(?<=[\d})])\s?((?:mm|cm|km|kg|mg|ml|mL|ft|lbs?|oz|mph|hrs?|sec|mins?|inches|in|s|L)"
+    r"(?:(?<=[\d})])|(?<=\\pi)|(?<=\\pi ))\s{0,2}"
+    r"((?:mm|cm|km|kg|mg|ml|mL|ft|lbs?|oz|mph|hrs?|sec|mins?|inches|in|s|L)"
     r"(?:\s?\^\s?\{?\s?[23]\s?\}?)?)\Z"
 )
 _WORD = re.compile(r"([A-Za-z°]+)\.?(?:\s?\^\s?\{?\s?(-?\d)\s?\}?)?")
@@ -71,6 +72,11 @@ _LETTERS = re.compile(
     r"(?<=[\d})])\s*([A-Za-z](?:\s?\^\s?\{?-?\d\}?)?(?:\s*/\s*[A-Za-z](?:\s?\^\s?\{?-?\d\}?)?)?)\Z"
 )
 
+_RATE = re.compile(
+    r"(?<=[\d)}\]\s])\s?(?:\\frac\s?\{\s?)?(?:\\text\s?\{\s?)?([A-Za-z]{1,12})\s?(?:\}\s?){0,2}"
+    r"(?:/|(?<=\})\{)\s?(?:\\text\s?\{\s?)?([A-Za-z]{1,12})\s?\}?\s?(\^\s?\{?\s?2\s?\}?)?\s?\}?\Z"
+)
+
 
 def split_roman_unit(text: str) -> tuple[str, str]:
     r"""Split off units set in roman type (``9.8 \text{m} \text{s}^{-2}``), single letters too."""
@@ -85,6 +91,16 @@ def split_letter_unit(text: str) -> tuple[str, str]:
     """Split off one plain letter as a unit: only where the other side shows that one is due."""
     match = _LETTERS.search(text)
     return (text, "") if match is None else (text[: match.start(1)].strip(), match.group(1))
+
+
+def split_rate(text: str) -> tuple[str, str]:
+    """Split off one known unit per another ("km/h"): only from an answer to a plain number."""
+    match = _RATE.search(text[-80:])
+    if match is None or not all(_known(word.lower()) for word in match.group(1, 2)):
+        return text, ""
+    offset = max(0, len(text) - 80)
+    unit = f"{match.group(1)}/{match.group(2)}{match.group(3) or ''}"
+    return text[: offset + match.start()].strip(), unit
 
 
 def split_known_unit(text: str) -> tuple[str, str]:
@@ -144,3 +160,21 @@ def strip_condition(text: str) -> str:
     if not head or head.count("{") != head.count("}") or head.count("(") != head.count(")"):
         return text
     return head
+
+
+_CURRENCIES = {
+    "dollar": re.compile(r"\\\$|\b(?:dollars?|usd)\b", re.IGNORECASE),
+    "cent": re.compile(r"\u00a2|\b(?:cents?|penny|pennies)\b", re.IGNORECASE),
+    "euro": re.compile(r"\u20ac|\beuros?\b", re.IGNORECASE),
+    "pound": re.compile(r"\u00a3"),  # the word is a weight as well
+    "yen or yuan": re.compile(r"\u00a5|\b(?:yen|yuan|rmb)\b", re.IGNORECASE),
+    "rupee": re.compile(r"\u20b9|\brupees?\b", re.IGNORECASE),
+}
+
+
+def other_currency(gold: str, pred: str) -> bool:
+    """Tell whether two answers, as written, name one currency each, and not the same."""
+    wanted, got = (
+        {name for name, sign in _CURRENCIES.items() if sign.search(text)} for text in (gold, pred)
+    )
+    return len(wanted) == len(got) == 1 and wanted != got

@@ -4,7 +4,9 @@ Each comparison takes two cleaned answers and returns True, False, or ``None`` w
 is not of its kind.
 """
 
+import math
 import re
+from fractions import Fraction
 
 _LETTER_GOLD = re.compile(
     r"\(?([A-J])\)?[.:]?"
@@ -28,10 +30,11 @@ _BASE_WORDS = {
 _BASE = re.compile(
     r"\(?\s*(-?[0-9A-Fa-f][0-9A-Fa-f.\s]*?)\s*\)?\s*"
     r"(?:_\s*\{?\s*\(?\s*(?:base)?\s*(\d{1,2}|[a-z]+)\s*\)?\s*\}?"
-    r"|(?:in )?base[- ]?(\d{1,2}|[a-z]+))"
+    r"|\(?(?:in )?base[- ]?(\d{1,2}|[a-z]+)\)?)"
 )
 _TIME = re.compile(
-    r"(\d{1,2})(?::([0-5]\d))?(?::([0-5]\d))?\s*(a\.?\s?m\.?|p\.?\s?m\.?)?", re.IGNORECASE
+    r"(\d{1,2})(?:\s?:\s?([0-5]\d))?(?:\s?:\s?([0-5]\d))?\s*(a\.?\s?m\.?|p\.?\s?m\.?)?",
+    re.IGNORECASE,
 )
 HALF_DAY = 12 * 3600
 _NOISE = re.compile(r"\\(?:text|quad|,|;|!| )|[{}()\[\].,;:!?\"'`*_$\\]|-(?=\s)|(?<=\s)-")
@@ -42,14 +45,26 @@ _SAME_MEANING = {
     "dne": "does not exist", "doesn t exist": "does not exist",
     "all reals": "all real numbers", "all real number": "all real numbers",
 }  # fmt: skip
-NUMBER_WORDS = {
+_UNITS = {
     "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7,
-    "eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13,
-    "fourteen": 14, "fifteen": 15, "sixteen": 16, "seventeen": 17, "eighteen": 18,
-    "nineteen": 19, "twenty": 20,
+    "eight": 8, "nine": 9,
+}  # fmt: skip
+_TEENS = {
+    "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15,
+    "sixteen": 16, "seventeen": 17, "eighteen": 18, "nineteen": 19,
+}  # fmt: skip
+_TENS = {
+    "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70,
+    "eighty": 80, "ninety": 90,
+}  # fmt: skip
+_THOUSANDS = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
+_PARTS = {
+    "half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7,
+    "eighth": 8, "ninth": 9, "tenth": 10,
 }  # fmt: skip
 _ARTICLES = re.compile(r"\b(?:the|a|an)\b")
 _PREDICATE = re.compile(r".+ (?:is|are) (\w+)")
+_ENUMERATION = re.compile(r"[,;&]|\band\b")
 _NEGATION = re.compile(r"\b(?:not|no|never|none|neither|nor|false|except)\b|n't")
 
 
@@ -114,13 +129,16 @@ def read_numeral(text: str) -> tuple[str, int] | None:
 def same_time(gold: str, pred: str) -> bool | None:
     """Compare times of day; ``12:05`` is a time, ``5:8`` a ratio unless am or pm says otherwise.
 
-    Without am or pm on one side, either half of the day agrees.
+    ``3:45`` is a time too: as a ratio it would have been reduced. Without am or pm on one
+    side, either half of the day agrees.
     """
     wanted, got = _TIME.fullmatch(plain(gold)), _TIME.fullmatch(plain(pred))
     if wanted is None or int(wanted.group(1)) > 24:
         return None
     marked = wanted.group(4) or (wanted.group(2) and got is not None and got.group(4))
-    if not marked and not (wanted.group(2) or "").startswith("0"):
+    minutes = wanted.group(2) or ""
+    reducible = bool(minutes) and math.gcd(int(wanted.group(1)), int(minutes)) > 1
+    if not marked and not minutes.startswith("0") and not reducible:
         return None
     if got is None or not (got.group(2) or got.group(4)):
         return False
@@ -145,6 +163,40 @@ def words(text: str) -> str:
     bare = re.sub(r"\s+", " ", bare).strip()
     shorter = re.sub(r"\s+", " ", _ARTICLES.sub(" ", bare)).strip() or bare
     return _SAME_MEANING.get(shorter, shorter)
+
+
+def number_in_words(text: str) -> Fraction | None:
+    """Read a number spelled out: ``twenty-one``, ``two hundred and five``, ``three quarters``."""
+    names = [name for name in words(text).replace("-", " ").split() if name != "and"]
+    below = _PARTS.get(names[-1].rstrip("s") if names[-1] != "halves" else "half") if names else 0
+    if below and len(names) == 2 and names[0] in _UNITS:
+        return Fraction(_UNITS[names[0]], below)
+    if below and names == names[-1:]:
+        return Fraction(1, below) if names == ["half"] else None
+    total, group, room = 0, 0, 1000
+    for name in names:
+        if name in _THOUSANDS and group > 0 and _THOUSANDS[name] < (total or 10**12):
+            total, group, room = total + group * _THOUSANDS[name], 0, 1000
+        elif name == "hundred" and 0 < group < 10:
+            group, room = group * 100, 100
+        else:
+            value = _UNITS.get(name, _TEENS.get(name, _TENS.get(name)))
+            size = 10 if name in _UNITS else 100
+            if value is None or size > room or (value == 0 and len(names) > 1):
+                return None
+            group, room = group + value, 10 if name in _TENS else 1
+    return Fraction(total + group) if names else None
+
+
+def same_enumeration(gold: str, pred: str) -> bool:
+    """Compare two lists of names as multisets: ``Anna, Ben`` and ``Ben and Anna``."""
+    lists = [
+        sorted(words(part) for part in _ENUMERATION.split(plain(text)) if part.strip())
+        for text in (gold, pred)
+    ]
+    return (
+        len(lists[0]) > 1 and lists[0] == lists[1] and not any(map(str.isdigit, "".join(lists[0])))
+    )
 
 
 def same_words(gold: str, pred: str) -> bool:

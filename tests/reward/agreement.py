@@ -21,7 +21,7 @@ from pathlib import Path
 
 from reward.compatible import hendrycks_equal, prm800k_equal
 from reward.extract import extract
-from reward.grade import equivalent, grade
+from reward.grading import equivalent, grade
 from reward.normalize import clean
 from reward.verdict import DEFAULT, Policy
 

@@ -3,7 +3,7 @@
 import pytest
 
 from reward import Policy, equivalent, grade
-from reward.grade import check_gold
+from reward.grading import check_gold
 from reward.kinds import KINDS, kind_of
 from reward.normalize import clean
 from reward.verdict import DEFAULT

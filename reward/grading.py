@@ -13,15 +13,24 @@ import re
 from dataclasses import replace
 from functools import lru_cache
 
+from reward.characters import repair
 from reward.compare import Comparer
 from reward.extract import extract, sentence_answer
 from reward.kinds import kind_of
 from reward.limits import MAX_ANSWER_CHARACTERS, TooHard
-from reward.normalize import clean, repair, squeeze
+from reward.normalize import clean, squeeze
 from reward.structure import Items, Matrix, Node, Relation, Text, Value, read
 from reward.symbolic import symbolic_equal
+from reward.units import other_currency
 from reward.verdict import DEFAULT, Grade, Policy
-from reward.words import same_base, same_choice, same_time, same_words, stated_choice
+from reward.words import (
+    same_base,
+    same_choice,
+    same_enumeration,
+    same_time,
+    same_words,
+    stated_choice,
+)
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,400}")
 _GROUPED = re.compile(r"(?<![\d.,])([0-9]{1,3}(?:,[0-9]{3})+)(?![\d]|,\d)")
@@ -94,6 +103,8 @@ def _compare(pred: str, gold: str, policy: Policy) -> Grade:
         return Grade(False, pred, "unknown", "gold", problem, "unparsable_gold")
     if len(pred) > MAX_ANSWER_CHARACTERS:
         return _overlong(pred, gold)
+    if other_currency(gold, pred):
+        return Grade(False, pred, "unit", "currency", "another currency")
     return _judge(pred, clean(pred), _reference(gold), policy)
 
 
@@ -184,8 +195,11 @@ def _structured(wanted: str, got: str, node: Node, policy: Policy) -> tuple[bool
 
 def same_text(wanted: str, got: str, node: Node) -> bool:
     """Compare as text: words with words, and a broken-up rendering without its separators."""
-    if isinstance(node, Text) and node.is_words and same_words(wanted, got):
-        return "," in wanted or not re.search(r"[,;]| or ", got)
+    if isinstance(node, Text) and node.is_words:
+        if same_enumeration(wanted, got):
+            return True
+        if same_words(wanted, got):
+            return "," in wanted or not re.search(r"[,;]| or ", got)
     if "matrix}" not in got or "matrix}" in wanted:
         return False
     pieces = _RENDERING.sub("", got)
