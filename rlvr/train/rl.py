@@ -4,7 +4,7 @@ Prompts go to the rollout engine, which samples a group of completions for each;
 completions into rewards; rewards become advantages; the learner turns them into new weights, which
 the engine samples from in the next step.
 
-    rlvr train recipes/arithmetic_tiny.yaml
+    rlvr train recipes/smollm2_arithmetic.yaml
 
 Left out here: asynchrony (sampling ahead of the learner) and more than one process.
 """
@@ -116,7 +116,8 @@ def _keep_completions(run: Run, step: int, scored: list[list[Scored]], batch: Ba
     if step % log.completions_every or not log.completions_per_step:
         return
     advantages = batch.advantages_BT[:, 0].tolist()
-    flat = [item for group in scored for item in group][: log.completions_per_step]
+    groups = log.completions_per_step // run.recipe.rollout.samples_per_prompt
+    flat = [item for group in scored[: max(1, groups)] for item in group]
     rows = [
         completion_row(item, step, run.tokenizer, advantage=advantage)
         for item, advantage in zip(flat, advantages, strict=False)
