@@ -64,12 +64,15 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
                 raise ValueError(f"{path}, line {number}: not valid JSON: {error.msg}") from None
             except _RepeatedKeyError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}, line {number}: {_beyond(error)}") from None
             yield _row(values, path, f"line {number}")
 
 
 def _read_json(path: Path) -> Iterator[Row]:
+    text = path.read_text(encoding="utf-8-sig")
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
+        data = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         hint = (
             "; if it holds one object a line, name it .jsonl" if error.msg == "Extra data" else ""
@@ -79,6 +82,8 @@ def _read_json(path: Path) -> Iterator[Row]:
         ) from None
     except _RepeatedKeyError as error:
         raise ValueError(f"{path}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {_beyond(error)}") from None
     if not isinstance(data, list):
         raise ValueError(f"{path}: a JSON data file is a list of objects, not {_kind(data)}")
     for number, values in enumerate(data, 1):
@@ -127,6 +132,13 @@ _READERS = {
 
 class _RepeatedKeyError(ValueError):
     """A key stands twice in one JSON object; JSON itself would keep the last value silently."""
+
+
+def _beyond(error: Exception) -> str:
+    """JSON that is well formed and still cannot be held: Python's own limits."""
+    deep = isinstance(error, RecursionError)
+    what = "lists or objects nested too deeply" if deep else "a number of thousands of digits"
+    return f"{what}; write it as text or remove the row"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -158,9 +158,19 @@ def _problem(row: Row, fields: Fields, id_field: str | None, source: str) -> Pro
     )
     answer = _answer(row, fields)
     identity = _content_id(messages, answer) if id_field is None else _id(row, id_field)
+    _refuse_half_characters(identity, answer, *(turn["content"] for turn in messages))
     metadata = {name: _get(row.values, name) for name in fields.metadata}
     metadata = {name: None if value is _MISSING else value for name, value in metadata.items()}
     return Problem(identity, messages, answer, source, metadata)
+
+
+def _refuse_half_characters(*texts: str) -> None:
+    r"""JSON can spell half a surrogate pair (``\ud83d``), which no file and no tokenizer takes."""
+    for text in texts:
+        if half := next((mark for mark in text if "\ud800" <= mark <= "\udfff"), None):
+            raise RowError(
+                f"{short(text)} holds {half!r}, half a character; mend it or remove the row"
+            )
 
 
 def _text(row: Row, name: str, what: str) -> str:

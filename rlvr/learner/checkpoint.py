@@ -49,6 +49,8 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint atomically, then drop all but the newest ``keep``.
 
+    One of the same step is replaced; ones of later steps, which a resumed run found damaged, go.
+
     Args:
         folder: The run's checkpoint folder.
         step: Number of finished steps.
@@ -80,7 +82,7 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(_explain(folder, step, error)) from error
-    _prune(folder, keep)
+    _prune(folder, target, keep)
     return target
 
 
@@ -172,9 +174,17 @@ def _remove_leftovers(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _prune(folder: Path, keep: int) -> None:
-    for path in sorted(folder.glob("step_*"), reverse=True)[keep:]:
-        shutil.rmtree(path, ignore_errors=True)
+def _prune(folder: Path, newest: Path, keep: int) -> None:
+    """Drop all but the ``keep`` up to ``newest``.
+
+    Later ones are damaged, or the run would have gone on from them; counted as kept, they would
+    push out sound ones.
+    """
+    found = sorted(folder.glob("step_*"), reverse=True)
+    kept = [path for path in found if path.name <= newest.name][:keep]
+    for path in found:
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _explain(folder: Path, step: int, error: Exception) -> str:

@@ -39,6 +39,9 @@ class Learner:
         total_updates: Length of the learning-rate schedule.
         reference: Frozen model for a KL term; None where the policy's base (adapters off) serves,
             or no term needs one.
+
+    Raises:
+        ValueError: Packing is asked for, and does not give this model's numbers.
     """
 
     def __init__(
@@ -56,9 +59,12 @@ class Learner:
         self.engine = LocalEngine(policy, settings)
         self.updates = 0
         self.skipped_updates = 0
-        self.packed = settings.layout == "packed" or (
-            settings.layout == "auto" and packing_is_exact(policy)
-        )
+        self.packed = settings.layout != "padded" and packing_is_exact(policy)
+        if settings.layout == "packed" and not self.packed:
+            raise ValueError(
+                "learner.layout = 'packed' gives this model other numbers than one row at a time "
+                "(sliding windows, or an attention that takes no block mask); use auto or padded"
+            )
 
     def update(self, batch: Batch) -> dict[str, float]:
         """Train on one rollout; returns the metrics of its (last) optimizer step."""

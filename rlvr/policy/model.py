@@ -164,6 +164,7 @@ def load_policy(
             if saved is None
             else _saved_adapters(model, saved / "adapter")
         )
+        _check_head_is_not_adapted(model)
     policy = Policy(model, settings.precision).to(device or default_device())
     _check_plain_head(policy, settings.path)
     return policy
@@ -197,7 +198,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:  # noqa: ANN401
     from transformers import AutoTokenizer
 
     source = settings.tokenizer or settings.path
-    check_local(source)
+    source = check_local(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source,
@@ -279,10 +280,10 @@ def packing_is_exact(policy: Policy) -> bool:
 def _load_causal_lm(settings: ModelSettings) -> Any:  # noqa: ANN401
     from transformers import AutoModelForCausalLM
 
-    check_local(settings.path)
+    source = check_local(settings.path)
     try:
         return AutoModelForCausalLM.from_pretrained(
-            settings.path,
+            source,
             revision=settings.revision,
             dtype=torch.float32,
             attn_implementation=settings.attention,
@@ -296,11 +297,19 @@ def _load_causal_lm(settings: ModelSettings) -> Any:  # noqa: ANN401
         ) from error
 
 
-def check_local(path: str) -> None:
-    """A path that looks local and is not there is a typo, not a Hub id."""
+def check_local(path: str) -> str:
+    """The path with ``~`` written out; one that looks local and is not there is a typo, no Hub id.
+
+    Raises:
+        ValueError: It is a file, or looks local and is not there.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_file():
+        raise ValueError(f"model path {path!r} is a file; give a folder or a Hub id")
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if looks_local and not Path(path).expanduser().is_dir():
+    if looks_local and not folder.is_dir():
         raise ValueError(f"model folder {path!r} does not exist; give a folder or a Hub id")
+    return str(folder) if path.startswith("~") else path
 
 
 def _check_plain_head(policy: Policy, path: str) -> None:
@@ -316,6 +325,15 @@ def _check_plain_head(policy: Policy, path: str) -> None:
         raise ValueError(
             f"model {path!r} ({family}) transforms its logits after the output head (soft cap or "
             "scale), which the chunked statistics do not; use another model family"
+        )
+
+
+def _check_head_is_not_adapted(model: Any) -> None:  # noqa: ANN401
+    """The chunked statistics read the head's own weight, which an adapter leaves as it is."""
+    if hasattr(model.get_base_model().get_output_embeddings(), "lora_A"):
+        raise ValueError(
+            "model.lora.target_modules names the output head, whose adapter would not be trained; "
+            "leave it out"
         )
 
 

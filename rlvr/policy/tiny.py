@@ -1,6 +1,6 @@
 """A tiny Llama with a character tokenizer, from scratch: for the quickstart and for tests.
 
-335 thousand parameters with the defaults; it learns three-digit addition on two CPU cores in
+341 thousand parameters with the defaults; it learns three-digit addition on two CPU cores in
 minutes. It is saved as an ordinary Hugging Face folder, so everything that loads a model loads it.
 """
 

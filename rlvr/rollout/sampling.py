@@ -7,7 +7,6 @@ between cannot change which random number a token meets.
 """
 
 import hashlib
-from typing import Literal
 
 import numpy as np
 import torch
@@ -38,9 +37,6 @@ class Sampling(Settings):
         if self.temperature == 0 and self.truncates:
             raise ValueError("top_p and top_k do nothing at temperature 0; leave them out")
         return self
-
-
-Purpose = Literal["train", "evaluate"]
 
 
 def sample_seed(run_seed: int, step: int, problem_id: str, sample_index: int) -> int:

@@ -8,6 +8,7 @@ and files of steps after its checkpoint first: those steps are done again, and c
 import json
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """One line for the person watching."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def evaluated(self, step: int) -> bool:
         """Whether the evaluation after ``step`` steps is recorded already."""
@@ -182,20 +183,27 @@ def _drop_after(folder: Path, metrics_path: Path, step: int) -> None:
             path.unlink()
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """See that the trackers are installed, before a run leaves anything behind.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise ValueError(
+                f"log.track names {name!r}, which is not installed; run: pip install 'rlvr[track]'"
+            )
+
+
 def _start_tracker(name: str, folder: Path, config: dict[str, Any]) -> Any:  # noqa: ANN401
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     tracker_class = LOGGER_TYPE_TO_CLASS[name]
     needs_folder = tracker_class.requires_logging_directory
     arguments = {"logging_dir": str(folder / name)} if needs_folder else {}
-    try:
-        tracker = tracker_class(folder.name, **arguments)
-        tracker.start()
-    except ImportError as error:
-        raise ValueError(
-            f"log.track names {name!r}, which is not installed ({error}); "
-            "run: pip install 'rlvr[track]'"
-        ) from error
+    tracker = tracker_class(folder.name, **arguments)
+    tracker.start()
     tracker.store_init_configuration(_flat(config))
     return tracker
 

@@ -105,10 +105,10 @@ def model_shape(recipe: RLRecipe) -> ModelShape:
 
     from rlvr.policy.model import add_adapters, check_local
 
-    check_local(recipe.model.path)
+    path = check_local(recipe.model.path)
     try:
         config: Any = AutoConfig.from_pretrained(
-            recipe.model.path,
+            path,
             revision=recipe.model.revision,
             trust_remote_code=recipe.model.trust_remote_code,
         )

@@ -1,7 +1,8 @@
 """The root schema of a recipe: what a YAML file for ``rlvr train`` may say."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -111,7 +112,8 @@ class LogSettings(Settings):
     track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Experiment trackers to send the metrics to; ``metrics.jsonl`` is always written."""
     completions_per_step: int = Field(32, ge=0)
-    """Training completions kept in full at each step, whole groups first to last."""
+    """Training completions kept at each step: as many whole groups as that holds, at least one;
+    0 keeps none."""
     completions_every: int = Field(1, ge=1)
     """Keep them at every so many steps."""
 
@@ -123,7 +125,7 @@ class RLRecipe(Settings):
     """What is trained: a policy, by reinforcement learning."""
     output: Path
     """Folder of the run; everything it writes is in there."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**64)
     """Order of problems, sampling, initialisation of adapters."""
     steps: int = Field(ge=1)
     """Rollouts to train on."""
@@ -179,9 +181,6 @@ class RLRecipe(Settings):
         return self.data.max_prompt_tokens + max(limits)
 
 
-Recipe = Annotated[RLRecipe, Field(discriminator="task")]
-
-
 def _impossible(recipe: RLRecipe) -> list[str]:
     """Combinations of valid settings that cannot work, each with its remedy."""
     rollout, sampling, faults = recipe.rollout, recipe.rollout.sampling, []
@@ -221,4 +220,10 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             f"learner.layout = 'packed' needs a block mask, which model.attention = "
             f"{recipe.model.attention!r} does not take; use sdpa or layout padded"
         )
+    for name in recipe.evaluation.sets:
+        if not re.fullmatch(r"[\w.-]+", name):
+            faults.append(
+                f"evaluation.sets names {name!r}; a name becomes part of a metric's: letters, "
+                "digits, dots, underscores and hyphens"
+            )
     return faults

@@ -120,11 +120,12 @@ def _keep_completions(
     log = run.recipe.log
     if step % log.completions_every or not log.completions_per_step:
         return
-    flat = [item for group in groups for item in group][: log.completions_per_step]
-    advantages = group_advantages(groups, advantage).tolist()
+    whole = groups[: max(1, log.completions_per_step // run.recipe.rollout.samples_per_prompt)]
+    flat = [item for group in whole for item in group]
+    advantages = group_advantages(whole, advantage).tolist()
     rows = [
         completion_row(item, step, run.tokenizer, advantage=value)
-        for item, value in zip(flat, advantages, strict=False)
+        for item, value in zip(flat, advantages, strict=True)
     ]
     run.log.completions("completions", step, rows)
 

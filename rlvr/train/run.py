@@ -36,7 +36,7 @@ from rlvr.policy import Policy, load_policy, load_tokenizer, save_policy, stop_t
 from rlvr.remedies import VLLM_PACKAGES
 from rlvr.rollout import Engine, build_engine
 from rlvr.settings import load_settings, to_yaml
-from rlvr.train.log import RunLog, write_atomically
+from rlvr.train.log import RunLog, check_trackers, write_atomically
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.scoring import Scorer
 
@@ -69,6 +69,8 @@ class Run:
     log: RunLog
     step: int = 0
     sampler_state: dict[str, Any] = field(default_factory=dict)
+    saved: Path | None = None
+    """The checkpoint that this process wrote or read last."""
 
     @property
     def folder(self) -> Path:
@@ -94,18 +96,20 @@ class Run:
         return self.engine.sync(self.policy, self.learner.updates)
 
     def save(self) -> Path:
-        """Write a checkpoint of the state after ``step`` steps, unless it is there already."""
+        """Write a checkpoint of the state after ``step`` steps, unless that was done already.
+
+        One that is there but was not read is damaged, and is written again.
+        """
         folder = self.folder / "checkpoints"
-        target = checkpoint_path(folder, self.step)
-        if target.exists():
-            return target
+        if self.saved == checkpoint_path(folder, self.step):
+            return self.saved
 
         def write_model(path: Path) -> None:
             save_policy(self.policy, path)
             if not self.policy.has_adapters:
                 self.tokenizer.save_pretrained(path / "model")
 
-        return save_checkpoint(
+        self.saved = save_checkpoint(
             folder,
             self.step,
             write_model=write_model,
@@ -118,6 +122,7 @@ class Run:
             },
             keep=self.recipe.checkpoint.keep,
         )
+        return self.saved
 
     def restore(self, checkpoint: Path) -> None:
         """Take everything but the weights (loaded already) from a checkpoint."""
@@ -131,6 +136,7 @@ class Run:
         self.learner.updates = state["updates"]
         self.learner.skipped_updates = state["skipped_updates"]
         self.step = state["step"]
+        self.saved = checkpoint
 
 
 @contextmanager
@@ -143,7 +149,8 @@ def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Ru
     """
     _check_single_process()
     check_folder(recipe, resume)
-    checkpoint = latest_checkpoint(recipe.output / "checkpoints") if resume else None
+    checkpoint = _checkpoint_to_resume(recipe.output / "checkpoints") if resume else None
+    check_trackers(recipe.log.track)
     torch.manual_seed(recipe.seed)
     tokenizer = load_tokenizer(recipe.model)
     with ExitStack() as stack:
@@ -175,7 +182,7 @@ def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Ru
         run.sampler_state = run.sampler.state_dict()
         if checkpoint is not None:
             run.restore(checkpoint)
-            console.print(f"resuming after step {run.step} from {checkpoint}", soft_wrap=True)
+            _say(console, f"resuming after step {run.step} from {checkpoint}")
         if recipe.rollout.engine.name == "vllm":
             console.print("starting vLLM")
         run.sync()
@@ -192,6 +199,22 @@ def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Ru
             )
         )
         yield run
+
+
+def _checkpoint_to_resume(folder: Path) -> Path | None:
+    """The newest sound checkpoint; None where none was written yet.
+
+    Raises:
+        ValueError: There are checkpoints, all damaged: starting over would delete the run's records
+            without a word.
+    """
+    found = latest_checkpoint(folder)
+    if found is None and any(folder.glob("step_*")):
+        raise ValueError(
+            f"every checkpoint in {str(folder)!r} is damaged; delete the folder to start over at "
+            "step 0, or choose another output"
+        )
+    return found
 
 
 def _check_single_process() -> None:
@@ -223,19 +246,28 @@ def check_folder(recipe: RLRecipe, resume: bool) -> None:
         raise ValueError(
             f"output {str(folder)!r} holds other files and no run; choose another output"
         )
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(_no_folder(folder, f"{str(existing)!r} is a file"))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(_no_folder(folder, f"{str(existing)!r} is not writable"))
 
 
 def record_run(recipe: RLRecipe) -> None:
     """Write what is run, with which versions, when."""
-    recipe.output.mkdir(parents=True, exist_ok=True)
+    try:
+        recipe.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(_no_folder(recipe.output, error.strerror)) from error
     description = {
         "versions": versions(),
         "seed": recipe.seed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": ["rlvr", *sys.argv[1:]],
     }
-    write_atomically(recipe.output / "run.json", json.dumps(description, indent=1))
+    # First what makes the folder a run's: a kill in between leaves one that --resume takes.
     write_atomically(recipe.output / "recipe.yaml", to_yaml(recipe))
+    write_atomically(recipe.output / "run.json", json.dumps(description, indent=1))
 
 
 def versions() -> dict[str, str]:
@@ -269,14 +301,21 @@ def build_learner(recipe: RLRecipe, checkpoint: Path | None = None) -> Learner:
 
 
 def check_context(recipe: RLRecipe, policy: Policy, prompts: Sequence[Sequence[Prompt]]) -> None:
-    """See that every prompt leaves room for a completion.
+    """See that the model knows every prompt's tokens and that each leaves room for a completion.
 
     Raises:
-        ValueError: One does not; it is named.
+        ValueError: One does not fit; it is named.
     """
     samplings = [recipe.rollout.sampling, *[recipe.evaluation_sampling] * (len(prompts) - 1)]
     limit = policy.context_length
+    words = policy.causal_lm.get_input_embeddings().num_embeddings
     for members, sampling in zip(prompts, samplings, strict=True):
+        for prompt in members:
+            if max(prompt.ids) >= words:
+                raise ValueError(
+                    f"problem {prompt.problem.id!r} holds token {max(prompt.ids)}, but the model "
+                    f"has {words} embeddings; set model.tokenizer to the model's own tokenizer"
+                )
         longest = max(members, key=lambda prompt: len(prompt.ids))
         if limit is not None and len(longest.ids) + sampling.max_tokens > limit:
             raise ValueError(
@@ -301,13 +340,13 @@ def load_prompts(
         bad = dict(scorer.pool.check_golds([problem.answer for problem in problems]))
         for index, reason in bad.items():
             problem = problems[index]
-            console.print(f"{name}: problem {problem.id!r} is left out: {reason}", highlight=False)
+            _say(console, f"{name}: problem {problem.id!r} is left out: {reason}")
         usable = [problem for index, problem in enumerate(problems) if index not in bad]
         if not usable:
             raise ValueError(f"{name}: none of {len(problems)} reference answers can be graded")
         encoded = encode_prompts(usable, template, tokenizer, limit)
         if encoded.notice:
-            console.print(f"{name}: {encoded.notice}", highlight=False)
+            _say(console, f"{name}: {encoded.notice}")
         return list(encoded.prompts)
 
     training = load("data", recipe.data.source)
@@ -315,11 +354,20 @@ def load_prompts(
     for name, prompts in held_out.items():
         shared = overlap((p.problem for p in training), (p.problem for p in prompts))
         if shared:
-            console.print(
+            _say(
+                console,
                 f"{name}: {len(shared)} problems are also trained on, the first {shared[0]!r}",
-                highlight=False,
             )
     return training, held_out
+
+
+def _no_folder(folder: Path, reason: str | None) -> str:
+    return f"output {str(folder)!r} cannot be written ({reason}); choose another output"
+
+
+def _say(console: Console, text: str) -> None:
+    """One line as it is: words of data sets and paths may look like rich's markup."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_same_recipe(old: RLRecipe, new: RLRecipe) -> None:

@@ -178,6 +178,25 @@ def test_an_unusable_row_is_named_and_can_be_dropped(rows_file, row, words):
         assert [p.id for p in load(path, bad_rows="drop")] == ["g"]
 
 
+@pytest.mark.parametrize("field", ["id", "problem", "answer"])
+def test_half_a_character_is_refused_before_a_run_stumbles_over_it(rows_file, field):
+    good = {"id": "a", "problem": "1+1=", "answer": "2"}
+    path = rows_file(good, {"id": "b", "problem": "1+2=", "answer": "3", field: "x\ud83d"})
+    refused(path, "line 2", "half a character")
+    with pytest.warns(UserWarning, match="dropped 1 unusable rows"):
+        assert [problem.id for problem in load(path, bad_rows="drop")] == ["a"]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json"])
+@pytest.mark.parametrize(
+    ("value", "words"), [("[" * 100_000, "too deeply"), ("1" * 5000, "thousands of digits")]
+)
+def test_json_beyond_pythons_limits_is_refused(tmp_path, ending, value, words):
+    path = tmp_path / f"data.{ending}"
+    path.write_text(f'[{{"answer": {value}}}]')
+    refused(path, words)
+
+
 def test_a_row_without_id_among_rows_with_one_is_refused(rows_file):
     path = rows_file({"problem": "p", "answer": "a", "id": 1}, {"problem": "q", "answer": "a"})
     refused(path, "id (field 'id') = None", "line 2", "give every row an id")

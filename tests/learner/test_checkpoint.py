@@ -56,6 +56,32 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, cap
     assert find_fault(good) is None
 
 
+def test_damaged_checkpoints_of_later_steps_do_not_push_out_the_one_just_written(tmp_path):
+    save(tmp_path, 1)
+    (save(tmp_path, 3) / "MANIFEST.json").write_text("{")
+    written = save(tmp_path, 2, keep=1)
+    assert latest_checkpoint(tmp_path) == written
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000002"]
+
+
+def test_files_and_folders_are_flushed_before_and_after_the_rename(tmp_path, monkeypatch):
+    """Without it, a power cut may leave a checkpoint whose name is there and content is not."""
+    synced = []
+    fsync = os.fsync
+
+    def spy(descriptor):
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    final = save(tmp_path, 1)
+    before = [Path(path) for path in synced[:-1]]
+    assert Path(synced[-1]) == tmp_path
+    written = {path.name for path in final.rglob("*") if path.is_file()}
+    assert written <= {path.name for path in before}
+    assert all(".partial" in str(path) for path in before)
+
+
 def test_what_a_kill_leaves_behind_is_not_taken_for_a_checkpoint(tmp_path):
     save(tmp_path, 1)
     (tmp_path / ".step_000002.99.partial" / "model").mkdir(parents=True)

@@ -11,6 +11,7 @@ import torch
 from rlvr.learner import Learner, LearnerSettings, Schedule
 from rlvr.learner.learner import select
 from rlvr.objective import KL, Clip, Entropy, GroupAdvantage, Objective, SequenceMean, TokenMean
+from rlvr.policy import ModelSettings, load_policy
 from rlvr.types import Batch
 
 
@@ -190,7 +191,7 @@ def test_norms_and_biases_do_not_decay(exact_policy):
 
 
 def test_adapters_get_the_same_gradient_packed_or_padded(tiny_folder):
-    from rlvr.policy import LoraSettings, ModelSettings, load_policy
+    from rlvr.policy import LoraSettings
 
     torch.manual_seed(0)
     policy = load_policy(ModelSettings(path=str(tiny_folder), lora=LoraSettings(rank=2)))
@@ -232,3 +233,22 @@ def test_recomputing_activations_changes_no_gradient(tiny_folder, lora):
     assert any(float(value.abs().max()) > 0 for value in results[0].values())
     for name, value in results[1].items():
         assert torch.allclose(value, results[0][name], atol=1e-7), name
+
+
+def test_packing_that_would_give_other_numbers_is_refused(tiny_folder):
+    """Eager attention adds a block mask of booleans to the scores instead of applying it."""
+    policy = load_policy(ModelSettings(path=str(tiny_folder), attention="eager"))
+    with pytest.raises(ValueError, match="use auto or padded"):
+        Learner(policy, FULL, LearnerSettings(layout="packed"))
+    assert not Learner(policy, FULL, LearnerSettings(layout="auto")).packed
+
+
+def test_the_optimizer_steps_at_the_rate_of_the_schedule(tiny_folder):
+    """AdamW's first step moves every weight by the rate, whatever the gradient."""
+    policy = load_policy(ModelSettings(path=str(tiny_folder)))
+    settings = LearnerSettings(lr=1e-3, schedule=Schedule(warmup_updates=3))
+    learner = Learner(policy, Objective(Clip(), (), TokenMean()), settings)
+    weight = policy.causal_lm.model.layers[0].mlp.down_proj.weight
+    before = weight.detach().clone()
+    assert learner.update(make_batch(REWARDS))["learner/lr"] == 1e-3 / 4
+    assert (weight - before).abs().max().item() == pytest.approx(1e-3 / 4, rel=0.01)

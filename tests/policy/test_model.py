@@ -112,3 +112,17 @@ def test_a_folder_without_weights_or_end_token_is_named(tiny_folder, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": None}))
     with pytest.raises(ValueError, match="names no end token"):
         load_tokenizer(ModelSettings(path=str(tmp_path)))
+
+
+def test_an_adapter_on_the_output_head_is_refused(tiny_folder):
+    """The statistics read the head's own weight: such an adapter would sample but never learn."""
+    lora = LoraSettings(rank=2, target_modules=("q_proj", "lm_head"))
+    with pytest.raises(ValueError, match="names the output head"):
+        load_policy(ModelSettings(path=str(tiny_folder), lora=lora))
+
+
+def test_a_path_may_begin_at_the_home_folder(tiny_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(tiny_folder.parent))
+    settings = ModelSettings(path=f"~/{tiny_folder.name}")
+    assert load_tokenizer(settings).eos_token_id == 2
+    assert load_policy(settings).context_length == 256

@@ -44,6 +44,8 @@ def refused(*arguments):
         ("policy_loss.name=clp", "'clip'"),
         ("data.template=qwen_maths", "'qwen_math'"),
         ("data.source.name=aritmetic", "'arithmetic'"),
+        ("seed=99999999999999999999999999", "less than 18446744073709551616"),
+        ("evaluation.sets={a/b: {name: arithmetic}}", "evaluation.sets names 'a/b'"),
         ("steps=0", "greater than or equal to 1"),
     ],
 )
@@ -96,6 +98,45 @@ def test_faults_found_while_loading(recipe_file, tmp_path):
     context = refused("train", recipe_file, "rollout.sampling.max_tokens=300")
     assert "exceeds the model's context of 256" in context
     assert "acuracy" in refused("train", recipe_file, "reward.functions=[{function: acuracy}]")
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("output=/proc/run", "output '/proc/run' cannot be written"),
+        ("output=FILE/sub", "is a file); choose another output"),
+        ("model.path=FILE", "is a file; give a folder or a Hub id"),
+        ("log.track=[wandb]", "'wandb', which is not installed; run: pip install"),
+    ],
+)
+def test_faults_found_before_anything_is_written(
+    recipe_values, tmp_path, monkeypatch, override, part
+):
+    from rlvr.train import log
+    from rlvr.train.rl import train
+
+    file = tmp_path / "file"
+    file.write_text("precious")
+    override = override.replace("FILE", str(file))
+    recipe = load_settings(RLRecipe, recipe_values, [override])
+    monkeypatch.setattr(log, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"\S") as caught:
+        train(recipe)
+    assert part in str(caught.value)
+    assert not Path(recipe_values["output"]).exists()
+    assert file.read_text() == "precious"
+
+
+def test_a_tokenizer_of_another_model_is_refused(recipe_values, guessing_folder, tmp_path):
+    """Its ids would be looked up beyond the end of the embedding."""
+    from rlvr.policy.tiny import TinySettings, build_tiny_model
+    from rlvr.train.rl import train
+
+    shape = TinySettings(hidden_size=32, layers=1, heads=2, key_value_heads=2)
+    build_tiny_model(0, 12, shape).save_pretrained(tmp_path / "small")
+    overrides = [f"model.path={tmp_path}/small", f"model.tokenizer={guessing_folder}"]
+    with pytest.raises(ValueError, match=r"but the model has 12 embeddings; set model.tokenizer"):
+        train(load_settings(RLRecipe, recipe_values, overrides))
 
 
 def test_a_tokenizer_without_chat_template_is_refused(recipe_file, guessing_folder, tmp_path):

@@ -183,6 +183,59 @@ def test_a_damaged_checkpoint_costs_steps_but_not_the_run(recipe_values, undistu
     assert same_weights(weights(folder), weights(undisturbed))
 
 
+def test_a_damaged_checkpoint_is_replaced_when_its_step_is_reached_again(
+    recipe_values, undisturbed
+):
+    """With one kept, a damaged one that stayed would be all that is left to go on from."""
+    from rlvr.learner import latest_checkpoint
+
+    overrides = ["checkpoint={every: 2, keep: 2}"]
+    folder = run_in_process(recipe_values, "steps=4", *overrides)
+    for victim in (folder / "checkpoints").glob("step_000004/*.safetensors"):
+        victim.write_bytes(victim.read_bytes()[:100])
+    run_in_process(recipe_values, "steps=4", "checkpoint={every: 2, keep: 1}", resume=True)
+    newest = latest_checkpoint(folder / "checkpoints")
+    assert newest is not None
+    assert newest.name == "step_000004"
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_keeps_its_records(recipe_values):
+    folder = run_in_process(recipe_values, "steps=2")
+    (folder / "checkpoints" / "step_000002" / "MANIFEST.json").unlink()
+    records = (folder / "metrics.jsonl").read_text()
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged; delete"):
+        run_in_process(recipe_values, resume=True)
+    assert (folder / "metrics.jsonl").read_text() == records
+
+
+def test_words_of_data_sets_and_paths_are_not_taken_for_markup(recipe_values, tmp_path):
+    """A problem called [/b] would end the run in rich's parser."""
+    rows = [{"id": f"[/{n}]", "problem": f"{n}+1=", "answer": str(n + 1)} for n in range(9)]
+    rows.append({"id": "[/long]", "problem": "1+" * 30, "answer": "30"})
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"name": "file", "path": str(path)}
+    values = {**recipe_values, "output": str(tmp_path / "[/out]"), "steps": 1}
+    values["data"] = {**values["data"], "source": source}
+    values["evaluation"] = {"sets": {"held.out": {**source, "limit": 2}}}
+    folder = run_in_process(values)
+    run_in_process({**values, "steps": 2}, resume=True)
+    assert read_metrics(folder / "metrics.jsonl")[-1]["step"] == 2
+
+
+def test_whole_groups_are_kept_as_many_as_the_limit_holds(recipe_values):
+    folder = run_in_process(recipe_values, "steps=1", "log.completions_per_step=17")
+    kept = (folder / "completions" / "step_000001.jsonl").read_text().splitlines()
+    assert [json.loads(row)["group"] for row in kept] == ["1/0"] * 6 + ["1/1"] * 6
+
+
+def test_the_rate_of_an_update_follows_the_schedule_over_the_whole_run(recipe_values):
+    overrides = ["learner.schedule={shape: linear}", "steps=2"]
+    folder = run_in_process(recipe_values, *overrides)
+    rates = [row["learner/lr"] for row in read_metrics(folder / "metrics.jsonl") if len(row) > 9]
+    assert rates == pytest.approx([3e-3 * 3 / 4, 3e-3 * 1 / 4])
+
+
 def test_bfloat16_runs(recipe_values):
     folder = run_in_process(recipe_values, "model.precision=bfloat16", "steps=2")
     assert all(value.dtype == torch.float32 for value in weights(folder).values())
