@@ -18,9 +18,10 @@ from typing import Any
 from reward.extract import extract
 from reward.grading import equivalent, grade
 from reward.kinds import kind_of
+from reward.nodes import Node, Text
 from reward.normalize import clean
 from reward.pool import VerifierPool
-from reward.structure import Node, Text, read
+from reward.structure import read
 from reward.verdict import DEFAULT, Grade, Policy
 
 Row = dict[str, Any]

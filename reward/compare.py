@@ -23,20 +23,11 @@ from reward.labels import (
     one_by_one,
     stated_values,
 )
+from reward.nodes import Bracket, Items, Matrix, Node, Percent, Relation, Text, Value
 from reward.numeric import symbols
 from reward.regions import is_region_like, region, same_region
 from reward.relations import difference, directed, variables
-from reward.structure import (
-    Bracket,
-    Items,
-    Matrix,
-    Node,
-    Percent,
-    Relation,
-    Text,
-    Value,
-    with_unit,
-)
+from reward.structure import with_unit
 from reward.units import same_unit, split_letter_unit, split_rate
 from reward.values import same_up_to_factor, same_value
 from reward.verdict import Policy

@@ -18,8 +18,9 @@ from reward.compare import Comparer
 from reward.extract import extract, sentence_answer
 from reward.kinds import kind_of
 from reward.limits import MAX_ANSWER_CHARACTERS, TooHard
+from reward.nodes import Items, Matrix, Node, Relation, Text, Value
 from reward.normalize import clean, squeeze
-from reward.structure import Items, Matrix, Node, Relation, Text, Value, read
+from reward.structure import read
 from reward.symbolic import symbolic_equal
 from reward.units import other_currency
 from reward.verdict import DEFAULT, Grade, Policy

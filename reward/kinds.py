@@ -7,9 +7,7 @@ from reward.exact import NotRational, Undefined, exact
 from reward.expression import Tree
 from reward.labels import is_label
 from reward.limits import TooHard
-from reward.numeric import symbols
-from reward.regions import is_region_like
-from reward.structure import (
+from reward.nodes import (
     Bracket,
     Builder,
     Items,
@@ -20,8 +18,10 @@ from reward.structure import (
     Text,
     Union,
     Value,
-    read,
 )
+from reward.numeric import symbols
+from reward.regions import is_region_like
+from reward.structure import read
 from reward.words import read_numeral, same_choice, same_time
 
 KINDS = (

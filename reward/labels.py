@@ -6,7 +6,7 @@ says something itself.
 
 import re
 
-from reward.structure import Bracket, Node, Relation, Value
+from reward.nodes import Bracket, Node, Relation, Value
 
 _NAME = (
     r"(?:\\(?!frac|sqrt|sin|cos|tan|log|ln|begin|pm|binom)[A-Za-z]+|[A-Za-z]|[A-Z]{2,6}|\\text\{[^{}]*\}"

@@ -10,8 +10,8 @@ from fractions import Fraction
 
 from reward.exact import NotRational, Undefined, exact
 from reward.expression import Tree
+from reward.nodes import Bracket, Builder, Items, Node, Relation, Union, Value
 from reward.numeric import symbols
-from reward.structure import Bracket, Builder, Items, Node, Relation, Union, Value
 from reward.values import infinite, real_value, same_value
 from reward.verdict import Policy
 

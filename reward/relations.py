@@ -3,8 +3,8 @@
 from typing import Literal
 
 from reward.expression import Tree
+from reward.nodes import Relation, Value
 from reward.numeric import symbols
-from reward.structure import Relation, Value
 
 Kind = Literal["<", "<=", "!="]
 
