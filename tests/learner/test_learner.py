@@ -10,7 +10,17 @@ import torch
 
 from rlvr.learner import Learner, LearnerSettings, Schedule
 from rlvr.learner.learner import select
-from rlvr.objective import KL, Clip, Entropy, GroupAdvantage, Objective, SequenceMean, TokenMean
+from rlvr.objective import (
+    KL,
+    Clip,
+    ConstantLength,
+    Counts,
+    Entropy,
+    GroupAdvantage,
+    Objective,
+    SequenceMean,
+    TokenMean,
+)
 from rlvr.policy import ModelSettings, load_policy
 from rlvr.types import Batch
 
@@ -252,3 +262,78 @@ def test_the_optimizer_steps_at_the_rate_of_the_schedule(tiny_folder):
     before = weight.detach().clone()
     assert learner.update(make_batch(REWARDS))["learner/lr"] == 1e-3 / 4
     assert (weight - before).abs().max().item() == pytest.approx(1e-3 / 4, rel=0.01)
+
+
+def k3_by_hand(policy, reference, batch, temperature):
+    """The mean of e^d - d - 1 over tokens, one row at a time, from plain log-softmax."""
+    values = []
+    for prompt, completion in zip(batch.prompt_ids, batch.completion_ids, strict=True):
+        ids = torch.tensor([[*prompt, *completion]])
+        taken = []
+        for model in (reference, policy):
+            with torch.no_grad():
+                logits = model.causal_lm(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+            logp = (logits / temperature).log_softmax(-1)
+            taken.append(logp.gather(-1, torch.tensor(completion)[:, None])[:, 0])
+        d = taken[0] - taken[1]
+        values.append(d.exp() - d - 1)
+    return float(torch.cat(values).mean())
+
+
+def test_the_logged_divergence_is_from_the_reference_model(exact_policy):
+    objective, batch = Objective(Clip(), (KL(coefficient=0.1),), TokenMean()), make_batch(REWARDS)
+    learner = learner_of(exact_policy, objective)
+    expected = k3_by_hand(learner.policy, learner.reference, batch, 0.9)
+    assert expected > 1e-3
+    assert learner.update(batch)["policy/kl_reference"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_with_adapters_the_reference_is_the_base_without_them(tiny_folder):
+    from rlvr.policy import LoraSettings
+
+    model = ModelSettings(path=str(tiny_folder))
+    policy = load_policy(model.model_copy(update={"lora": LoraSettings(rank=2)}))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    objective, batch = Objective(Clip(), (KL(coefficient=0.1),), TokenMean()), make_batch(REWARDS)
+    expected = k3_by_hand(policy, load_policy(model), batch, 1.0)
+    assert expected > 1e-3
+    metrics = Learner(policy, objective, LearnerSettings()).update(batch)
+    assert metrics["policy/kl_reference"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_dropout_acts_in_the_update_and_not_in_reference_log_probabilities(tiny_folder):
+    policy = load_policy(ModelSettings(path=str(tiny_folder)))
+    norm = policy.causal_lm.model.norm
+    policy.causal_lm.model.norm = torch.nn.Sequential(norm, torch.nn.Dropout(0.5))
+    batch = make_batch(REWARDS)
+    learner = Learner(policy, Objective(Clip(), (), TokenMean()), LearnerSettings())
+    policy.train()
+    assert torch.equal(learner.logprobs(batch), learner.logprobs(batch))
+    assert policy.training
+    before = gradients(learner, batch)
+    assert any(not torch.equal(before[n], g) for n, g in gradients(learner, batch).items())
+
+
+def test_policy_metrics_are_means_over_the_tokens_that_were_run(exact_policy):
+    """Half of the groups have no variance: they are skipped, and do not water the entropy down."""
+    plain = Objective(Clip(), (), TokenMean())
+    batch = make_batch([1, 0, 0, 1, 1, 1, 1, 1])
+    part = select(batch, range(4))
+    metrics = learner_of(exact_policy, plain).update(batch)
+    assert metrics["learner/rows_run"] == 0.5
+    expected = learner_of(exact_policy, plain).update(part)["policy/entropy"]
+    assert metrics["policy/entropy"] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "reducer", [TokenMean(), SequenceMean(), ConstantLength(denominator=5)], ids=lambda r: r.name
+)
+def test_reducers_give_padding_no_weight(reducer):
+    mask = make_batch(REWARDS).mask_BT
+    weights = reducer.weights(mask, Counts.of(mask))
+    assert bool((weights[mask == 0] == 0).all())
+    assert bool((weights[mask == 1] > 0).all())

@@ -1,0 +1,58 @@
+"""Signals stop a run at once where nothing is half done, and wait where something is."""
+
+import os
+import signal
+
+import pytest
+
+from rlvr.train.interrupt import Stopped, StopSignals
+
+
+def send(number=signal.SIGINT):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_outside_a_shield_stops_at_once(number):
+    passed = []
+    with StopSignals().watch(), pytest.raises(Stopped) as caught:
+        send(number)
+        passed.append(1)
+    assert caught.value.signal_number == number
+    assert not passed
+
+
+def test_a_shielded_block_is_finished_first():
+    passed = []
+
+    def update(signals):
+        with signals.shield():
+            send()
+            passed.append("update")
+        passed.append("after")
+
+    with StopSignals().watch() as signals, pytest.raises(Stopped):
+        update(signals)
+    assert passed == ["update"]
+
+
+def test_a_second_signal_does_not_wait():
+    passed = []
+
+    def update(signals):
+        with signals.shield():
+            send()
+            passed.append("once")
+            send()
+            passed.append("twice")
+
+    with StopSignals().watch() as signals, pytest.raises(Stopped):
+        update(signals)
+    assert passed == ["once"]
+
+
+def test_the_handlers_before_come_back():
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignals().watch():
+        assert signal.getsignal(signal.SIGINT) != before
+    assert signal.getsignal(signal.SIGINT) == before
