@@ -15,9 +15,13 @@ def send(number=signal.SIGINT):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_outside_a_shield_stops_at_once(number):
     passed = []
-    with StopSignals().watch(), pytest.raises(Stopped) as caught:
+
+    def sample():
         send(number)
-        passed.append(1)
+        passed.append("sampled")
+
+    with StopSignals().watch(), pytest.raises(Stopped) as caught:
+        sample()
     assert caught.value.signal_number == number
     assert not passed
 
