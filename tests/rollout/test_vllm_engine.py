@@ -95,6 +95,21 @@ def requests(count, samples=3, seed=0, vocabulary=80):
     ]
 
 
+LONG = Sampling(max_tokens=100)
+
+
+def long_requests(seed=0):
+    """Work of a second or more, so that what befalls the engine comes in its midst."""
+    generator = random.Random(seed)
+    return [
+        Request(
+            tuple(generator.randrange(3, 80) for _ in range(10)),
+            tuple(generator.randrange(2**64) for _ in range(8)),
+        )
+        for _ in range(40)
+    ]
+
+
 def perturb(policy, scale):
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -272,8 +287,8 @@ def test_an_engine_lost_in_the_midst_is_replaced_and_nothing_is_lost(
     """Killed, and hung: what was unfinished is generated again, with the newest weights."""
     perturb(policy, 0.2)
     synced.sync(policy, 2)
-    asked = requests(12, seed=8)
-    expected = synced.generate(asked, SAMPLING)
+    asked = long_requests(seed=8)
+    expected = synced.generate(asked, LONG)
     hasty = synced.settings.model_copy(update={"silence_timeout_s": 20.0})
     monkeypatch.setattr(synced, "settings", hasty)
     synced.close()
@@ -286,12 +301,12 @@ def test_an_engine_lost_in_the_midst_is_replaced_and_nothing_is_lost(
         if done == 1:
             os.kill(victim, number)
 
-    outputs = synced.generate(asked, SAMPLING, strike)
+    outputs = synced.generate(asked, LONG, strike)
     assert [[s.token_ids for s in o] for o in outputs] == [
         [s.token_ids for s in o] for o in expected
     ]
     assert torch.allclose(values(outputs), values(expected), atol=1e-5)
-    assert counts[-1] == (36, 36)
+    assert counts[-1] == (320, 320)
     assert synced.pid != victim
     assert group_gone(victim)
     assert synced.sync(policy, 3)["engine/restarts"] == restarts + 1
@@ -300,9 +315,7 @@ def test_an_engine_lost_in_the_midst_is_replaced_and_nothing_is_lost(
 def test_an_engine_that_keeps_dying_ends_the_run(synced, monkeypatch):
     monkeypatch.setattr(synced, "settings", synced.settings.model_copy(update={"max_restarts": 0}))
     with pytest.raises(ValueError, match=r"died 1 times in a row.*code -9 \(generate\)"):
-        synced.generate(
-            requests(12), SAMPLING, lambda done, _: done == 1 and os.kill(synced.pid, 9)
-        )
+        synced.generate(long_requests(), LONG, lambda done, _: done == 1 and os.kill(synced.pid, 9))
     assert synced.pid is None
 
 
