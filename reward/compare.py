@@ -16,8 +16,8 @@ from fractions import Fraction
 
 from reward.expression import Tree
 from reward.labels import (
-    FUNCTION_LABEL,
     before_approximation,
+    is_function_label,
     label_letters,
     label_of,
     one_by_one,
@@ -28,7 +28,7 @@ from reward.numeric import symbols
 from reward.regions import is_region_like, region, same_region
 from reward.relations import difference, directed, variables
 from reward.structure import with_unit
-from reward.units import same_unit, split_letter_unit, split_rate
+from reward.units import same_unit, split_letter_unit, split_plural, split_rate
 from reward.values import same_up_to_factor, same_value
 from reward.verdict import Policy
 from reward.words import number_in_words, same_words, words
@@ -69,7 +69,8 @@ class Comparer:
         # answer to a plain number "km/h" is one.
         if pred.text and symbols(pred.tree) and not symbols(gold.tree):
             letter = with_unit(pred.text, split_letter_unit) if gold.unit else None
-            pred = letter or with_unit(pred.text, split_rate) or pred
+            noun = with_unit(pred.text, split_rate) or with_unit(pred.text, split_plural)
+            pred = letter or noun or pred
         elif pred.unit and not gold.unit and symbols(gold.tree) and not symbols(pred.tree):
             gold = with_unit(gold.text, split_letter_unit) or gold
         if not same_unit(_unit_of(gold), _unit_of(pred), self.policy.units == "strict"):
@@ -280,7 +281,7 @@ class Comparer:
         if wanted is not None and got is not None:
             names = label_of(gold), label_of(pred)
             if label_letters(names[0]) == label_letters(names[1]) or all(
-                FUNCTION_LABEL.fullmatch(name) for name in names
+                is_function_label(name) for name in names
             ):
                 verdict = self._value_and_chain(wanted[-1], pred)
                 if verdict is not False:

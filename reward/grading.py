@@ -15,6 +15,7 @@ from functools import lru_cache
 
 from reward.characters import repair
 from reward.compare import Comparer
+from reward.congruence import same_congruence
 from reward.extract import extract, sentence_answer
 from reward.kinds import kind_of
 from reward.limits import MAX_ANSWER_CHARACTERS, TooHard
@@ -166,6 +167,7 @@ def _special(wanted: str, got: str, policy: Policy) -> tuple[str, bool] | None:
         ("choice", same_choice(wanted, got)),
         ("base", same_base(wanted, got, policy.base_required)),
         ("time", same_time(wanted, got)),
+        ("congruence", same_congruence(wanted, got)),
     ):
         if verdict is not None:
             return path, verdict

@@ -27,13 +27,19 @@ _LABEL = re.compile(
     rf"|\\frac\s*\{{\s*{_QUANTITY}\s*\}}\s*\{{\s*{_QUANTITY}\s*\}}"
     rf"|\(?\s*{_QUANTITY}(?:\s*,\s*{_QUANTITY})+\s*\)?)\s*"
 )
-FUNCTION_LABEL = re.compile(rf"\s*(?:{_QUANTITY}\s*\(.*\)|y)\s*", re.DOTALL)
+# f(x), but not f(2) or P(A): those name one value each, which another label does not.
+_FUNCTION = re.compile(rf"\s*(?:{_QUANTITY}\s*\((?=[^()]*[a-z])[^A-Z]*\)|y)\s*")
 _NOT_LABEL = re.compile(r"\\(?:infty|mathbb|emptyset|pi)(?![a-zA-Z])")
 
 
 def label_of(relation: Relation) -> str:
     """Return the label of a labelled relation, as written."""
     return relation.texts[0] if is_label(relation.texts[0]) else relation.texts[-1]
+
+
+def is_function_label(text: str) -> bool:
+    """Tell whether a left side names a function (``f(x)`` or ``y``), whose name does not matter."""
+    return _FUNCTION.fullmatch(text) is not None
 
 
 def label_letters(text: str) -> str:

@@ -1,4 +1,4 @@
-r"""The structures an answer can have: `reward.structure` reads them, `reward.compare` compares."""
+r"""The structures of answers: `reward.structure` reads them, `reward.compare` compares them."""
 
 import re
 from dataclasses import dataclass

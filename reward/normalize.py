@@ -14,7 +14,8 @@ from reward.characters import plain_characters, repair
 from reward.extract import unwrap_boxes
 
 _COMMANDS = {
-    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom",
+    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "nicefrac": "frac", "sfrac": "frac",
+    "dbinom": "binom", "tbinom": "binom",
     "leqslant": "le", "leq": "le", "lt": "<", "geqslant": "ge", "geq": "ge", "gt": ">",
     "neq": "ne", "cdot": "*", "times": "*", "ast": "*", "bullet": "*", "div": "/", "colon": ":",
     "varnothing": "emptyset", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|",
@@ -53,6 +54,7 @@ _FONT = re.compile(
 _WITH_ARGUMENT = re.compile(
     r"\\(?:vphantom|[vh]space\*?|kern|color|textcolor|tag\*?|label|fontsize)\s?\{[^{}]{0,80}\}"
 )
+_NO_DELIMITER = re.compile(r"\\(?:left|right)\s?\.")
 _OUTER_FONT = re.compile(
     r"\\(?:(?:math(?:bf|it|sf|tt|normal)|bm|bold|underline|emph|mathop)\s?\{(?=[^{}]{0,300}\{)"
     r"|(?:text[a-z]{0,6}|mathrm|mbox|hbox)\s?\{\s?(?=\\[a-z]))"
@@ -107,12 +109,14 @@ _FUNCTIONS = {
 _SPARE_SPACE = re.compile(r"(\\[A-Za-z]+) +(?![A-Za-z ])")
 _LEADING = re.compile(
     r"(?:(?:so|thus|hence|therefore|then)[, ]+)?"
-    r"(?:(?:the )?(?:final |correct )?(?:answer|result|value|solution)s?(?: is| are|:| =)[: ]*"
-    r"|only |exactly |approximately |about |roughly |simply |i\.e\. )",
+    r"(?:(?:the )?(?:final |correct )?(?:answer|result|value|solution|option|choice)s?"
+    r"(?: is| are|:| =)[: ]*|it is |there (?:is|are) (?=\d)|only |exactly |approximately |about "
+    r"|roughly |simply |i\.e\. )",
     re.IGNORECASE,
 )
 _LEADING_TEXT = re.compile(
-    r"\\text\{\s*(?:only|exactly|approximately|about|(?:the )?(?:final )?answer(?: is)?\s*:?)\s*\}",
+    r"\\text\{\s*(?:only|exactly|approximately|about|"
+    r"(?:the )?(?:final )?answer(?: is)?\s*:?|[A-Za-z ]{1,40}:)\s*\}",
     re.IGNORECASE,
 )
 _ANSWER_IS = re.compile(r".*\b(?:answer|réponse) (?:is|est)\b:?\s*", re.IGNORECASE | re.DOTALL)
@@ -165,7 +169,7 @@ def _markup(text: str) -> str:
     """Bring every command to one spelling; drop sizes and spaces; write text as ``\\text``."""
     if "\\" not in text:
         return text.replace("~", " ")
-    text = _WITH_ARGUMENT.sub(" ", text)
+    text = _NO_DELIMITER.sub(" ", _WITH_ARGUMENT.sub(" ", text))
     text = _NESTED_TEXT.sub(r"\\text{\1}", text)
     for _ in range(4):
         text, count = _FONT.subn(_font, text)
@@ -246,7 +250,9 @@ def squeeze(text: str) -> str:
 
 def _ends(text: str) -> str:
     """Remove what stands around the answer: filler words, outer space, a last full stop."""
-    text = text.strip()
+    text = text.strip().removeprefix(":").strip()
+    if len(text) > 2 and text[0] == text[-1] == '"':
+        text = text[1:-1].strip()
     if ": " in text:
         text = _NUMBERED.sub("", text)
     said = _TEXT_IS.match(text) if "\\text" in text and "is" in text else None

@@ -237,11 +237,19 @@ def _between(trees: list[Tree], signs: tuple[str, ...]) -> list[Piece] | None:
 
 
 def _absolute(inside: Tree, bound: Tree, sign: str) -> list[Piece] | None:
-    """Solve ``|x| < a`` and ``|x| > a`` for a constant a above 0."""
+    """Solve ``|x| < a`` and ``|b x + c| > a`` for a constant a above 0."""
     end = real_value(bound)
-    if not is_variable(inside) or end is None or end <= 0:
+    if end is None or end <= 0:
         return None
     closed, minus = sign in ("<=", ">="), ("neg", bound)
+    if not is_variable(inside):  # |2x - 1| < 3
+        upper = _linear(inside, bound, sign)
+        lower = _linear(inside, minus, _FLIPPED[sign])
+        if upper is None or lower is None or sign not in ("<", "<=", ">", ">="):
+            return None
+        if sign in (">", ">="):
+            return [*upper, *lower]
+        return [both for one in upper for two in lower for both in _intersect(one, two)]
     if sign in ("<", "<="):
         return [Piece(minus, closed, bound, closed)]
     if sign in (">", ">="):

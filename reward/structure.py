@@ -61,7 +61,14 @@ _ORDINAL = re.compile(
 _MATRIX = re.compile(r"\\begin\{([a-zA-Z*]+)\}(.*)\\end\{\1\}", re.DOTALL)
 _DOUBLE_SIGN = re.compile(r"\\(?:pm|mp)(?![a-z])|\+/?-")
 _DOMAIN = re.compile(r"[A-Za-z]\s*\\in\s*(?:\\mathbb\s?\{?[ZNQRC]\}?|[ZN])\s*(?:[_^].{0,12})?")
+_DOMAIN_BEHIND = re.compile(rf"\s*\(\s*{_DOMAIN.pattern}\s*\)\s*\Z")
+_EXCEPT = re.compile(
+    r"(?:\\text\s?\{\s*)?(?:all )?real (?:numbers|values)(?: x)? except(?: for)?(?:\s*\})?"
+    r"\s*(?:[a-z]\s?=)?\s*(?=[-\d\\])",
+    re.IGNORECASE,
+)
 _SET_BODY = re.compile(r"\\\{(?:(?!\\[{}]).)*\\\}")
+_ASSIGNED = re.compile(r"([A-Za-z](?:_\{?\w\}?)?)\s*=\s*([^=<>]+)")
 _POINT = re.compile(r"[A-Z]'?\s?(?=\()")
 _DIGIT = re.compile(r"\s*\d\s*")
 _WHOLE_TEXT = re.compile(r"\\text\s*\{([^{}]*\d[^{}]*)\}")
@@ -75,6 +82,9 @@ def read(text: str, depth: int = 0) -> Node:
         text = whole.group(1).strip()
     if depth > MAX_NESTING:
         return Text(text)
+    solutions = _solutions(text, depth)
+    if solutions is not None:
+        return solutions
     parts, joint = _split_list(text)
     if len(parts) == 1 and not _has_plus_minus(parts[0]):
         return _read_item(parts[0], depth)
@@ -86,6 +96,27 @@ def read(text: str, depth: int = 0) -> Node:
             node = _read_item(variant, depth + 1)
             items += node.items if isinstance(node, Items) else (node,)
     return Items(tuple(items), joint) if len(items) != 1 else items[0]
+
+
+def _solutions(text: str, depth: int) -> Node | None:
+    """Read "x = 1, y = 2 or x = 3, y = 4" as the points (1, 2) and (3, 4)."""
+    tokens = _top_level(text)
+    between = [item for item in tokens if item[2] in (";", "and", "or")]
+    commas = sum(item[2] == "," for item in tokens)
+    groups = [_split_list(group.strip(", "))[0] for group in _cut(text, between)]
+    if not between or commas < len(groups) or len({len(group) for group in groups}) != 1:
+        return None
+    points: list[Node] = []
+    names: set[str] = set()
+    for group in groups:
+        matches = [match for part in group if (match := _ASSIGNED.fullmatch(part))]
+        named = {match.group(1): match.group(2) for match in matches}
+        names = names or set(named)
+        if len(named) != len(group) or len(named) < 2 or set(named) != names:
+            return None
+        values = tuple(_read_item(named[name], depth + 1) for name in sorted(names))
+        points.append(Bracket("(", ")", values))
+    return Items(tuple(points))
 
 
 def _has_plus_minus(text: str) -> bool:
@@ -150,11 +181,16 @@ def _split_list(text: str) -> tuple[list[str], str]:
 
 
 def _read_item(text: str, depth: int) -> Node:
-    text = strip_condition(text.strip())
+    text = strip_condition(_DOMAIN_BEHIND.sub("", text.strip()))
     if depth > MAX_NESTING:
         return Text(text)
     if words(text) == "all real numbers":
         return Union((_bracket_of_all(),))
+    exception = _EXCEPT.match(text)
+    if exception is not None:
+        holes, _ = _split_list(text[exception.end() :])
+        out = tuple(_read_item(hole, depth + 1) for hole in holes)
+        return Union((_bracket_of_all(),), (Bracket("\\{", "\\}", out),))
     for reader in (_read_matrix, _read_relation, _read_union, _read_ratio, _read_bracket):
         node = reader(text, depth)
         if node is not None:
@@ -176,7 +212,7 @@ def _read_matrix(text: str, depth: int) -> Node | None:
         body = re.sub(r"\A\s*\{[^{}]*\}", "", body)
     rows = [row for row in body.split("\\\\") if row.strip()]
     if environment in ("cases", "aligned", "align", "align*", "gathered"):
-        return Items(tuple(read(row.replace("&", " "), depth + 1) for row in rows), "and")
+        return Items(tuple(read(_line(row), depth + 1) for row in rows), "and")
     if len(rows) > MAX_ITEMS:
         return Text(text)
     if _is_rendering(rows):
@@ -185,6 +221,12 @@ def _read_matrix(text: str, depth: int) -> Node | None:
         return read("".join(row.strip() for row in rows), depth + 1)
     cells = tuple(tuple(read(cell, depth + 1) for cell in row.split("&")) for row in rows)
     return Matrix(cells, environment)
+
+
+def _line(row: str) -> str:
+    r"""Write a row of ``cases`` as "value, condition" and of ``align`` as one equation."""
+    row = re.sub(r"&\s*(?==|<|>|\\(?:le|ge|ne)(?![a-z]))", " ", row)
+    return re.sub(r"[,\s]*&\s*(?:\\text\s?\{\s*(?:if|when|for)\s*\}|(?:if|when|for)\s)?", ", ", row)
 
 
 def _is_rendering(rows: list[str]) -> bool:
@@ -293,6 +335,10 @@ def _read_bracket(text: str, depth: int) -> Node | None:
 def _read_set(inside: str, depth: int) -> Node:
     bars = [item for item in _top_level(inside) if item[2] in ("|", ":")]
     if bars and len(bars) % 2 == 1 and bars[0][0] > 0:
+        element = inside[: bars[0][0]].strip()
+        if len(element) > 1 and _DOMAIN.fullmatch(inside[bars[0][1] :].strip()):
+            # {2k | k in Z} stands for 2k, as "2k, k in Z" does
+            return Bracket("\\{", "\\}", (read(element, depth + 1),))
         return Builder(read(inside[bars[0][1] :], depth + 1))
     parts, _ = _split_list(inside)
     items: list[Node] = []

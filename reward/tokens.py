@@ -110,7 +110,7 @@ def _split_letters(run: str) -> list[str]:
 
 
 def _split_text(content: str) -> list[str]:
-    if len(content) == 1 and content.isalpha():
+    if content.isalpha() and (len(content) == 1 or (content.isupper() and len(content) < 7)):
         return [content]
     raise NotAnExpression(f"the text {content!r}")
 

@@ -72,6 +72,7 @@ _LETTERS = re.compile(
     r"(?<=[\d})])\s*([A-Za-z](?:\s?\^\s?\{?-?\d\}?)?(?:\s*/\s*[A-Za-z](?:\s?\^\s?\{?-?\d\}?)?)?)\Z"
 )
 
+_PLURAL = re.compile(r"(.*[\d)}])\s([a-z]{2,16}s)")
 _RATE = re.compile(
     r"(?<=[\d)}\]\s])\s?(?:\\frac\s?\{\s?)?(?:\\text\s?\{\s?)?([A-Za-z]{1,12})\s?(?:\}\s?){0,2}"
     r"(?:/|(?<=\})\{)\s?(?:\\text\s?\{\s?)?([A-Za-z]{1,12})\s?\}?\s?(\^\s?\{?\s?2\s?\}?)?\s?\}?\Z"
@@ -101,6 +102,12 @@ def split_rate(text: str) -> tuple[str, str]:
     offset = max(0, len(text) - 80)
     unit = f"{match.group(1)}/{match.group(2)}{match.group(3) or ''}"
     return text[: offset + match.start()].strip(), unit
+
+
+def split_plural(text: str) -> tuple[str, str]:
+    """Split off a plural that could be a product ("25 ways"): only in answers to plain numbers."""
+    match = _PLURAL.fullmatch(text[:200])
+    return (match.group(1), match.group(2)) if match else (text, "")
 
 
 def split_known_unit(text: str) -> tuple[str, str]:

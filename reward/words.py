@@ -18,6 +18,7 @@ _LETTER_PRED = re.compile(
     r"(?:\(\s*([A-Ja-j])\s*\)|([A-J])(?=[.:)]|\Z)|([a-j])(?=\)|\.?\Z))\s*[.:)]*\s*(.*)",
     re.DOTALL | re.IGNORECASE,
 )
+_SELECTION = re.compile(r"[A-J]{2,6}")
 _CUED_LETTER = re.compile(
     r"(?:\b(?:is|it's|choose|option|answer|est|choice)|答案|选)[^A-Za-z]{0,8}([A-J])(?![A-Za-z'])"
 )
@@ -43,6 +44,7 @@ _SAME_MEANING = {
     "no real solutions": "no solution", "there is no solution": "no solution",
     "there are no solutions": "no solution", "emptyset": "no solution", "empty set": "no solution",
     "dne": "does not exist", "doesn t exist": "does not exist",
+    "infinitely many solutions": "infinitely many", "infinite solutions": "infinitely many",
     "all reals": "all real numbers", "all real number": "all real numbers",
 }  # fmt: skip
 _UNITS = {
@@ -62,6 +64,7 @@ _PARTS = {
     "half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7,
     "eighth": 8, "ninth": 9, "tenth": 10,
 }  # fmt: skip
+_SUBJECT = re.compile(r"\A(?:it is|they are|there are|there is) (?=\w)")
 _ARTICLES = re.compile(r"\b(?:the|a|an)\b")
 _PREDICATE = re.compile(r".+ (?:is|are) (\w+)")
 _ENUMERATION = re.compile(r"[,;&]|\band\b")
@@ -75,7 +78,10 @@ def plain(text: str) -> str:
 
 def same_choice(gold: str, pred: str) -> bool | None:
     """Compare a choice letter, with or without the text of the choice behind it."""
-    wanted = _LETTER_GOLD.fullmatch(plain(gold))
+    bare = plain(gold)
+    if _SELECTION.fullmatch(bare) and list(bare) == sorted(set(bare)):
+        return _same_selection(bare, plain(pred))
+    wanted = _LETTER_GOLD.fullmatch(bare)
     if wanted is None:
         return None
     letter = next(group for group in wanted.group(1, 2, 4, 6) if group)
@@ -90,6 +96,14 @@ def same_choice(gold: str, pred: str) -> bool | None:
     if re.search(r"(?<![A-Za-z])(?:and|or|not)(?![A-Za-z])|\A[-,;+*/=^_!<>|]", behind):
         return False
     return given.upper() == letter
+
+
+def _same_selection(gold: str, pred: str) -> bool | None:
+    """Compare ``ACD`` with ``A, C, D``; another form may be a product or a name of a figure."""
+    letters = re.sub(r"[\s,;&()]|\band\b", "", pred)
+    if letters == pred:
+        return pred == gold or None
+    return set(letters) == set(gold) and len(letters) == len(gold) if letters.isupper() else None
 
 
 def stated_choice(gold: str, sentence: str) -> bool | None:
@@ -161,6 +175,7 @@ def words(text: str) -> str:
     """Reduce plain language to its words: case, punctuation, markup and articles do not count."""
     bare = _NOISE.sub(" ", text).casefold()
     bare = re.sub(r"\s+", " ", bare).strip()
+    bare = _SUBJECT.sub("", bare)
     shorter = re.sub(r"\s+", " ", _ARTICLES.sub(" ", bare)).strip() or bare
     return _SAME_MEANING.get(shorter, shorter)
 
