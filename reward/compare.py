@@ -13,6 +13,7 @@ answer is a chain, each numeric member must agree, so that "4 = 3" is not 3.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TypeGuard
 
 from reward.expression import Tree
 from reward.labels import (
@@ -25,7 +26,7 @@ from reward.labels import (
 )
 from reward.nodes import Bracket, Items, Matrix, Node, Percent, Relation, Text, Value
 from reward.numeric import symbols
-from reward.regions import is_region_like, region, same_region
+from reward.regions import is_region_like, open_at_infinity, region, same_region
 from reward.relations import difference, directed, variables
 from reward.structure import with_unit
 from reward.units import same_unit, split_letter_unit, split_plural, split_rate
@@ -158,6 +159,9 @@ class Comparer:
             return False
         wanted, got = ([_tree(item) for item in side.items] for side in (gold, pred))
         crossed = zip(wanted[1:], got[1:], strict=True)
+        zero: Tree = ("num", Fraction(0), False)
+        if any(same_value(side[0], zero, self.policy) for side in (wanted, got)):
+            return None  # nothing to scale by
         return all(
             same_value(("mul", one, got[0]), ("mul", other, wanted[0]), self.policy)
             for one, other in crossed
@@ -220,9 +224,12 @@ class Comparer:
     # -- sets of reals ------------------------------------------------------------------------
 
     def _regions(self, gold: Node, pred: Node) -> Tri:
+        if _are_brackets(gold) and _are_brackets(pred):
+            # Points may look like intervals; a list of either is compared item by item.
+            return self._lists(gold.items, pred.items, self.policy.ordered_lists)
         wanted, got = region(gold), region(pred)
         if wanted is not None and got is not None:
-            if same_region(wanted, got, self.policy):
+            if same_region(open_at_infinity(wanted), got, self.policy):
                 return True
             if not isinstance(gold, Relation) and not isinstance(pred, Relation):
                 return False
@@ -361,7 +368,7 @@ def _named_number(text: Text) -> Value | None:
     counted, _, noun = said.rpartition(" ")
     for name, unit in ((said, ""), (counted, noun)):
         number = number_in_words(name)
-        if number is not None and not (unit and unit in _NO_NOUN):
+        if number is not None and not (unit in _NO_NOUN or (unit and number_in_words(unit))):
             return Value(("num", number, False), str(number), unit)
     return None
 
@@ -387,6 +394,10 @@ def _distinct(comparer: Comparer, items: Sequence[Node]) -> list[Node]:
 def _tree(node: Node) -> Tree:
     assert isinstance(node, Value)
     return node.tree
+
+
+def _are_brackets(node: Node) -> TypeGuard[Items]:
+    return isinstance(node, Items) and all(isinstance(item, Bracket) for item in node.items)
 
 
 def _is_singleton(node: Node) -> bool:

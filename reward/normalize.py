@@ -80,6 +80,7 @@ _PERCENT = re.compile(
 _DEGREE = re.compile(
     r"(?<=[\d}) ])\s{0,4}(?:\\text\{\s{0,4}degrees?\s{0,4}\}|degrees?(?![a-zA-Z]))"
 )
+_MODULE = re.compile(r"(?<![A-Za-z\\])(?:np|numpy|math|sympy)\.(?=[a-z])")
 _AND_OR = re.compile(r"\\text\{[\s,;]*(and|or|and/or|&|und|et|ou|oder|或|和)[\s,;]*\}")
 _GLUED_OR = re.compile(r"(?<=[\d)}\]])(and|or)(?=[A-Z\d(\\\[-])")
 _ELLIPSIS = re.compile(r"(?<=[,+ ])\.\.\.(?=[,+ ])")
@@ -96,8 +97,8 @@ _LABELLED_ROW = re.compile(r"\\\\\s*(?=[A-Za-z](?:_\{?\w\}?)?\s?=)")
 _TYPED_POWER = re.compile(r"(?<=\d)\s?[xX]\s?(?=10\s?\^)")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALE = re.compile(
-    r"(?<=\d)\s{0,4}(?:\\text\{\s{0,4})?(hundred|thousand|million|billion|trillion|dozen)"
-    r"(?![A-Za-z])(?:\s{0,4}\})?"
+    r"(?<=\d)\s{0,4}(\\text\{\s{0,4})?(hundred|thousand|million|billion|trillion|dozen)"
+    r"(?![A-Za-z])\s{0,4}(\})?"
 )
 _TO = re.compile(r"(-?[\d.]+)\s?(?:\\text\{\s?to\s?\}|to)\s?(-?[\d.]+)")
 _DOTTED = re.compile(r"\\dot\s?\{?(\d)\}?(\d{0,20})\\dot\s?\{?(\d)\}?")
@@ -215,12 +216,14 @@ def _command(match: re.Match[str]) -> str:
 
 def _words(text: str) -> str:
     """Read the words that are notation: percent, degrees, and, or."""
+    text = _MODULE.sub("", text)
     if "\\text" in text:
         text = _AND_OR.sub(_and_or, text)
     text = _ELLIPSIS.sub(r"\\ldots ", _GLUED_OR.sub(r" \1 ", text))
     if "\\begin" not in text:
         text = _LABELLED_ROW.sub(", ", _AMPERSAND.sub(" and ", text))
     text = _SCALE.sub(_scaled, _TYPED_POWER.sub("*", text))
+    text = text.replace("hundred and ", "hundred ")
     ratio = _TO.fullmatch(text.strip())
     if ratio is not None:
         text = f"{ratio.group(1)}:{ratio.group(2)}"
@@ -234,8 +237,9 @@ def _words(text: str) -> str:
 
 
 def _scaled(match: re.Match[str]) -> str:
-    name = match.group(1)
-    return "*12" if name == "dozen" else f"*10^{{{_SCALES[name]}}}"
+    opened, name, closed = match.groups()
+    factor = "*12" if name == "dozen" else f"*10^{{{_SCALES[name]}}}"
+    return factor + ("\\text{" if opened and not closed else "}" if closed and not opened else " ")
 
 
 def _and_or(match: re.Match[str]) -> str:

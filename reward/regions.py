@@ -51,6 +51,18 @@ def region(node: Node) -> list[Piece] | None:
     return None
 
 
+def open_at_infinity(pieces: list[Piece]) -> list[Piece]:
+    """Read a careless reference ``[0, infinity]`` as what it must mean."""
+    return [
+        replace(
+            piece,
+            has_low=piece.has_low and not infinite(piece.low),
+            has_high=piece.has_high and not infinite(piece.high),
+        )
+        for piece in pieces
+    ]
+
+
 def is_region_like(node: Node) -> bool:
     """Tell whether a node can only mean a set of reals (and not, say, a tuple or a list)."""
     if isinstance(node, Union | Builder):
@@ -107,9 +119,9 @@ def _bracket(node: Bracket) -> list[Piece] | None:
     low, high = trees
     piece = Piece(
         low,
-        node.opening == "[" and not infinite(low),
+        node.opening == "[",
         high,
-        node.closing == "]" and not infinite(high),
+        node.closing == "]",
     )
     ends = piece.ends
     if ends is not None and ends[0] > ends[1]:

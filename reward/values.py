@@ -21,6 +21,7 @@ SLACK = 32.0  # how many error bounds two equal values may lie apart
 ROUNDING_DIGITS = 6
 _WHOLE = ("binom", "gcd", "lcm", "double factorial")
 _BRANCHING = {"root", "ln", "log", "arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc"}
+_STEPS = {"floor", "ceil"}
 _DECIMAL = re.compile(r"([+-]?)(\d*)\.?(\d*)(?:[eE]([+-]?\d+))?")
 
 
@@ -200,6 +201,10 @@ def _points(names: frozenset[str], trees: tuple[Tree, Tree]) -> Iterator[dict[st
                     for index, name in enumerate(order)
                 }
         return
+    if any(node[0] == "fn" and node[1] in _STEPS for tree in trees for node in _nodes(tree)):
+        # Two step functions may differ at a few whole numbers only: sqrt(n) steps at squares.
+        for whole in range(2, 28):
+            yield {name: Fraction(whole + 5 * index) for index, name in enumerate(sorted(names))}
     for index, scale in zip((0, 2, 4, 6, 8, 10), _scales(trees), strict=False):
         yield {name: value * scale for name, value in point(names, index).items()}
     if not any(_branches(tree) for tree in trees):

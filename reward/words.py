@@ -64,6 +64,7 @@ _PARTS = {
     "half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7,
     "eighth": 8, "ninth": 9, "tenth": 10,
 }  # fmt: skip
+_JOINTS = re.compile(r"\s|(?<=[^\W\d_])-(?=[^\W\d_])")  # but "-x" is not "x"
 _SUBJECT = re.compile(r"\A(?:it is|they are|there are|there is) (?=\w)")
 _ARTICLES = re.compile(r"\b(?:the|a|an)\b")
 _PREDICATE = re.compile(r".+ (?:is|are) (\w+)")
@@ -227,4 +228,4 @@ def same_words(gold: str, pred: str) -> bool:
     if wanted in ("yes", "no", "true", "false"):
         first, _, rest = got.partition(" ")
         return first == wanted and not re.search(r"\b(?:yes|no|true|false|or|and)\b|\d", rest)
-    return wanted.replace(" ", "").replace("-", "") == got.replace(" ", "").replace("-", "")
+    return _JOINTS.sub("", wanted) == _JOINTS.sub("", got)
