@@ -1,0 +1,91 @@
+"""The processes of a job, and the few things they say to each other.
+
+One process is the common case: every exchange is then the identity and costs nothing. Objects
+travel as JSON in tensors and not pickled, so that reading one can never run code; everything here
+goes over a group of CPU tensors (gloo), beside whatever the gradients use.
+"""
+
+import json
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+class Ranks:
+    """This process's place in the job; a collective call has to be made on every rank.
+
+    Two threads must not share one: give each its own :meth:`group`.
+
+    Args:
+        timeout_s: Longest wait for another rank in a collective, in seconds.
+    """
+
+    def __init__(self, timeout_s: float = 1800.0) -> None:
+        self.timeout_s = timeout_s
+        joined = dist.is_available() and dist.is_initialized()
+        self.rank: int = dist.get_rank() if joined else 0
+        self.count: int = dist.get_world_size() if joined else 1
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0")) if joined else 0
+        self._group: Any = None
+        if self.count > 1:
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes files and speaks to people."""
+        return self.rank == 0
+
+    def group(self) -> "Ranks":
+        """The same ranks over connections of their own, for another thread; collective."""
+        return Ranks(self.timeout_s)
+
+    def share(self, count: int) -> range:
+        """This rank's contiguous part of ``count`` things, spread as evenly as they divide."""
+        return range(count * self.rank // self.count, count * (self.rank + 1) // self.count)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Elementwise sum over ranks of a CPU tensor of equal shape everywhere."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def maximum(self, values: torch.Tensor) -> torch.Tensor:
+        """Elementwise maximum over ranks of a CPU tensor of equal shape everywhere."""
+        return self._reduce(values, dist.ReduceOp.MAX)
+
+    def _reduce(self, values: torch.Tensor, operation: Any) -> torch.Tensor:  # noqa: ANN401
+        if self.count == 1:
+            return values
+        total = values.detach().clone().contiguous()
+        dist.all_reduce(total, op=operation, group=self._group)
+        return total
+
+    def gather(self, value: Any) -> list[Any]:  # noqa: ANN401
+        """Every rank's value, by rank; a value is whatever JSON can carry."""
+        if self.count == 1:
+            return [value]
+        body = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = self._gather_tensor(torch.tensor([len(body)]))
+        longest = int(max(sizes))
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: len(body)] = body
+        bodies = self._gather_tensor(padded)
+        return [
+            json.loads(bytes(found[: int(size)].numpy()))
+            for found, size in zip(bodies, sizes, strict=True)
+        ]
+
+    def _gather_tensor(self, values: torch.Tensor) -> list[torch.Tensor]:
+        found = [torch.empty_like(values) for _ in range(self.count)]
+        dist.all_gather(found, values, group=self._group)
+        return found
+
+    def broadcast(self, value: Any) -> Any:  # noqa: ANN401
+        """The first rank's value, on every rank."""
+        return self.gather(value if self.first else None)[0]
+
+    def barrier(self) -> None:
+        """Wait until every rank has come here."""
+        if self.count > 1:
+            dist.barrier(group=self._group)
