@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import nn
 
 from rlvr.policy.batching import ModelInputs, packed_inputs, padded_inputs
-from rlvr.policy.token_stats import Proxy, TokenStats, token_stats
+from rlvr.policy.token_stats import Proxy, TokenHead, TokenStats
 from rlvr.settings import Settings
 
 Precision = Literal["float32", "bfloat16"]
@@ -68,6 +68,8 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.precision = precision
+        head = self.causal_lm.get_output_embeddings()
+        self.head = None if head is None else TokenHead(head)
 
     @property
     def causal_lm(self) -> Any:  # noqa: ANN401  (transformers' classes are untyped)
@@ -84,6 +86,12 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What weights are rounded to when they are used."""
+        held: torch.dtype = next(self.model.parameters()).dtype
+        return torch.bfloat16 if self.precision == "bfloat16" else held
 
     @property
     def context_length(self) -> int | None:
@@ -117,7 +125,7 @@ class Policy(nn.Module):
         chunk_tokens: int | None = None,
     ) -> TokenStats:
         """Statistics [N] of the micro-batch's completion tokens; see :func:`token_stats`."""
-        head = self.causal_lm.get_output_embeddings()
+        assert self.head is not None, "load_policy refuses models without an output head"
         with self.compute():
             hidden_RLD = self.backbone(
                 input_ids=inputs.input_ids_RL,
@@ -125,16 +133,15 @@ class Policy(nn.Module):
                 position_ids=inputs.position_ids_RL,
                 use_cache=False,
             ).last_hidden_state
-            return token_stats(
+            stats: TokenStats = self.head(
                 hidden_RLD.flatten(0, 1)[inputs.predict_N],
-                head.weight,
                 inputs.targets_N,
                 temperature=temperature,
-                bias_V=getattr(head, "bias", None),
                 entropy=entropy,
                 proxy=proxy,
                 chunk_tokens=chunk_tokens,
             )
+        return stats
 
 
 def load_policy(
