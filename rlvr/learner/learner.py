@@ -100,7 +100,9 @@ class Learner:
             with adapters_off:
                 values = self.logprobs(batch, self.reference)
             batch = replace(batch, reference_logprobs_BT=values)
-        if self.settings.updates_per_rollout > 1 and batch.old_logprobs_BT is None:
+        needs_old = self.settings.ratio_against == "learner"
+        needs_old &= self.settings.updates_per_rollout > 1
+        if needs_old and batch.old_logprobs_BT is None:
             batch = replace(batch, old_logprobs_BT=self.logprobs(batch))
         return batch
 
@@ -181,7 +183,9 @@ class Learner:
         def moved(column_BT: torch.Tensor | None) -> torch.Tensor | None:
             return None if column_BT is None else column_BT.to(logprobs_BT)
 
-        old_BT = moved(columns.old_logprobs_BT)
+        old_BT, rollout_BT = moved(columns.old_logprobs_BT), moved(columns.rollout_logprobs_BT)
+        if self.settings.ratio_against == "rollout":
+            old_BT = rollout_BT
         return Terms(
             logprobs_BT=logprobs_BT,
             # One update per rollout: the old policy is the current one, no second forward needed.
@@ -190,7 +194,7 @@ class Learner:
             mask_BT=columns.mask_BT.to(logprobs_BT),
             entropy_BT=inputs.scatter(stats.entropy_N, width),
             reference_logprobs_BT=moved(columns.reference_logprobs_BT),
-            rollout_logprobs_BT=moved(columns.rollout_logprobs_BT),
+            rollout_logprobs_BT=rollout_BT,
         )
 
 

@@ -30,7 +30,7 @@ class Objective:
         result = self.policy_loss(terms)
         if terms.rollout_logprobs_BT is None:
             return result
-        log_rho_BT = (terms.old_logprobs_BT - terms.rollout_logprobs_BT).detach()
+        log_rho_BT = terms.learner_logprobs_BT - terms.rollout_logprobs_BT
         weights_BT = self.correction.weights(log_rho_BT, terms.mask_BT)
         metrics = result.metrics | mismatch_metrics(log_rho_BT, terms.mask_BT)
         if not isinstance(self.correction, NoCorrection):

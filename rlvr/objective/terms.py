@@ -21,6 +21,16 @@ class Terms:
     reference_logprobs_BT: torch.Tensor | None = None
     rollout_logprobs_BT: torch.Tensor | None = None
 
+    @property
+    def learner_logprobs_BT(self) -> torch.Tensor:
+        """The learner's own log-probabilities at the start of the rollout's updates, constant.
+
+        Where the engine's serve as old ones (the very same tensor) nobody has computed them; the
+        current ones then stand for them, as they do in the first update.
+        """
+        served = self.old_logprobs_BT is self.rollout_logprobs_BT
+        return (self.logprobs_BT if served else self.old_logprobs_BT).detach()
+
 
 @dataclass(frozen=True, slots=True)
 class PerToken:
