@@ -9,15 +9,21 @@ from rlvr.learner.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
+from rlvr.learner.launch import Launch, join
 from rlvr.learner.learner import Learner
-from rlvr.learner.settings import LearnerSettings, Schedule
+from rlvr.learner.models import Models
+from rlvr.learner.settings import LearnerSettings, OptimizerSettings, Schedule
 
 __all__ = [
     "CheckpointError",
+    "Launch",
     "Learner",
     "LearnerSettings",
+    "Models",
+    "OptimizerSettings",
     "Schedule",
     "checkpoint_path",
+    "join",
     "latest_checkpoint",
     "load_state",
     "random_states",

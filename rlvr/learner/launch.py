@@ -47,12 +47,16 @@ def join(timeout_s: float = 1800.0) -> Launch:
     Raises:
         ValueError: The launch asks for something that the learner does not do.
     """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before anything imports DeepSpeed
     zero = _zero_section() if _flag("ACCELERATE_USE_DEEPSPEED") else None
     if _flag("ACCELERATE_USE_FSDP"):
         raise ValueError(
             "the launch configuration asks for FSDP; use DeepSpeed's ZeRO 3 instead "
             "(recipes/accelerate/zero3.yaml)"
         )
+    if zero is not None:
+        _leave_out_compiled_collectives()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or zero is not None:
         _join_group(timeout_s)
     return Launch(Ranks(timeout_s), zero)
@@ -75,11 +79,21 @@ def build_engine(
 def _join_group(timeout_s: float) -> None:
     from accelerate import PartialState
 
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed looks for a GPU
     # Without a backend named, accelerate takes a DeepSpeed job on a CPU for a single process.
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     PartialState(backend=backend, timeout=timedelta(seconds=timeout_s))
+
+
+def _leave_out_compiled_collectives() -> None:
+    """On a CPU, have DeepSpeed use gloo alone.
+
+    It would compile its own shared-memory collectives when the group is joined: a minute, with a
+    compiler there, and a job killed in it leaves a lock that every later one waits for, for ever.
+    """
+    if not torch.cuda.is_available():
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _zero_section() -> dict[str, Any] | None:

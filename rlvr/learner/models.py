@@ -42,7 +42,7 @@ class Models(nn.Module):
         inputs: ModelInputs,
         *,
         beside: bool = False,
-        **options: Any,
+        **options: Any,  # noqa: ANN401
     ) -> Outputs:
         """Run the policy on a micro-batch, and with ``beside`` the other models too.
 
@@ -88,5 +88,5 @@ def parameter_groups(
         }
         groups.setdefault((model, matrix), group)["params"].append(parameter)
     if not groups:
-        raise ValueError("no parameter of the policy requires a gradient; there is nothing to train")
+        raise ValueError("no parameter requires a gradient; there is nothing to train")
     return sorted(groups.values(), key=lambda group: group["model"] != POLICY)

@@ -107,7 +107,10 @@ class TokenHead(nn.Module):
         self.bias = getattr(head, "bias", None)
 
     def forward(
-        self, hidden_ND: torch.Tensor, targets_N: torch.Tensor, **options: Any
+        self,
+        hidden_ND: torch.Tensor,
+        targets_N: torch.Tensor,
+        **options: Any,  # noqa: ANN401
     ) -> TokenStats:
         """Statistics of ``targets_N``; options as :func:`token_stats`."""
         assert isinstance(self.weight, torch.Tensor)
