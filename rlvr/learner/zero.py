@@ -83,6 +83,8 @@ class ZeroEngine:
             model=models, optimizer=self.optimizer, config=deepspeed_config(zero, ranks.count)
         )
         self._make_moments()
+        if self.stage == 3:
+            models.policy.gathered = deepspeed.zero.GatheredParameters
 
     @property
     def zero(self) -> Any:  # noqa: ANN401

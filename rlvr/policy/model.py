@@ -6,6 +6,7 @@ That is exact only for models whose logits are their output head applied to the 
 so ``load_policy`` compares the two on a probe and refuses models that transform their logits.
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -62,7 +63,15 @@ class Policy(nn.Module):
     Args:
         model: A transformers causal LM, bare or wrapped by peft.
         precision: Compute precision of :meth:`forward` and :meth:`compute`.
+
+    Attributes:
+        gathered: Context in which the parameters it is given are whole on this process, to be
+            read and not written; a learner that shards them puts its own here, and every process
+            then has to enter it with the same parameters. Outside of it a sharded parameter is
+            empty.
     """
+
+    gathered: Callable[[Sequence[nn.Parameter]], AbstractContextManager[Any]]
 
     def __init__(self, model: nn.Module, precision: Precision = "float32") -> None:
         super().__init__()
@@ -70,6 +79,7 @@ class Policy(nn.Module):
         self.precision = precision
         head = self.causal_lm.get_output_embeddings()
         self.head = None if head is None else TokenHead(head)
+        self.gathered = nullcontext
 
     @property
     def causal_lm(self) -> Any:  # noqa: ANN401  (transformers' classes are untyped)
