@@ -2,12 +2,14 @@
 
 from rlvr.learner.checkpoint import (
     CheckpointError,
+    CheckpointWriter,
     checkpoint_path,
     latest_checkpoint,
     load_state,
     random_states,
     restore_random_states,
     save_checkpoint,
+    written_by,
 )
 from rlvr.learner.launch import Launch, join
 from rlvr.learner.learner import Learner
@@ -16,6 +18,7 @@ from rlvr.learner.settings import LearnerSettings, OptimizerSettings, Schedule
 
 __all__ = [
     "CheckpointError",
+    "CheckpointWriter",
     "Launch",
     "Learner",
     "LearnerSettings",
@@ -29,4 +32,5 @@ __all__ = [
     "random_states",
     "restore_random_states",
     "save_checkpoint",
+    "written_by",
 ]

@@ -189,8 +189,44 @@ def load_policy(
 
 def save_policy(policy: Policy, folder: Path) -> None:
     """Write ``folder/model`` (all weights, float32) or ``folder/adapter``, as safetensors."""
+    policy_writer(policy)(folder)
+
+
+def policy_writer(
+    policy: Policy, *, keep: bool = True, copy: bool = False
+) -> Callable[[Path], None]:
+    """What :func:`save_policy` does, in two halves: weights are gathered now, and written later.
+
+    Args:
+        policy: Its sharded parameters are gathered one after the other, on every process.
+        keep: Hold on to them; only the process that is to write needs to.
+        copy: Hold copies, which training does not change.
+    """
     name = "adapter" if policy.has_adapters else "model"
-    policy.model.save_pretrained(folder / name)  # type: ignore[operator]
+    state = _gathered_state(policy, keep=keep, copy=copy)
+
+    def write(folder: Path) -> None:
+        policy.model.save_pretrained(folder / name, state_dict=state)  # type: ignore[operator]
+
+    return write
+
+
+def _gathered_state(policy: Policy, *, keep: bool, copy: bool) -> dict[str, torch.Tensor]:
+    """The state dictionary with whole tensors; of a policy with adapters theirs alone."""
+    state: dict[str, torch.Tensor] = {}
+    seen: dict[int, torch.Tensor] = {}  # tied tensors stay one
+    for name, tensor in policy.model.state_dict(keep_vars=True).items():
+        if policy.has_adapters and "lora_" not in name:
+            continue
+        if id(tensor) not in seen:
+            sharded = hasattr(tensor, "ds_id")
+            with policy.gathered([tensor] if isinstance(tensor, nn.Parameter) else []):
+                if keep:
+                    value = tensor.detach()
+                    seen[id(tensor)] = value.to("cpu", copy=True) if copy or sharded else value
+        if keep:
+            state[name] = seen[id(tensor)]
+    return state
 
 
 def export_policy(policy: Policy, folder: Path) -> None:

@@ -3,19 +3,17 @@
 Each case is a function that every rank runs; the first rank writes what it found to OUT.
 """
 
-import copy
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from rlvr.learner import Launch, Learner, LearnerSettings, join
+from rlvr.learner import Learner, LearnerSettings, join
 from rlvr.objective import KL, Clip, Objective, TokenMean
 from rlvr.policy import ModelSettings, load_policy
 from rlvr.ranks import Ranks
-from tests.learner.batches import make_batch, rollouts
+from tests.learner.batches import rollouts
 
 STEPS = 20
 SETTINGS = {
