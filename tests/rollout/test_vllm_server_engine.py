@@ -30,8 +30,8 @@ from rlvr.rollout import (
     VllmServerEngineSettings,
 )
 from rlvr.rollout.event_loop import EventLoop
-from rlvr.rollout.server import Server, ServerRefusedError
 from rlvr.rollout.serve import serve_command, serve_environment
+from rlvr.rollout.server import Server, ServerRefusedError
 from rlvr.train.log import read_metrics
 from tests.rollout.test_vllm_engine import (
     GREEDY,
