@@ -3,8 +3,8 @@ r"""Seconds and peak memory of an update, against TRL's GRPO update of the same 
     python -m tests.benchmarks.learner MODEL             seconds, interleaved in one process
     python -m tests.benchmarks.learner MODEL --memory    peak memory, each in a process of its own
 
-MODEL is a folder of SmolLM2-135M(-Instruct). A batch is eight completions of one prompt with made-up
-tokens and advantages: of equal lengths, of lengths that make half of the padded batch padding, and
+MODEL is a folder of SmolLM2-135M(-Instruct). A batch is eight completions of one prompt, tokens and
+advantages made up: of equal lengths, of lengths that make half of the padded batch padding, and
 seven short ones with a long one. Both train in bfloat16 autocast over float32 weights with a fused
 AdamW and clip at 1. An update is everything from the batch to the new weights:
 
@@ -36,7 +36,7 @@ SHAPES = {
 WAYS = ("rlvr", "trl", "trl, lean")
 
 
-def batch_of(lengths: tuple[int, ...]):  # noqa: ANN201
+def batch_of(lengths: tuple[int, ...]):
     """The learner's batch."""
     import torch
 
@@ -125,7 +125,7 @@ def trl_update(model: str, lean: bool) -> Callable[[tuple[int, ...]], float]:
     return update
 
 
-def _trl_inputs(batch):  # noqa: ANN001, ANN202
+def _trl_inputs(batch):
     import torch
 
     completion_ids = torch.zeros(batch.mask_BT.shape, dtype=torch.long)
