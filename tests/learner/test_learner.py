@@ -394,6 +394,7 @@ def test_the_share_of_weights_that_an_update_moved_is_measured(tiny_folder):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_compiled_model_gives_the_same_gradient(tiny_folder):
     results = []
     for compiled in (False, True):
