@@ -5,20 +5,24 @@ into micro-batches by a token budget. Token weights come from counts over the wh
 gradient is the same however it is split.
 """
 
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 
 from rlvr.learner.engine import LocalEngine
+from rlvr.learner.old_policy import OldPolicy, proxy_rows_of
 from rlvr.learner.settings import LearnerSettings
-from rlvr.objective import Counts, Objective, Terms, merge_metrics
+from rlvr.objective import Counts, Objective, Step, Terms, merge_metrics
 from rlvr.policy import (
     ModelInputs,
     Policy,
+    ProxyRequest,
     TokenStats,
+    evaluating,
     packed_inputs,
     packing_is_exact,
     padded_inputs,
@@ -84,13 +88,10 @@ class Learner:
         """Log-probabilities [B, T] of the batch's completions under a model, without gradient."""
         model = policy or self.policy
         logprobs_BT = torch.zeros(batch.mask_BT.shape, dtype=batch.mask_BT.dtype)
-        training = model.training
-        model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             for inputs, stats in self._run(model, batch, range(len(batch)), entropy=False):
                 values = inputs.scatter(stats.logprobs_N, batch.mask_BT.shape[1])
                 logprobs_BT[list(inputs.rows)] = values.to(logprobs_BT)
-        model.train(training)
         return logprobs_BT
 
     def _with_statistics(self, batch: Batch) -> Batch:
@@ -100,23 +101,32 @@ class Learner:
             with adapters_off:
                 values = self.logprobs(batch, self.reference)
             batch = replace(batch, reference_logprobs_BT=values)
-        if self.settings.updates_per_rollout > 1 and batch.old_logprobs_BT is None:
-            batch = replace(batch, old_logprobs_BT=self.logprobs(batch))
+        old = OldPolicy(self.objective, batch, self.settings.updates_per_rollout)
+        if old.needed:
+            with torch.no_grad(), evaluating(self.policy):
+                for inputs, stats in self._run(
+                    self.policy, batch, range(len(batch)), entropy=old.entropy, proxy=old.request
+                ):
+                    old.add(inputs, stats)
+            batch = old.batch()
         return batch
 
     def _optimizer_step(self, batch: Batch) -> dict[str, float]:
         counts = Counts.of(batch.mask_BT)
         rows = self._rows_to_run(batch)
         measured = Counts.of(batch.mask_BT[rows])
+        prepared = self.objective.prepare(self._step(batch))
+        proxy = self._proxy_request(batch, prepared)
         self.policy.train()
         metrics: dict[str, float] = {}
         positions = 0
-        for inputs, stats in self._run(self.policy, batch, rows, entropy=True):
-            terms = self._terms(select(batch, inputs.rows), inputs, stats)
+        for inputs, stats in self._run(self.policy, batch, rows, entropy=True, proxy=proxy):
+            terms = self._terms(select(batch, inputs.rows), inputs, stats, prepared)
             loss, share = self.objective(terms, counts, measured)
             self.engine.backward(loss)
             metrics = merge_metrics(metrics, share)
             positions += inputs.num_positions
+        metrics = self.objective.finish(metrics)
         metrics |= self._step_weights(bool(rows))
         real = sum(len(batch.prompt_ids[row]) + len(batch.completion_ids[row]) for row in rows)
         metrics["learner/positions"] = positions
@@ -144,8 +154,46 @@ class Learner:
         rows: list[int] = has_tokens.nonzero()[:, 0].tolist()
         return rows
 
+    def _step(self, batch: Batch) -> Step:
+        """What the objective may know of the whole step before it is run."""
+        old_BT = batch.old_logprobs_BT
+        logprobs_BT = batch.rollout_logprobs_BT if old_BT is None else old_BT
+        if logprobs_BT is None:
+            logprobs_BT = torch.zeros_like(batch.mask_BT)  # nothing looks at it
+        return Step(
+            logprobs_BT, batch.advantages_BT, batch.mask_BT, batch.old_entropy_BT, self.updates
+        )
+
+    def _proxy_request(
+        self, batch: Batch, prepared: dict[str, torch.Tensor]
+    ) -> Callable[[ModelInputs], ProxyRequest] | None:
+        """What the training pass must say of proxy distributions: the current policy's own where it
+        is the old one, else the divergence from those that were kept."""
+        noise_filter = self.objective.noise_filter
+        if noise_filter is None:
+            return None
+        if batch.log_kept_mass_BT is None:
+            request = ProxyRequest(
+                noise_filter,
+                below=self.objective.noise_below(prepared),
+                divergence=self.objective.needs_proxy_kl,
+            )
+            return lambda inputs: request
+        if batch.proxy_rows is None:
+            return None
+        rows = batch.proxy_rows
+        return lambda inputs: ProxyRequest(
+            noise_filter, below=-math.inf, rows=proxy_rows_of(inputs, rows)
+        )
+
     def _run(
-        self, model: Policy, batch: Batch, rows: Sequence[int], *, entropy: bool
+        self,
+        model: Policy,
+        batch: Batch,
+        rows: Sequence[int],
+        *,
+        entropy: bool,
+        proxy: Callable[[ModelInputs], ProxyRequest | None] | None = None,
     ) -> Iterator[tuple[ModelInputs, TokenStats]]:
         """Forward the given rows in micro-batches."""
         for micro in self._plan(batch, rows):
@@ -157,6 +205,7 @@ class Learner:
                     inputs,
                     temperature=self.temperature,
                     entropy=entropy,
+                    proxy=None if proxy is None else proxy(inputs),
                     chunk_tokens=self.settings.logits_chunk,
                 ),
             )
@@ -172,7 +221,13 @@ class Learner:
             plan = plan_padded(lengths, budget)
         return [tuple(rows[index] for index in micro) for micro in plan]
 
-    def _terms(self, columns: Batch, inputs: ModelInputs, stats: TokenStats) -> Terms:
+    def _terms(
+        self,
+        columns: Batch,
+        inputs: ModelInputs,
+        stats: TokenStats,
+        prepared: dict[str, torch.Tensor],
+    ) -> Terms:
         """The micro-batch's [B, T] columns, on the model's device, beside its fresh statistics."""
         width = columns.mask_BT.shape[1]
         logprobs_BT = inputs.scatter(stats.logprobs_N, width)
@@ -181,7 +236,11 @@ class Learner:
         def moved(column_BT: torch.Tensor | None) -> torch.Tensor | None:
             return None if column_BT is None else column_BT.to(logprobs_BT)
 
+        def laid_out(values_N: torch.Tensor | None) -> torch.Tensor | None:
+            return None if values_N is None else inputs.scatter(values_N.to(logprobs_BT), width)
+
         old_BT = moved(columns.old_logprobs_BT)
+        old, mass_N = columns.log_kept_mass_BT is not None, stats.log_kept_mass_N
         return Terms(
             logprobs_BT=logprobs_BT,
             # One update per rollout: the old policy is the current one, no second forward needed.
@@ -191,6 +250,13 @@ class Learner:
             entropy_BT=inputs.scatter(stats.entropy_N, width),
             reference_logprobs_BT=moved(columns.reference_logprobs_BT),
             rollout_logprobs_BT=moved(columns.rollout_logprobs_BT),
+            log_kept_mass_BT=moved(columns.log_kept_mass_BT) if old else laid_out(mass_N),
+            kept_BT=moved(columns.kept_BT) if old else laid_out(stats.kept_N),
+            proxy_kl_BT=laid_out(stats.proxy_kl_N),
+            prepared={
+                name: column_BT[list(inputs.rows)].to(logprobs_BT)
+                for name, column_BT in prepared.items()
+            },
         )
 
 
@@ -202,6 +268,7 @@ def select(batch: Batch, rows: Sequence[int]) -> Batch:
         batch,
         prompt_ids=tuple(batch.prompt_ids[row] for row in rows),
         completion_ids=tuple(batch.completion_ids[row] for row in rows),
+        proxy_rows=None if batch.proxy_rows is None else tuple(batch.proxy_rows[r] for r in rows),
         **columns,
     )
 

@@ -13,6 +13,7 @@ from rlvr.policy.model import (
     Policy,
     Precision,
     default_device,
+    evaluating,
     export_policy,
     load_policy,
     load_tokenizer,
@@ -20,7 +21,8 @@ from rlvr.policy.model import (
     save_policy,
     stop_token_ids,
 )
-from rlvr.policy.token_stats import Proxy, TokenStats, token_stats
+from rlvr.policy.proxy import ProxyRequest, ProxyRows
+from rlvr.policy.token_stats import TokenStats, token_stats
 
 __all__ = [
     "LoraSettings",
@@ -28,9 +30,11 @@ __all__ = [
     "ModelSettings",
     "Policy",
     "Precision",
-    "Proxy",
+    "ProxyRequest",
+    "ProxyRows",
     "TokenStats",
     "default_device",
+    "evaluating",
     "export_policy",
     "load_policy",
     "load_tokenizer",
