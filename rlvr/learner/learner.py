@@ -101,7 +101,9 @@ class Learner:
             with adapters_off:
                 values = self.logprobs(batch, self.reference)
             batch = replace(batch, reference_logprobs_BT=values)
-        old = OldPolicy(self.objective, batch, self.settings.updates_per_rollout)
+        moves = self.settings.updates_per_rollout > 1
+        against_learner = self.settings.ratio_against == "learner"
+        old = OldPolicy(self.objective, batch, moves=moves, against_learner=against_learner)
         if old.needed:
             with torch.no_grad(), evaluating(self.policy):
                 for inputs, stats in self._run(
@@ -239,19 +241,26 @@ class Learner:
         def laid_out(values_N: torch.Tensor | None) -> torch.Tensor | None:
             return None if values_N is None else inputs.scatter(values_N.to(logprobs_BT), width)
 
-        old_BT = moved(columns.old_logprobs_BT)
-        old, mass_N = columns.log_kept_mass_BT is not None, stats.log_kept_mass_N
+        own_BT, rollout_BT = moved(columns.old_logprobs_BT), moved(columns.rollout_logprobs_BT)
+        # One update per rollout: the old policy is the current one, no second forward needed.
+        own_BT = logprobs_BT.detach() if own_BT is None else own_BT
+        old_BT = own_BT
+        if self.settings.ratio_against == "rollout" and rollout_BT is not None:
+            old_BT = rollout_BT
+        gathered = columns.log_kept_mass_BT is not None
+        mass_BT = laid_out(stats.log_kept_mass_N)
+        mass_BT = moved(columns.log_kept_mass_BT) if gathered else mass_BT
         return Terms(
             logprobs_BT=logprobs_BT,
-            # One update per rollout: the old policy is the current one, no second forward needed.
-            old_logprobs_BT=logprobs_BT.detach() if old_BT is None else old_BT,
+            old_logprobs_BT=old_BT,
             advantages_BT=columns.advantages_BT.to(logprobs_BT),
             mask_BT=columns.mask_BT.to(logprobs_BT),
             entropy_BT=inputs.scatter(stats.entropy_N, width),
             reference_logprobs_BT=moved(columns.reference_logprobs_BT),
-            rollout_logprobs_BT=moved(columns.rollout_logprobs_BT),
-            log_kept_mass_BT=moved(columns.log_kept_mass_BT) if old else laid_out(mass_N),
-            kept_BT=moved(columns.kept_BT) if old else laid_out(stats.kept_N),
+            rollout_logprobs_BT=rollout_BT,
+            log_kept_mass_BT=mass_BT,
+            kept_BT=moved(columns.kept_BT) if gathered else laid_out(stats.kept_N),
+            proxy_logprobs_BT=None if mass_BT is None else own_BT - mass_BT,
             proxy_kl_BT=laid_out(stats.proxy_kl_N),
             prepared={
                 name: column_BT[list(inputs.rows)].to(logprobs_BT)

@@ -24,17 +24,20 @@ class OldPolicy:
     Args:
         objective: Says what is needed.
         batch: The rollout; columns that are there already are not gathered again.
-        updates: Optimizer steps that it is split into.
+        moves: Whether the policy moves within the rollout: several updates.
+        against_learner: Whether ratios are taken against the learner's own probabilities.
     """
 
-    def __init__(self, objective: Objective, batch: Batch, updates: int) -> None:
+    def __init__(
+        self, objective: Objective, batch: Batch, *, moves: bool, against_learner: bool = True
+    ) -> None:
         self._batch = batch
-        moves, known = updates > 1, batch.old_logprobs_BT is not None
-        sampled = batch.rollout_logprobs_BT is not None  # stand for those of an unmoved policy
-        wanted = moves or (objective.needs_step_logprobs and not sampled)
-        self.logprobs = wanted and not known
-        self.entropy = objective.needs_step_entropy and batch.old_entropy_BT is None
         self.filter = objective.noise_filter if moves and batch.log_kept_mass_BT is None else None
+        sampled = batch.rollout_logprobs_BT is not None  # stand for those of an unmoved policy
+        wanted = (moves and against_learner) or self.filter is not None
+        wanted |= objective.needs_step_logprobs and not sampled
+        self.logprobs = wanted and batch.old_logprobs_BT is None
+        self.entropy = objective.needs_step_entropy and batch.old_entropy_BT is None
         self._divergence = self.filter is not None and objective.needs_proxy_kl
         empty = torch.zeros_like(batch.mask_BT)
         names = ["old_logprobs_BT"] * self.logprobs + ["old_entropy_BT"] * self.entropy

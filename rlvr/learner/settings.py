@@ -48,6 +48,11 @@ class LearnerSettings(Settings):
     updates_per_rollout: int = Field(1, ge=1)
     """Optimizer steps that a rollout is split into, by prompts. With 1, old and current policy
     coincide and the ratio is 1."""
+    ratio_against: Literal["learner", "rollout"] = "learner"
+    """Whose log-probabilities are the loss's old ones. learner: the policy's at the start of the
+    rollout's updates; with one update per rollout these are the current ones and cost no forward
+    pass, with more they cost one. rollout: the engine's, recorded as it sampled; never a pass, and
+    the ratio then also holds what engine and learner differ by (rounding, staleness)."""
     tokens_per_micro_batch: int = Field(4096, ge=1)
     """Most input positions run at once, padding included."""
     layout: Literal["auto", "packed", "padded"] = "auto"

@@ -43,7 +43,7 @@ class Objective:
         result = self.policy_loss(terms)
         loss_BT, metrics = result.loss_BT, dict(result.metrics)
         if terms.rollout_logprobs_BT is not None:
-            log_rho_BT = (terms.old_logprobs_BT - terms.rollout_logprobs_BT).detach()
+            log_rho_BT = terms.learner_logprobs_BT - terms.rollout_logprobs_BT
             weights_BT = self.correction.weights(log_rho_BT, terms.mask_BT)
             loss_BT = weights_BT * loss_BT
             metrics |= mismatch_metrics(log_rho_BT, terms.mask_BT)

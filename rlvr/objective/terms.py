@@ -21,9 +21,10 @@ class Terms:
 
     ``logprobs_BT``, ``entropy_BT`` and ``proxy_kl_BT`` carry gradients; the rest are constants.
     Entries where ``mask_BT`` is 0 hold zeros and count for nothing. ``log_kept_mass_BT`` and
-    ``kept_BT`` describe the old policy's proxy distribution (:class:`~rlvr.objective.proxy.Proxy`),
-    ``proxy_kl_BT`` is the divergence of the policy from it, ``prepared`` holds what each part of
-    the loss prepared for these rows, by name.
+    ``kept_BT`` describe the old policy's proxy distribution (:class:`~rlvr.objective.proxy.Proxy`);
+    ``proxy_logprobs_BT`` are its log-probabilities of the tokens it kept, and ``proxy_kl_BT`` is
+    the policy's divergence from it. ``prepared`` holds what each part of the loss prepared for
+    these rows, by name.
     """
 
     logprobs_BT: torch.Tensor
@@ -35,8 +36,19 @@ class Terms:
     rollout_logprobs_BT: torch.Tensor | None = None
     log_kept_mass_BT: torch.Tensor | None = None
     kept_BT: torch.Tensor | None = None
+    proxy_logprobs_BT: torch.Tensor | None = None
     proxy_kl_BT: torch.Tensor | None = None
     prepared: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def learner_logprobs_BT(self) -> torch.Tensor:
+        """The learner's own log-probabilities at the start of the rollout's updates, constant.
+
+        Where the engine's serve as old ones (the very same tensor) nobody has computed them; the
+        current ones then stand for them, as they do in the first update.
+        """
+        served = self.old_logprobs_BT is self.rollout_logprobs_BT
+        return (self.logprobs_BT if served else self.old_logprobs_BT).detach()
 
 
 @dataclass(frozen=True, slots=True)

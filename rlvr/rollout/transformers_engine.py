@@ -17,7 +17,7 @@ from pydantic import Field
 from transformers.cache_utils import Cache, DynamicLayer
 
 from rlvr.policy import Policy
-from rlvr.rollout.engine import Progress, Request, Sample
+from rlvr.rollout.engine import Assembly, Engine, Finished, Progress, Request, Sample
 from rlvr.rollout.sampling import Sampling, draw, uniform_stream
 from rlvr.settings import Settings
 from rlvr.types import FinishReason
@@ -31,7 +31,7 @@ class TransformersEngineSettings(Settings):
     """Most completions generated side by side."""
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """An :class:`~rlvr.rollout.engine.Engine` over a policy in this process.
 
     Args:
@@ -39,6 +39,8 @@ class TransformersEngine:
         stop_ids: Token ids that end a completion.
         settings: Batch size.
     """
+
+    overlaps = False
 
     def __init__(
         self,
@@ -53,13 +55,17 @@ class TransformersEngine:
 
     @property
     def policy_version(self) -> int:
-        """Number of learner updates behind the weights, as of the last sync."""
+        """Version of the weights, as it was published last."""
         return self._version
 
-    def sync(self, policy: Policy, version: int) -> dict[str, float]:
+    def publish(self, policy: Policy, version: int) -> dict[str, float]:
         """Note the version; the weights are the learner's own and need no copying."""
         assert policy is self.policy, "this engine generates with the policy it was made for"
         self._version = version
+        return {}
+
+    def load(self) -> dict[str, float]:
+        """Nothing to do: the weights are the learner's own."""
         return {}
 
     def close(self) -> None:
@@ -67,7 +73,11 @@ class TransformersEngine:
 
     @torch.no_grad()
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, progress: Progress | None = None
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Sample]]:
         """See :class:`~rlvr.rollout.engine.Engine`.
 
@@ -75,22 +85,17 @@ class TransformersEngine:
             ValueError: A prompt leaves no room for a token in the model's context.
         """
         self._check_context(requests, sampling)
-        results: list[list[Sample | None]] = [[None] * len(request.seeds) for request in requests]
-        total = sum(len(request.seeds) for request in requests)
-        done = 0
+        assembly = Assembly(requests, progress, finished)
         training = self.policy.training
         self.policy.eval()
         try:
             for slots in _batches(requests, self.settings.max_rows):
                 batch = _RunningBatch(self.policy, self.stop_ids, requests, slots, sampling)
                 for request, sample, output in batch.run():
-                    results[request][sample] = output
-                    done += 1
-                    if progress is not None:
-                        progress(done, total)
+                    assembly.add(request, sample, output)
         finally:
             self.policy.train(training)
-        return [[output for output in row if output is not None] for row in results]
+        return assembly.outputs
 
     def _check_context(self, requests: Sequence[Request], sampling: Sampling) -> None:
         limit = self.policy.context_length

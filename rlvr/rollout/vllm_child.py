@@ -101,15 +101,14 @@ class EngineProcess:
         return self._next(method, self.silence_timeout_s)
 
     def stream(self, method: str, **arguments: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401
-        """Ask for one thing and yield the messages about it as they come.
+        """Ask for one thing and yield the messages about it as they come, signs of life included.
 
         Raises:
             EngineDiedError: The last message did not come.
         """
         self._send({"method": method, **arguments})
         while (message := self._next(method, self.silence_timeout_s))["event"] != "done":
-            if message["event"] != "busy":
-                yield message
+            yield message
 
     def _send(self, message: dict[str, Any]) -> None:
         try:

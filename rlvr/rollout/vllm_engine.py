@@ -8,12 +8,12 @@ number that the loop sees, up to the rounding of another batch.
 Each sample is a request of its own with its own seed; samples of one prompt share whole blocks of
 its cache through vLLM's prefix cache.
 
-Left out: sampling ahead of the learner, engines behind a network address, and sleeping on a GPU
-that the learner needs.
+Left out: engines behind a network address, and sleeping on a GPU that the learner needs.
 """
 
 import importlib.util
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ from pydantic import Field
 
 from rlvr.policy import Policy, Precision
 from rlvr.remedies import VLLM_INSTALL
-from rlvr.rollout.engine import Progress, Request, Sample
+from rlvr.rollout.engine import Assembly, Engine, Finished, Progress, Request, Sample
 from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.vllm_child import EngineDiedError, EngineProcess
 from rlvr.rollout.weights import (
@@ -86,7 +86,7 @@ class VllmEngineSettings(Settings):
     """File that gets the engine's own output; null drops it when the engine ends."""
 
 
-class VllmEngine:
+class VllmEngine(Engine):
     """An :class:`~rlvr.rollout.engine.Engine` over a vLLM process.
 
     The process starts with the first :meth:`sync`.
@@ -101,6 +101,7 @@ class VllmEngine:
         ValueError: vLLM is not installed.
     """
 
+    overlaps = True
     # Switched off only to show that the proof finds what is left undone.
     _repair = True
 
@@ -128,10 +129,12 @@ class VllmEngine:
         self._process: EngineProcess | None = None
         self._loaded: int | None = None
         self._version = 0
+        # Held by whoever writes the weights (the learner) or reads them (the engine).
+        self._weights = threading.RLock()
 
     @property
     def policy_version(self) -> int:
-        """Number of learner updates behind the weights that were last proven."""
+        """Version of the weights that were last proven."""
         return self._version
 
     @property
@@ -139,36 +142,44 @@ class VllmEngine:
         """Process id of the engine while it runs."""
         return None if self._process is None else self._process.pid
 
-    def sync(self, policy: Policy, version: int) -> dict[str, float]:
-        """See :class:`~rlvr.rollout.engine.Engine`.
+    def publish(self, policy: Policy, version: int) -> dict[str, float]:
+        """Write the weights where the process will read them; see the protocol."""
+        began = time.perf_counter()
+        dtype = _DTYPES[self.precision]
+        with self._weights:
+            if self._folder is None:
+                size = sum(p.numel() for p in policy.parameters()) * dtype.itemsize
+                self._folder = WeightFolder(size, self.settings.weights_folder)
+            self._folder.write(policy, version, dtype)
+            self._expected = learner_logprobs(policy, self._sequence)
+            # Even where the number is one it has had: the weights may be others.
+            self._loaded = None
+        return {"sync/write_seconds": time.perf_counter() - began}
+
+    def load(self) -> dict[str, float]:
+        """Have the process read the weights, and prove that it did; see the protocol.
 
         Raises:
             StaleWeightsError: The engine does not compute with the new weights.
             ValueError: vLLM cannot be started.
         """
         began = time.perf_counter()
-        dtype = _DTYPES[self.precision]
-        if self._folder is None:
-            size = sum(p.numel() for p in policy.parameters()) * dtype.itemsize
-            self._folder = WeightFolder(size, self.settings.weights_folder)
-        # Even where the number is one it has had: the weights may be others.
-        self._loaded = None
-        self._folder.write(policy, version, dtype)
-        self._expected = learner_logprobs(policy, self._sequence)
-        written = time.perf_counter()
         difference = self._surviving(self._load)
-        self._version = version
-        assert difference is not None
-        return {
-            "sync/write_seconds": written - began,
-            "sync/load_seconds": time.perf_counter() - written,
+        metrics = {"engine/restarts": float(self.restarts)}
+        if difference is None:
+            return metrics
+        return metrics | {
+            "sync/load_seconds": time.perf_counter() - began,
             "sync/difference": difference.mean,
             "sync/difference_max": difference.largest,
-            "engine/restarts": self.restarts,
         }
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, progress: Progress | None = None
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Sample]]:
         """See :class:`~rlvr.rollout.engine.Engine`; needs a :meth:`sync` first.
 
@@ -179,16 +190,16 @@ class VllmEngine:
         """
         assert self._folder is not None, "an engine has no weights before its first sync"
         self._check_context(requests, sampling)
-        slots = [(r, s) for r, request in enumerate(requests) for s in range(len(request.seeds))]
-        done: dict[int, Sample] = {}
+        assembly = Assembly(requests, progress, finished)
 
         def attempt() -> None:
-            self._load()
+            assembly.tick()  # work that was called off in the meantime starts no engine
+            if self._process is None:
+                self._load()
             assert self._process is not None
             jobs = [
                 (job, request, engine_seed(requests[request].seeds[sample]))
-                for job, (request, sample) in enumerate(slots)
-                if job not in done
+                for job, request, sample in assembly.missing()
             ]
             for message in self._process.stream(
                 "generate",
@@ -196,13 +207,14 @@ class VllmEngine:
                 jobs=jobs,
                 sampling={**sampling.model_dump(), "stop_ids": self.stop_ids},
             ):
-                done[message["job"]] = _sample(message)
-                if progress is not None:
-                    progress(len(done), len(slots))
+                if message["event"] == "sample":
+                    request, sample = assembly.slots[message["job"]]
+                    assembly.add(request, sample, _sample(message))
+                else:
+                    assembly.tick()
 
         self._surviving(attempt)
-        ordered = iter(done[job] for job in range(len(slots)))
-        return [[next(ordered) for _ in request.seeds] for request in requests]
+        return assembly.outputs
 
     def close(self) -> None:
         """End the process and remove the weights; a second call does nothing."""
@@ -247,21 +259,23 @@ class VllmEngine:
             self._process = None
 
     def _load(self) -> Difference | None:
-        """See that a process runs the folder's weights; the proof if they were news to it."""
-        assert self._folder is not None
-        assert self._folder.version is not None, "the weights were not written whole"
-        if self._process is None:
-            self._process = self._start(self._folder)
-        elif self._loaded != self._folder.version:
-            self._process.call("reload", repair=self._repair)
-        else:
-            return None
-        answer = self._process.call("score", tokens=self._sequence)
-        difference = compare(answer["logprobs"], self._expected)
-        tolerance = self.settings.sync_tolerance or TOLERANCE[self.precision]
-        prove(difference, self._folder.version, self.precision, tolerance)
-        self._loaded = self._folder.version
-        return difference
+        """See that a process runs the newest weights; the proof if they were news to it."""
+        with self._weights:
+            folder = self._folder
+            assert folder is not None
+            assert folder.version is not None, "the weights were not written whole"
+            if self._process is None:
+                self._process = self._start(folder)
+            elif self._loaded != folder.version:
+                self._process.call("reload", repair=self._repair)
+            else:
+                return None
+            answer = self._process.call("score", tokens=self._sequence)
+            difference = compare(answer["logprobs"], self._expected)
+            tolerance = self.settings.sync_tolerance or TOLERANCE[self.precision]
+            prove(difference, folder.version, self.precision, tolerance)
+            self._loaded = self._version = folder.version
+            return difference
 
     def _start(self, folder: WeightFolder) -> EngineProcess:
         settings = self.settings

@@ -1,10 +1,10 @@
 """From prompts to groups: seeds and group ids by position, an engine, completions out."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rlvr.data import Prompt
-from rlvr.rollout.engine import Engine, Progress, Request
+from rlvr.rollout.engine import Engine, Progress, Request, Sample
 from rlvr.rollout.sampling import Sampling, sample_seed
 from rlvr.types import Completion, Group
 
@@ -19,6 +19,7 @@ def sample_groups(
     step: int,
     drawn: Counter[str] | None = None,
     progress: Progress | None = None,
+    finished: Callable[[int, Group], None] | None = None,
 ) -> list[Group]:
     """Sample one group per prompt, in order.
 
@@ -34,9 +35,14 @@ def sample_groups(
         step: The step; with the seed, problem and sample index it fixes the random numbers.
         drawn: How often each problem was drawn in this step already, by earlier calls; updated.
         progress: Told about finished completions.
+        finished: Given each group with its place in ``prompts`` as soon as it is complete, while
+            others are still being generated.
+
+    A completion's ``policy_version`` is that of the weights at the beginning; what had to be
+    generated again after the engine died may come from newer ones.
     """
     drawn = Counter() if drawn is None else drawn
-    position = drawn.total()
+    position, version = drawn.total(), engine.policy_version
     requests, firsts = [], []
     for prompt in prompts:
         first = drawn[prompt.problem.id] * samples_per_prompt
@@ -45,22 +51,33 @@ def sample_groups(
         seeds = tuple(sample_seed(run_seed, step, prompt.problem.id, index) for index in indices)
         requests.append(Request(tuple(prompt.ids), seeds))
         firsts.append(first)
-    outputs = engine.generate(requests, sampling, progress)
-    groups = []
-    for prompt, first, samples in zip(prompts, firsts, outputs, strict=True):
-        completions = tuple(
-            Completion(
-                problem_id=prompt.problem.id,
-                group_id=f"{step}/{position}",
-                sample_index=first + offset,
-                prompt_ids=tuple(prompt.ids),
-                token_ids=sample.token_ids,
-                logprobs=sample.logprobs,
-                finish_reason=sample.finish_reason,
-                policy_version=engine.policy_version,
-            )
-            for offset, sample in enumerate(samples)
+
+    done: dict[int, Group] = {}
+
+    def complete(index: int, samples: list[Sample]) -> None:
+        label = f"{step}/{position + index}"
+        done[index] = _group(prompts[index], samples, label, firsts[index], version)
+        if finished is not None:
+            finished(index, done[index])
+
+    engine.generate(requests, sampling, progress, complete)
+    return [done[index] for index in range(len(prompts))]
+
+
+def _group(
+    prompt: Prompt, samples: Sequence[Sample], label: str, first: int, version: int
+) -> Group:
+    completions = tuple(
+        Completion(
+            problem_id=prompt.problem.id,
+            group_id=label,
+            sample_index=first + offset,
+            prompt_ids=tuple(prompt.ids),
+            token_ids=sample.token_ids,
+            logprobs=sample.logprobs,
+            finish_reason=sample.finish_reason,
+            policy_version=version,
         )
-        groups.append(Group(prompt.problem, completions))
-        position += 1
-    return groups
+        for offset, sample in enumerate(samples)
+    )
+    return Group(prompt.problem, completions)

@@ -1,5 +1,8 @@
 """One step's rollout: sample, verify, and refill groups that would teach nothing.
 
+Verification overlaps generation: a group goes to the verifier as soon as its last completion is
+there, while the engine is still at work on others.
+
 A group whose rewards are all equal has zero advantage everywhere. With dynamic sampling (DAPO, Yu
 et al., arXiv:2503.14476, section 3.2) such groups are set aside and as many new problems are drawn
 in their place, up to a number of rounds; what is then still missing is filled with groups set aside
@@ -7,31 +10,66 @@ first. With no extra rounds (the default) this is a plain rollout.
 """
 
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
 
 from rlvr.rollout import sample_groups
+from rlvr.train.clock import Clock
 from rlvr.train.run import Run
-from rlvr.train.scoring import Scored
+from rlvr.train.scoring import Scored, scored_from_state, scored_state
+from rlvr.types import Group
+
+Show = Callable[[str, int, int | None], None]
+"""Told (what is going on, done, out of); what it raises ends the work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """The groups to train on, and all that were sampled, each in the order of sampling."""
 
+    step: int
     groups: list[list[Scored]]
     sampled: list[list[Scored]]
     rounds: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def version(self) -> int:
+        """Version of the weights that the rollout was begun with."""
+        return min(item.completion.policy_version for group in self.sampled for item in group)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """How much was sampled for what is trained on."""
+        """How much was sampled for what is trained on, and how old it is."""
         kept, sampled = len(self.groups), len(self.sampled)
+        ages = Counter(self.step - 1 - group[0].completion.policy_version for group in self.groups)
         return {
             "rollout/rounds": float(self.rounds),
             "rollout/discarded_groups": (sampled - kept) / sampled,
+            "rollout/staleness_mean": sum(age * count for age, count in ages.items()) / kept,
+            "rollout/staleness_max": float(max(ages)),
+            **{f"rollout/staleness_{age}": count / kept for age, count in sorted(ages.items())},
         }
+
+
+def rollout_state(rollout: Rollout) -> dict[str, Any]:
+    """A rollout as JSON values; its times, which a continuation has no use for, are left out."""
+    identities = [id(group) for group in rollout.sampled]
+    return {
+        "step": rollout.step,
+        "rounds": rollout.rounds,
+        "sampled": [[scored_state(item) for item in group] for group in rollout.sampled],
+        "kept": [identities.index(id(group)) for group in rollout.groups],
+    }
+
+
+def rollout_from_state(state: Mapping[str, Any]) -> Rollout:
+    """What :func:`rollout_state` described."""
+    sampled = [[scored_from_state(item) for item in group] for group in state["sampled"]]
+    kept = [sampled[index] for index in state["kept"]]
+    return Rollout(state["step"], kept, sampled, state["rounds"])
 
 
 def is_flat(group: list[Scored]) -> bool:
@@ -40,13 +78,14 @@ def is_flat(group: list[Scored]) -> bool:
     return max(rewards) == min(rewards)
 
 
-def collect(run: Run, step: int, timed: Callable[[str], AbstractContextManager[None]]) -> Rollout:
+def collect(run: Run, step: int, clock: Clock, show: Show) -> Rollout:
     """Sample and verify the groups of a step.
 
     Args:
         run: The run; its sampler advances.
         step: Number of the step, for seeds and group ids.
-        timed: Gives a context manager for a phase's name; phases of all rounds add up.
+        clock: Times generation, and what verification takes beyond it; rounds add up.
+        show: Told how far things are.
     """
     rollout, wanted = run.recipe.rollout, run.recipe.rollout.prompts_per_step
     sampled: list[list[Scored]] = []
@@ -55,23 +94,39 @@ def collect(run: Run, step: int, timed: Callable[[str], AbstractContextManager[N
     rounds = 0
     while rounds == 0 or (len(lively) < wanted and rounds <= rollout.refill_rounds):
         rounds += 1
-        with timed("generate"):
-            groups = sample_groups(
+        scored = _sample_and_score(run, step, wanted - len(lively), drawn, clock, show)
+        sampled += scored
+        lively += [group for group in scored if not is_flat(group)]
+    if not rollout.refill_rounds:
+        return Rollout(step, sampled, sampled, rounds, clock.seconds)
+    flat = [group for group in sampled if is_flat(group)]
+    kept = lively + flat[: wanted - len(lively)]
+    return Rollout(step, kept, sampled, rounds, clock.seconds)
+
+
+def _sample_and_score(
+    run: Run, step: int, count: int, drawn: Counter[str], clock: Clock, show: Show
+) -> list[list[Scored]]:
+    """One round: ``count`` newly drawn prompts, each group scored while others are generated."""
+    rollout = run.recipe.rollout
+    verdicts: dict[int, Future[list[list[Scored]]]] = {}
+    with ThreadPoolExecutor(1, "verify") as pool:
+
+        def score(index: int, group: Group) -> None:
+            verdicts[index] = pool.submit(run.scorer.score, [group])
+
+        with clock("generate"):
+            sample_groups(
                 run.engine,
-                run.next_prompts(wanted - len(lively)),
+                run.next_prompts(count),
                 rollout.samples_per_prompt,
                 rollout.sampling,
                 run_seed=run.recipe.seed,
                 step=step,
                 drawn=drawn,
-                progress=lambda done, total: run.log.phase("generating", done, total),
+                progress=lambda done, total: show("generating", done, total),
+                finished=score,
             )
-        with timed("verify"):
-            run.log.phase("verifying")
-            scored = run.scorer.score(groups)
-        sampled += scored
-        lively += [group for group in scored if not is_flat(group)]
-    if not rollout.refill_rounds:
-        return Rollout(sampled, sampled, rounds)
-    flat = [group for group in sampled if is_flat(group)]
-    return Rollout(lively + flat[: wanted - len(lively)], sampled, rounds)
+        with clock("verify"):
+            show("verifying", 0, None)
+            return [verdicts[index].result()[0] for index in range(count)]

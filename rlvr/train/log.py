@@ -1,7 +1,8 @@
 """What a run leaves for people: metrics, sample completions, trackers, live progress.
 
 ``metrics.jsonl`` gets a line when a step is finished, and another of the same step when it was
-evaluated or saved; readers merge lines of equal ``step``. A run that is resumed drops the lines
+evaluated or saved; readers merge lines of equal ``step``. ``timeline.jsonl`` says when each phase
+of a step began and ended. A run that is resumed drops the lines
 and files of steps after its checkpoint first: those steps are done again, and come out the same.
 """
 
@@ -53,7 +54,8 @@ class RunLog:
         self.folder, self.total, self.start = folder, total_steps, resumed_step
         self.console = console or Console()
         self.metrics_path = folder / "metrics.jsonl"
-        _drop_after(folder, self.metrics_path, resumed_step)
+        self.timeline_path = folder / "timeline.jsonl"
+        _drop_after(folder, resumed_step)
         self.trackers = [_start_tracker(name, folder, config or {}) for name in trackers]
         self.progress = Progress(
             TextColumn("[bold]{task.description}"),
@@ -70,7 +72,7 @@ class RunLog:
         self._steps = self.progress.add_task(
             "step", total=self.total, completed=self.start, figures=""
         )
-        self._phase = self.progress.add_task("starting", total=None, figures="")
+        self._lanes = {"learner": self.progress.add_task("starting", total=None, figures="")}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -78,9 +80,20 @@ class RunLog:
         for tracker in self.trackers:
             tracker.finish()
 
-    def phase(self, name: str, done: int = 0, total: int | None = None) -> None:
-        """Show what is going on within a step."""
-        self.progress.update(self._phase, description=name, completed=done, total=total)
+    def phase(
+        self, name: str, done: int = 0, total: int | None = None, lane: str = "learner"
+    ) -> None:
+        """Show what is going on within a step; each lane (thread) has a line of its own."""
+        if lane not in self._lanes:
+            self._lanes[lane] = self.progress.add_task(name, total=None, figures="")
+        self.progress.update(self._lanes[lane], description=name, completed=done, total=total)
+
+    def span(self, lane: str, step: int, phase: str, begin: float, end: float) -> None:
+        """Record when a phase of a step ran, in seconds since the epoch, in ``timeline.jsonl``."""
+        times = {"begin": round(begin, 3), "end": round(end, 3)}
+        row = {"step": step, "lane": lane, "phase": phase, **times}
+        with self.timeline_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
     def say(self, text: str) -> None:
         """One line for the person watching."""
@@ -164,7 +177,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    """The rows of a ``metrics.jsonl`` (or timeline), without a last line cut short."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
@@ -174,10 +187,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _drop_after(folder: Path, metrics_path: Path, step: int) -> None:
-    kept = [row for row in read_metrics(metrics_path) if row["step"] <= step and step > 0]
-    if metrics_path.exists():
-        write_atomically(metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
+def _drop_after(folder: Path, step: int) -> None:
+    for path in folder.glob("*.jsonl"):
+        kept = [row for row in read_metrics(path) if row["step"] <= step and step > 0]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
     for path in (*folder.glob("completions/step_*"), *folder.glob("evaluations/step_*")):
         if step == 0 or int(path.stem.removeprefix("step_")) > step:
             path.unlink()

@@ -57,6 +57,10 @@ class RolloutSettings(Settings):
     refill_rounds: int = Field(0, ge=0)
     """Dynamic sampling: how many times groups of equal rewards are replaced by newly drawn
     problems before the step goes on with what there is. 0 trains on the first draw."""
+    max_staleness: int = Field(0, ge=0)
+    """How many versions older than the policy the weights may be that a rollout is sampled with.
+    0 samples and updates in turn; 1 samples the next rollout during the update; more lets the
+    engine run further ahead. Needs an engine with weights of its own (vllm, vllm_server)."""
 
 
 class RewardTerm(Settings):
@@ -207,6 +211,18 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             f"rollout.prompts_per_step = {rollout.prompts_per_step} prompts; lower it"
         )
     engine, precision = rollout.engine, recipe.model.precision
+    if rollout.max_staleness and isinstance(engine, TransformersEngineSettings):
+        faults.append(
+            f"rollout.max_staleness = {rollout.max_staleness} samples during the update, but "
+            "rollout.engine 'transformers' samples with the very weights that are updated; choose "
+            "the engine vllm, or max_staleness = 0"
+        )
+    ratios = recipe.learner.ratio_against
+    if ratios == "rollout" and recipe.correction.name != "none":
+        faults.append(
+            f"learner.ratio_against = 'rollout' has the loss's own ratio correct for the engine, "
+            f"which correction {recipe.correction.name!r} would do a second time; drop one"
+        )
     if isinstance(engine, VllmEngineSettings) and engine.dtype not in ("auto", precision):
         faults.append(
             f"rollout.engine.dtype = {engine.dtype!r} rounds otherwise than model.precision = "

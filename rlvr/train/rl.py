@@ -2,17 +2,14 @@
 
 Prompts go to the rollout engine, which samples a group of completions for each; the verifier turns
 completions into rewards; rewards become advantages; the learner turns them into new weights, which
-the engine samples from in the next step.
+the engine samples from in the next step, or, if rollouts are sampled ahead, in a later one.
 
     rlvr train recipes/smollm2_arithmetic.yaml
 
-Left out here: asynchrony (sampling ahead of the learner) and more than one process.
+Left out here: more than one process.
 """
 
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -21,8 +18,10 @@ from rich.console import Console
 
 from rlvr.objective import Advantage
 from rlvr.policy import export_policy
+from rlvr.train.ahead import Rollouts, sampling_rollouts
 from rlvr.train.batch import build_batch, group_advantages, rollout_metrics
-from rlvr.train.collect import Rollout, collect
+from rlvr.train.clock import Clock
+from rlvr.train.collect import Rollout
 from rlvr.train.evaluation import evaluate
 from rlvr.train.interrupt import Stopped, StopSignals
 from rlvr.train.log import completion_row
@@ -46,61 +45,67 @@ def train(recipe: RLRecipe, *, resume: bool = False, console: Console | None = N
     with (
         StopSignals().watch() as signals,
         open_run(recipe, resume=resume, console=console or Console()) as run,
+        sampling_rollouts(run) as rollouts,
     ):
         try:
-            _evaluate_if_due(run, signals)
+            _evaluate_if_due(run, rollouts, signals)
             while run.step < recipe.steps:
-                train_step(run, signals)
-                _evaluate_if_due(run, signals)
+                train_step(run, rollouts, signals)
+                _evaluate_if_due(run, rollouts, signals)
                 if run.step % recipe.checkpoint.every == 0 or run.step == recipe.steps:
-                    _save(run, signals)
+                    _save(run, rollouts, signals)
         except Stopped:
             if run.step:
                 run.log.say(f"stopped after step {run.step}; saving")
-                run.save()
+                run.save(rollouts.state())
             raise
         run.log.phase("exporting")
         _export(run)
     return recipe.output
 
 
-def train_step(run: Run, signals: StopSignals) -> None:
+def train_step(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
     """Sample, verify, update, record."""
-    step, clock = run.step + 1, Clock()
-    rollout = collect(run, step, clock)
+    step = run.step + 1
+    clock = Clock(lambda *span: run.log.span("learner", step, *span))
+    rollout = rollouts.next(clock)
     batch = build_batch(rollout.groups, run.recipe.advantage, run.recipe.reward.truncated)
     with signals.shield():
         run.log.phase("updating")
-        metrics = run.learner.update(batch)
-        run.finish_step()
+        with clock("update", counted=False):
+            metrics = run.learner.update(batch)
+        run.step = step
+        rollouts.finished()
         with clock("sync"):
             run.log.phase("syncing weights")
-            metrics |= run.sync()
-        metrics |= rollout_metrics(rollout.sampled) | rollout.metrics
+            metrics |= rollouts.publish()
+        metrics |= rollout_metrics(rollout.sampled) | rollout.metrics | rollout.seconds
         metrics |= run.scorer.counters | clock.seconds
         run.log.step(step, metrics | _rates(rollout, metrics, clock))
         _keep_completions(run, step, rollout.groups, run.recipe.advantage)
 
 
-def _evaluate_if_due(run: Run, signals: StopSignals) -> None:
+def _evaluate_if_due(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
     """Evaluate before the first step, every so often, and after the last, once each."""
     due = run.step % run.recipe.evaluation.every == 0 or run.step == run.recipe.steps
     if not run.evaluation_prompts or not due or run.log.evaluated(run.step):
         return
-    clock = Clock()
-    with clock("evaluate"):
+    clock = Clock(lambda *span: run.log.span("learner", run.step, *span))
+    with rollouts.exclusive(), clock("evaluate"):
         metrics, rows = evaluate(run)
     with signals.shield():
         run.log.completions("evaluations", run.step, rows)
         run.log.step(run.step, metrics | clock.seconds)
 
 
-def _save(run: Run, signals: StopSignals) -> None:
-    clock = Clock()
+def _save(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
+    clock = Clock(lambda *span: run.log.span("learner", run.step, *span))
+    run.log.phase("waiting for rollouts to save")
+    rollouts.settle()
     with signals.shield():
         run.log.phase("saving")
         with clock("checkpoint"):
-            run.save()
+            run.save(rollouts.state())
         run.log.step(run.step, clock.seconds)
 
 
@@ -137,30 +142,11 @@ def _rates(rollout: Rollout, metrics: dict[str, float], clock: "Clock") -> dict[
     memory = {"memory/rss_gib": psutil.Process().memory_info().rss / 2**30}
     if torch.cuda.is_available():
         memory["memory/gpu_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return memory | {
+    rates = {
         "time/step": clock.total,
-        "throughput/generated_tokens_per_second": tokens(rollout.sampled)
-        / clock.seconds["time/generate"],
         "throughput/trained_tokens_per_second": tokens(rollout.groups) / metrics["time/update"],
     }
-
-
-class Clock:
-    """Seconds per phase since it was made."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Time a block under ``time/<phase>``; blocks of one phase add up."""
-        started = time.perf_counter()
-        yield
-        name = f"time/{phase}"
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-
-    @property
-    def total(self) -> float:
-        """Seconds since it was made."""
-        return time.perf_counter() - self._started
+    if "time/generate" in metrics:  # unless it was sampled before the run was interrupted
+        generated = tokens(rollout.sampled) / metrics["time/generate"]
+        rates["throughput/generated_tokens_per_second"] = generated
+    return memory | rates

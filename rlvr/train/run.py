@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -68,7 +68,8 @@ class Run:
     scorer: Scorer
     log: RunLog
     step: int = 0
-    sampler_state: dict[str, Any] = field(default_factory=dict)
+    rollouts_state: dict[str, Any] = field(default_factory=dict)
+    """Where the sampling of rollouts stood at the checkpoint that the run was continued from."""
     saved: Path | None = None
     """The checkpoint that this process wrote or read last."""
 
@@ -86,18 +87,14 @@ class Run:
         """The coming prompts; the sampler advances."""
         return [self.prompts[index] for index in self.sampler.next(count)]
 
-    def finish_step(self) -> None:
-        """Count the step as done: from here on a checkpoint holds it."""
-        self.step += 1
-        self.sampler_state = self.sampler.state_dict()
-
     def sync(self) -> dict[str, float]:
         """Give the engine the learner's weights; metrics of it."""
-        return self.engine.sync(self.policy, self.learner.updates)
+        return self.engine.sync(self.policy, self.step)
 
-    def save(self) -> Path:
+    def save(self, rollouts: Mapping[str, Any]) -> Path:
         """Write a checkpoint of the state after ``step`` steps, unless that was done already.
 
+        ``rollouts`` is where their sampling stands.
         One that is there but was not read is damaged, and is written again.
         """
         folder = self.folder / "checkpoints"
@@ -116,7 +113,7 @@ class Run:
             tensors={**self.learner.engine.state(), **random_states()},
             state={
                 "step": self.step,
-                "sampler": self.sampler_state,
+                "rollouts": dict(rollouts),
                 "updates": self.learner.updates,
                 "skipped_updates": self.learner.skipped_updates,
             },
@@ -131,8 +128,8 @@ class Run:
             {key: value for key, value in tensors.items() if not key.startswith("rng/")}
         )
         restore_random_states(tensors)
-        self.sampler.load_state_dict(state["sampler"])
-        self.sampler_state = state["sampler"]
+        self.rollouts_state = state["rollouts"]
+        self.sampler.load_state_dict(self.rollouts_state["sampler"])
         self.learner.updates = state["updates"]
         self.learner.skipped_updates = state["skipped_updates"]
         self.step = state["step"]
@@ -179,7 +176,6 @@ def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Ru
             scorer=scorer,
             log=None,  # type: ignore[arg-type]  # needs the step, which a checkpoint may set
         )
-        run.sampler_state = run.sampler.state_dict()
         if checkpoint is not None:
             run.restore(checkpoint)
             _say(console, f"resuming after step {run.step} from {checkpoint}")

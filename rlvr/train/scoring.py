@@ -1,7 +1,7 @@
 """From groups to rewards: text derived once from ids, verdicts from the pool, functions on top."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import reward
@@ -21,6 +21,20 @@ class Scored:
     grade: reward.Grade
     reward: float
     rewards: dict[str, float]
+
+
+def scored_state(item: Scored) -> dict[str, Any]:
+    """A scored completion as JSON values."""
+    return asdict(item)
+
+
+def scored_from_state(state: Mapping[str, Any]) -> Scored:
+    """What :func:`scored_state` described."""
+    fields = dict(state["completion"])
+    for name in ("prompt_ids", "token_ids", "logprobs"):
+        fields[name] = tuple(fields[name])
+    grade = reward.Grade(**state["grade"])
+    return Scored(**{**state, "completion": Completion(**fields), "grade": grade})
 
 
 class Scorer:

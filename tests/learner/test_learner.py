@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import random
 from dataclasses import replace
 
@@ -337,3 +338,23 @@ def test_reducers_give_padding_no_weight(reducer):
     weights = reducer.weights(mask, Counts.of(mask))
     assert bool((weights[mask == 0] == 0).all())
     assert bool((weights[mask == 1] > 0).all())
+
+
+def test_ratios_against_the_engine_use_its_log_probabilities_and_cost_no_pass(exact_policy):
+    plain, wide = Objective(Clip(), (), TokenMean()), Clip(low=1.0, high=100.0)
+    batch = make_batch(REWARDS)
+    own = learner_of(exact_policy, plain).logprobs(batch)
+    expected = gradients(learner_of(exact_policy, plain), batch)
+    learner = learner_of(exact_policy, replace(plain, policy_loss=wide), ratio_against="rollout")
+    passes = []
+    learner.policy.register_forward_pre_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+    # An engine that gave every token half the learner's probability: every ratio is 2.
+    halved = replace(batch, rollout_logprobs_BT=(own - math.log(2)) * batch.mask_BT)
+    for name, value in gradients(learner, halved).items():
+        assert torch.allclose(value, 2 * expected[name], atol=1e-12, rtol=1e-9), name
+    assert passes
+    assert all(passes)
+    learner = learner_of(exact_policy, plain, ratio_against="rollout")
+    metrics = learner.update(halved)
+    assert metrics["policy/ratio_max"] == pytest.approx(2.0)
+    assert metrics["mismatch/difference"] == pytest.approx(math.log(2))

@@ -16,9 +16,11 @@ SURROGATE = Ratio(cap=10.0)
 
 def tokens(logprobs, advantages, kept, mass=0.9, mask=None, old=None):
     logprobs = torch.tensor([logprobs], dtype=torch.float64)
+    old = logprobs if old is None else torch.tensor([old], dtype=torch.float64)
     return Terms(
         logprobs_BT=logprobs.clone().requires_grad_(),
-        old_logprobs_BT=logprobs if old is None else torch.tensor([old], dtype=torch.float64),
+        old_logprobs_BT=old,
+        proxy_logprobs_BT=old - math.log(mass),
         advantages_BT=torch.tensor([advantages], dtype=torch.float64),
         mask_BT=torch.ones_like(logprobs)
         if mask is None
@@ -135,7 +137,8 @@ def test_the_clamp_cuts_the_gradient_at_its_edge(clamp):
 def test_noise_is_pushed_down_exactly_as_without():
     """A dropped token whose proxy log-probability is minus infinity leaves no trace, no NaN."""
     case = tokens([-6.0, -0.1], [-1.0, -1.0], [0.0, 1.0])
-    case = replace(case, log_kept_mass_BT=torch.full((1, 2), -math.inf).double())
+    nothing = torch.full((1, 2), -math.inf).double()
+    case = replace(case, log_kept_mass_BT=nothing, proxy_logprobs_BT=-nothing)
     for kl in ("full", "sampled"):
         objective = Objective(SURROGATE, (LpReg(rho=0.5, kl=kl),), TokenMean())
         loss, metrics = whole(objective, prepared(objective, case))
@@ -181,6 +184,7 @@ def sampled_slope(log_x, advantage, mass, old):
         torch.full((1, 1), advantage, dtype=torch.float64),
         torch.ones(1, 1, dtype=torch.float64),
         log_kept_mass_BT=torch.full((1, 1), math.log(mass), dtype=torch.float64),
+        proxy_logprobs_BT=anchor - math.log(mass),
         kept_BT=torch.ones(1, 1),
         prepared={"lp_reg": torch.zeros(1, 1)},
     )

@@ -90,13 +90,15 @@ def columns(seed=0, rows=8, width=6):
     mask = (torch.arange(width) < lengths).double()
     old = uniform(-5, 0) * mask
     kept = (uniform() > 0.3).double()
+    log_mass = uniform(-0.3, -0.01) * mask
     return Terms(
         logprobs_BT=((old + uniform(-0.5, 0.5)) * mask).requires_grad_(),
         old_logprobs_BT=old,
         advantages_BT=torch.randn(rows, 1, generator=generator).double() * mask,
         mask_BT=mask,
         entropy_BT=(uniform(0, 2) * mask).requires_grad_(),
-        log_kept_mass_BT=uniform(-0.3, -0.01) * mask,
+        log_kept_mass_BT=log_mass,
+        proxy_logprobs_BT=old - log_mass,
         kept_BT=kept,
         proxy_kl_BT=uniform(0, 1).requires_grad_(),
     )

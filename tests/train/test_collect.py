@@ -1,7 +1,6 @@
 """Dynamic sampling and what becomes of truncated completions."""
 
 from collections import Counter
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +10,9 @@ from reward import Grade
 from rlvr.data import Prompt
 from rlvr.objective import GroupAdvantage
 from rlvr.rollout import Sample, Sampling
+from rlvr.rollout.engine import Assembly
 from rlvr.train.batch import build_batch
+from rlvr.train.clock import Clock
 from rlvr.train.collect import collect
 from rlvr.train.scoring import Scored
 from rlvr.types import Completion, Message, Problem
@@ -27,10 +28,12 @@ class CountingEngine:
     def __init__(self):
         self.seeds = []
 
-    def generate(self, requests, sampling, progress=None):
+    def generate(self, requests, sampling, progress=None, finished=None):
         self.seeds += [seed for request in requests for seed in request.seeds]
-        sample = Sample((5, 2), (-1.0, -1.0), "stop")
-        return [[sample for _ in request.seeds] for request in requests]
+        assembly = Assembly(requests, progress, finished)
+        for _, request, sample in assembly.missing():
+            assembly.add(request, sample, Sample((5, 2), (-1.0, -1.0), "stop"))
+        return assembly.outputs
 
 
 def scored(completion, reward):
@@ -76,13 +79,19 @@ def numbers(groups):
 
 
 def test_a_plain_rollout_trains_on_what_it_draws():
-    rollout = collect(fake_run(0), 1, lambda _: nullcontext())
+    rollout = collect(fake_run(0), 1, Clock(), lambda *_: None)
     assert numbers(rollout.groups) == [0, 1, 2, 3, 4, 5]
-    assert rollout.metrics == {"rollout/rounds": 1.0, "rollout/discarded_groups": 0.0}
+    assert rollout.metrics == {
+        "rollout/rounds": 1.0,
+        "rollout/discarded_groups": 0.0,
+        "rollout/staleness_mean": 0.0,
+        "rollout/staleness_max": 0.0,
+        "rollout/staleness_0": 1.0,
+    }
 
 
 def test_flat_groups_are_replaced_until_the_step_is_full():
-    rollout = collect(fake_run(5), 1, lambda _: nullcontext())
+    rollout = collect(fake_run(5), 1, Clock(), lambda *_: None)
     assert numbers(rollout.groups) == [1, 2, 4, 5, 7, 8]
     assert numbers(rollout.sampled) == list(range(9))
     assert rollout.rounds == 3, "0 and 3 are replaced by 6 and 7, then 6 by 8"
@@ -92,14 +101,14 @@ def test_flat_groups_are_replaced_until_the_step_is_full():
 
 
 def test_the_cap_ends_it_and_flat_groups_fill_up():
-    rollout = collect(fake_run(1), 1, lambda _: nullcontext())
+    rollout = collect(fake_run(1), 1, Clock(), lambda *_: None)
     assert rollout.rounds == 2
     assert numbers(rollout.groups) == [1, 2, 4, 5, 7, 0]
 
 
 def test_a_problem_drawn_again_in_a_step_is_sampled_with_other_random_numbers():
     run = fake_run(6, size=3)
-    rollout = collect(run, 1, lambda _: nullcontext())
+    rollout = collect(run, 1, Clock(), lambda *_: None)
     assert max(Counter(numbers(rollout.sampled)).values()) > 1
     assert len(set(run.engine.seeds)) == len(run.engine.seeds)
 

@@ -90,8 +90,9 @@ class LpReg(Part):
         """beta x divergence at the tokens that pass the three gates, [B, T]."""
         assert terms.kept_BT is not None, "the learner provides the proxy's statistics"
         assert terms.log_kept_mass_BT is not None
+        assert terms.proxy_logprobs_BT is not None
         logp_BT = terms.logprobs_BT.detach()
-        log_proxy_BT = terms.old_logprobs_BT - terms.log_kept_mass_BT
+        log_proxy_BT = terms.proxy_logprobs_BT
         low_BT, log_delta_BT = self._low(terms, logp_BT)
         passed_BT = low_BT & (terms.kept_BT > 0)
         if self.noise_gate == "below_proxy":
