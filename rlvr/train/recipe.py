@@ -17,6 +17,7 @@ from rlvr.objective import (
     PolicyLoss,
     Reducer,
     Regulariser,
+    TokenFilter,
     TokenMean,
 )
 from rlvr.policy import ModelSettings
@@ -147,6 +148,8 @@ class RLRecipe(Settings):
     """The policy-gradient loss."""
     correction: Correction = NoCorrection()
     """What is done about the difference between the engine's and the learner's probabilities."""
+    filters: tuple[TokenFilter, ...] = ()
+    """Which tokens take part in the policy loss; all where there is no filter."""
     regularisers: tuple[Regulariser, ...] = ()
     """Terms added to the loss."""
     reducer: Reducer = TokenMean()
@@ -193,7 +196,7 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             "rollout.sampling.temperature = 0 gives every sample of a problem the same tokens, so "
             "there is nothing to learn from; choose one above 0"
         )
-    if sampling.truncates and recipe.policy_loss.name != "reinforce":
+    if sampling.truncates and recipe.policy_loss.name not in ("reinforce", "none"):
         faults.append(
             f"rollout.sampling.top_p = {sampling.top_p} and top_k = {sampling.top_k} sample from "
             "another distribution than the one whose ratio policy_loss "
@@ -228,9 +231,10 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             f"rollout.engine.dtype = {engine.dtype!r} rounds otherwise than model.precision = "
             f"{precision!r}: the samples would drift away from the policy; set dtype to auto"
         )
-    names = [term.name for term in recipe.regularisers]
-    if len(set(names)) < len(names):
-        faults.append(f"regularisers {names} name one twice; merge their coefficients")
+    for key, parts in (("regularisers", recipe.regularisers), ("filters", recipe.filters)):
+        names = [part.name for part in parts]
+        if len(set(names)) < len(names):
+            faults.append(f"{key} {names} name one twice; merge their coefficients")
     if recipe.learner.layout == "packed" and recipe.model.attention not in ("sdpa", "eager"):
         faults.append(
             f"learner.layout = 'packed' needs a block mask, which model.attention = "

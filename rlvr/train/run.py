@@ -116,6 +116,7 @@ class Run:
                 "rollouts": dict(rollouts),
                 "updates": self.learner.updates,
                 "skipped_updates": self.learner.skipped_updates,
+                "objective": self.learner.objective.state(),
             },
             keep=self.recipe.checkpoint.keep,
         )
@@ -132,6 +133,7 @@ class Run:
         self.sampler.load_state_dict(self.rollouts_state["sampler"])
         self.learner.updates = state["updates"]
         self.learner.skipped_updates = state["skipped_updates"]
+        self.learner.objective.load_state(state.get("objective", {}))
         self.step = state["step"]
         self.saved = checkpoint
 
@@ -280,7 +282,11 @@ def versions() -> dict[str, str]:
 def build_learner(recipe: RLRecipe, checkpoint: Path | None = None) -> Learner:
     """The policy, its reference where the objective needs one, and the optimizer."""
     objective = Objective(
-        recipe.policy_loss, recipe.regularisers, recipe.reducer, recipe.correction
+        recipe.policy_loss,
+        recipe.regularisers,
+        recipe.reducer,
+        recipe.correction,
+        recipe.filters,
     )
     policy = load_policy(recipe.model, saved=checkpoint)
     reference = None
