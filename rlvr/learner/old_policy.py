@@ -13,6 +13,7 @@ import torch
 
 from rlvr.objective import Objective
 from rlvr.policy import ModelInputs, ProxyRequest, ProxyRows, TokenStats
+from rlvr.ranks import Ranks
 from rlvr.types import Batch
 
 Entries = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -79,11 +80,29 @@ class OldPolicy:
             ):
                 self._rows[row] = entries
 
-    def batch(self) -> Batch:
-        """The rollout with what was gathered."""
-        rows = tuple(entries for entries in self._rows if entries is not None)
-        fields: dict[str, Any] = {**self._columns, "proxy_rows": rows or None}
+    def batch(self, ranks: Ranks) -> Batch:
+        """The rollout with what all ranks gathered; collective."""
+        fields: dict[str, Any] = {name: ranks.sum(c_BT) for name, c_BT in self._columns.items()}
+        if self._divergence:
+            fields["proxy_rows"] = self._rows_of_all(ranks)
         return replace(self._batch, **fields)
+
+    def _rows_of_all(self, ranks: Ranks) -> tuple[Entries, ...]:
+        if ranks.count > 1:
+            mine = {
+                str(row): [column_S.tolist() for column_S in entries]
+                for row, entries in enumerate(self._rows)
+                if entries is not None
+            }
+            for found in ranks.gather(mine):
+                for row, (columns, words, logprobs) in found.items():
+                    dtype = self._batch.mask_BT.dtype
+                    values = torch.tensor(logprobs, dtype=dtype)
+                    places = torch.tensor([columns, words], dtype=torch.long)
+                    self._rows[int(row)] = (places[0], places[1], values)
+        rows = tuple(entries for entries in self._rows if entries is not None)
+        assert len(rows) == len(self._batch), "every completion was run on some rank"
+        return rows
 
 
 def _by_completion(inputs: ModelInputs, rows: ProxyRows) -> list[Entries]:

@@ -19,10 +19,10 @@ position's divergence, the backward pass spends nothing on it.
 Not here: soft-capped or otherwise transformed logits (``Policy`` refuses such models at load).
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.autograd.function import once_differentiable
 
 from rlvr.policy.proxy import (
@@ -40,8 +40,7 @@ _CHUNK_LOGITS = {"cpu": 2**22}
 _CHUNK_LOGITS_ELSEWHERE = 2**25
 
 
-@dataclass(frozen=True, slots=True)
-class TokenStats:
+class TokenStats(NamedTuple):
     """Statistics of N tokens, in nats.
 
     ``logprobs_N``, ``entropy_N`` and ``proxy_kl_N`` carry gradients. ``log_kept_mass_N`` is log Z
@@ -100,6 +99,32 @@ def token_stats(
         kl_N if has_kl else None,
         kept_rows[0] if kept_rows else None,
     )
+
+
+class TokenHead(nn.Module):
+    """A model's output head, read through :func:`token_stats`.
+
+    It holds the head's own parameters and is a module of its own because that is where an engine
+    that shards parameters looks for the ones a computation needs, forward and backward.
+
+    Args:
+        head: The output head, a linear layer.
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.weight = head.weight
+        self.bias = getattr(head, "bias", None)
+
+    def forward(
+        self,
+        hidden_ND: torch.Tensor,
+        targets_N: torch.Tensor,
+        **options: Any,  # noqa: ANN401
+    ) -> TokenStats:
+        """Statistics of ``targets_N``; options as :func:`token_stats`."""
+        assert isinstance(self.weight, torch.Tensor)
+        return token_stats(hidden_ND, self.weight, targets_N, bias_V=self.bias, **options)
 
 
 def default_chunk(vocabulary: int, device: str) -> int:

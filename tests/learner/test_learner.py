@@ -17,37 +17,12 @@ from rlvr.objective import (
     ConstantLength,
     Counts,
     Entropy,
-    GroupAdvantage,
     Objective,
     SequenceMean,
     TokenMean,
 )
 from rlvr.policy import ModelSettings, load_policy
-from rlvr.types import Batch
-
-
-def make_batch(rewards, group=4, seed=0):
-    generator = random.Random(seed)
-    prompts = [[generator.randrange(3, 60) for _ in range(4 + g)] for g in range(len(rewards))]
-    prompts = [tuple(prompts[index // group]) for index in range(len(rewards))]
-    completions = [
-        tuple(generator.randrange(3, 60) for _ in range(generator.randrange(1, 9))) for _ in rewards
-    ]
-    mask = torch.zeros(len(rewards), max(map(len, completions)), dtype=torch.float64)
-    for row, completion in enumerate(completions):
-        mask[row, : len(completion)] = 1
-    index = torch.arange(len(rewards)) // group
-    values = torch.tensor(rewards, dtype=torch.float64)
-    advantages = GroupAdvantage()(values, index)
-    return Batch(
-        prompt_ids=tuple(prompts),
-        completion_ids=tuple(completions),
-        group_index_B=index,
-        rewards_B=values,
-        advantages_BT=advantages[:, None] * mask,
-        mask_BT=mask,
-        rollout_logprobs_BT=torch.zeros_like(mask),
-    )
+from tests.learner.batches import make_batch
 
 
 def learner_of(policy, objective, **settings):
@@ -184,9 +159,9 @@ def test_clipping_scales_the_gradient_to_the_limit(exact_policy):
     step = learner.engine.optimizer.step
 
     def measure():
+        step()  # which scales them
         total = sum(float(p.grad.square().sum()) for p in learner.engine.named.values())
         norms.append(total**0.5)
-        step()
 
     learner.engine.optimizer.step = measure
     assert learner.update(make_batch(REWARDS))["learner/grad_norm"] > 1e-3

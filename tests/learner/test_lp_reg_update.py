@@ -19,7 +19,8 @@ from rlvr.objective import (
     TokenMean,
     TopEntropy,
 )
-from tests.learner.test_learner import REWARDS, gradients, make_batch
+from tests.learner.batches import make_batch
+from tests.learner.test_learner import REWARDS, gradients
 
 PROXY = Proxy(kappa=0.45)  # an untrained model is nearly uniform: a filter that drops something
 
