@@ -13,33 +13,23 @@ Left out: engines behind a network address, and sleeping on a GPU that the learn
 
 import importlib.util
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import torch
 from pydantic import Field
 
 from rlvr.policy import Policy, Precision
 from rlvr.remedies import VLLM_INSTALL
 from rlvr.rollout.engine import Assembly, Engine, Finished, Progress, Request, Sample
+from rlvr.rollout.published import PublishedWeights
 from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.vllm_child import EngineDiedError, EngineProcess
-from rlvr.rollout.weights import (
-    TOLERANCE,
-    Difference,
-    WeightFolder,
-    compare,
-    learner_logprobs,
-    proof_sequence,
-    prove,
-)
+from rlvr.rollout.weights import Difference, WeightFolder
 from rlvr.settings import Settings
 
 _Result = TypeVar("_Result")
-_DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # On a CPU vLLM's own choice, 128, would share nothing of a short prompt; it wants multiples of 32.
 _CPU_BLOCK = 32
 
@@ -122,15 +112,16 @@ class VllmEngine(Engine):
         self.max_length: int | None = min((n for n in limits if n), default=None)
         self.restarts = 0
         self._device = policy.device.type
-        vocabulary = policy.causal_lm.config.get_text_config().vocab_size
-        self._sequence = proof_sequence(vocabulary, self.max_length and self.max_length - 1)
-        self._expected: list[float] = []
-        self._folder: WeightFolder | None = None
+        self._weights = PublishedWeights(
+            policy,
+            self.precision,
+            self.settings.weights_folder,
+            self.settings.sync_tolerance,
+            self.max_length,
+        )
         self._process: EngineProcess | None = None
-        self._loaded: int | None = None
+        self._loaded = 0
         self._version = 0
-        # Held by whoever writes the weights (the learner) or reads them (the engine).
-        self._weights = threading.RLock()
 
     @property
     def policy_version(self) -> int:
@@ -145,15 +136,7 @@ class VllmEngine(Engine):
     def publish(self, policy: Policy, version: int) -> dict[str, float]:
         """Write the weights where the process will read them; see the protocol."""
         began = time.perf_counter()
-        dtype = _DTYPES[self.precision]
-        with self._weights:
-            if self._folder is None:
-                size = sum(p.numel() for p in policy.parameters()) * dtype.itemsize
-                self._folder = WeightFolder(size, self.settings.weights_folder)
-            self._folder.write(policy, version, dtype)
-            self._expected = learner_logprobs(policy, self._sequence)
-            # Even where the number is one it has had: the weights may be others.
-            self._loaded = None
+        self._weights.write(policy, version)
         return {"sync/write_seconds": time.perf_counter() - began}
 
     def load(self) -> dict[str, float]:
@@ -188,8 +171,8 @@ class VllmEngine(Engine):
         Raises:
             ValueError: A prompt leaves no room for a token, or the engine died too often.
         """
-        assert self._folder is not None, "an engine has no weights before its first sync"
-        self._check_context(requests, sampling)
+        assert self._weights.serial, "an engine has no weights before its first sync"
+        check_context(requests, sampling, self.max_length, "rollout.engine.max_model_len")
         assembly = Assembly(requests, progress, finished)
 
         def attempt() -> None:
@@ -221,18 +204,7 @@ class VllmEngine(Engine):
         if self._process is not None:
             self._process.close()
             self._process = None
-        if self._folder is not None:
-            self._folder.remove()
-            self._folder = None
-
-    def _check_context(self, requests: Sequence[Request], sampling: Sampling) -> None:
-        longest = max((len(request.prompt_ids) for request in requests), default=0)
-        if self.max_length is not None and longest + sampling.max_tokens > self.max_length:
-            raise ValueError(
-                f"a prompt of {longest} tokens with max_tokens {sampling.max_tokens} exceeds the "
-                f"engine's longest sequence of {self.max_length}; lower max_tokens or "
-                "data.max_prompt_tokens, or raise rollout.engine.max_model_len"
-            )
+        self._weights.close()
 
     def _surviving(self, action: Callable[[], _Result]) -> _Result:
         """Do something with the engine; when the engine dies of it, start another and go on."""
@@ -260,21 +232,17 @@ class VllmEngine(Engine):
 
     def _load(self) -> Difference | None:
         """See that a process runs the newest weights; the proof if they were news to it."""
-        with self._weights:
-            folder = self._folder
-            assert folder is not None
-            assert folder.version is not None, "the weights were not written whole"
+        weights = self._weights
+        with weights.lock:
             if self._process is None:
-                self._process = self._start(folder)
-            elif self._loaded != folder.version:
+                self._process = self._start(weights.folder)
+            elif self._loaded != weights.serial:
                 self._process.call("reload", repair=self._repair)
             else:
                 return None
-            answer = self._process.call("score", tokens=self._sequence)
-            difference = compare(answer["logprobs"], self._expected)
-            tolerance = self.settings.sync_tolerance or TOLERANCE[self.precision]
-            prove(difference, folder.version, self.precision, tolerance)
-            self._loaded = self._version = folder.version
+            answer = self._process.call("score", tokens=weights.sequence)
+            difference = weights.check(answer["logprobs"])
+            self._loaded, self._version = weights.serial, weights.version
             return difference
 
     def _start(self, folder: WeightFolder) -> EngineProcess:
@@ -303,6 +271,23 @@ class VllmEngine(Engine):
             "kv_cache_memory_bytes": None if cache_gib is None else int(cache_gib * 2**30),
             "block_size": settings.block_size or (_CPU_BLOCK if cpu else None),
         }
+
+
+def check_context(
+    requests: Sequence[Request], sampling: Sampling, limit: int | None, setting: str
+) -> None:
+    """See that every completion has room.
+
+    Raises:
+        ValueError: The longest prompt and ``max_tokens`` exceed ``limit``; ``setting`` raises it.
+    """
+    longest = max((len(request.prompt_ids) for request in requests), default=0)
+    if limit is not None and longest + sampling.max_tokens > limit:
+        raise ValueError(
+            f"a prompt of {longest} tokens with max_tokens {sampling.max_tokens} exceeds the "
+            f"engine's longest sequence of {limit}; lower max_tokens or data.max_prompt_tokens, "
+            f"or raise {setting}"
+        )
 
 
 def engine_seed(seed: int) -> int:

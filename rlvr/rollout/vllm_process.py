@@ -150,27 +150,29 @@ class Server:
         return {}
 
 
-def sampling_parameters(sampling: dict[str, Any], seed: int) -> Any:  # noqa: ANN401
-    """vLLM's parameters of one sample; ``sampling`` has the fields of Sampling and stop_ids.
+def sampling_fields(sampling: dict[str, Any], seed: int) -> dict[str, Any]:
+    """What vLLM is told about one sample; ``sampling`` has the fields of Sampling and stop_ids.
 
     Every id that ends a completion is named in ``stop_ids``, so vLLM's own end token, which comes
     from files that the learner may read otherwise, is ignored.
     """
+    return {
+        **{name: sampling[name] for name in ("temperature", "top_p", "top_k", "max_tokens")},
+        "seed": seed,
+        "stop_token_ids": sampling["stop_ids"],
+        "ignore_eos": True,
+        "logprobs": 0,
+        "detokenize": False,
+    }
+
+
+def sampling_parameters(sampling: dict[str, Any], seed: int) -> Any:  # noqa: ANN401
+    """:func:`sampling_fields` as vLLM's own object."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    return SamplingParams(
-        temperature=sampling["temperature"],
-        top_p=sampling["top_p"],
-        top_k=sampling["top_k"],
-        max_tokens=sampling["max_tokens"],
-        seed=seed,
-        stop_token_ids=sampling["stop_ids"],
-        ignore_eos=True,
-        logprobs=0,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
+    fields = sampling_fields(sampling, seed)
+    return SamplingParams(**fields, output_kind=RequestOutputKind.FINAL_ONLY)
 
 
 def sample_message(output: Any) -> dict[str, Any]:  # noqa: ANN401

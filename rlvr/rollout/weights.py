@@ -55,6 +55,11 @@ class StaleWeightsError(ValueError):
     """The engine does not compute with the weights that it was given."""
 
 
+def whole_elements(tensor: torch.Tensor) -> int:
+    """Elements of the whole weight; a sharded one is empty and says how many it stands for."""
+    return int(getattr(tensor, "ds_numel", tensor.numel()))
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry:
     """A weight of the model as it stands there, and the adapter that is to be added to it."""
@@ -70,11 +75,6 @@ class _Entry:
         if self.adapter is not None:
             found += [p for name, p in self.adapter.named_parameters() if "lora_" in name]
         return found
-
-    @property
-    def elements(self) -> int:
-        """Of the whole weight; a sharded one is empty and says how many it stands for."""
-        return int(getattr(self.tensor, "ds_numel", self.tensor.numel()))
 
     def merged(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight that is computed with; the adapter is added in the weight's own precision."""
@@ -102,7 +102,7 @@ def merged_buckets(
     bucket: list[_Entry] = []
     size = 0
     for entry in _entries(policy):
-        more = entry.elements * dtype.itemsize
+        more = whole_elements(entry.tensor) * dtype.itemsize
         if bucket and size + more > most:
             yield from _realised(policy, bucket, dtype)
             bucket, size = [], 0
