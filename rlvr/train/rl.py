@@ -82,6 +82,7 @@ def train_step(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
         metrics |= rollout_metrics(rollout.sampled) | rollout.metrics | rollout.seconds
         metrics |= run.scorer.counters | clock.seconds
         run.log.step(step, metrics | _rates(rollout, metrics, clock))
+        run.log.accuracy(step, rollout.sampled)
         _keep_completions(run, step, rollout.groups, run.recipe.advantage)
 
 
