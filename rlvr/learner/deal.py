@@ -1,48 +1,69 @@
-"""Micro-batches to ranks: as many for each, with as equal work as they come.
+"""Rows to ranks, and into micro-batches: equal work for each, and equally many passes.
 
 Every rank knows the whole step and deals in the same way, so nothing is said about it. A rank that
-shards parameters with others must run as many passes as they do; where the plan does not divide,
-the costliest micro-batches are split, and where nothing can be split a rank gets an empty one.
+shards parameters with others must run as many passes as they do; who has fewer splits its costliest
+micro-batches, and where nothing can be split gets an empty one.
 """
 
 from collections.abc import Callable, Sequence
 
-Micro = tuple[int, ...]
+Rows = tuple[int, ...]
+"""Rows of the batch that run together; the empty micro-batch is ``()``."""
 
 
-def deal(plan: Sequence[Micro], cost: Callable[[Micro], int], ranks: int) -> list[list[Micro]]:
-    """Part a plan over ranks.
+def deal(
+    units: Sequence[Rows],
+    cost: Callable[[Rows], int],
+    plan: Callable[[Sequence[int]], list[Rows]],
+    ranks: int,
+) -> list[list[Rows]]:
+    """Part the rows of a step over ranks and plan each one's micro-batches.
 
     Args:
-        plan: Micro-batches, each the rows that it holds.
-        cost: Positions that a micro-batch runs.
+        units: Rows that are better run by the same rank, as completions of one prompt are.
+        cost: Positions that rows run together take.
+        plan: Splits rows into micro-batches.
         ranks: How many processes share the work.
 
     Returns:
-        For each rank equally many micro-batches, in the plan's order; the empty one is ``()``.
+        For each rank equally many micro-batches.
     """
     if ranks == 1:
-        return [list(plan)]
-    pieces = _split_evenly(list(plan), cost, ranks)
-    each = -(-len(pieces) // ranks)
-    shares: list[list[Micro]] = [[] for _ in range(ranks)]
+        return [plan([row for unit in units for row in unit])]
+    shares: list[list[int]] = [[] for _ in range(ranks)]
     load = [0] * ranks
-    # Longest first, each to the rank with the least work so far that still has room.
-    for piece in sorted(pieces, key=lambda piece: (-cost(piece), piece)):
-        rank = min((r for r in range(ranks) if len(shares[r]) < each), key=lambda r: (load[r], r))
-        shares[rank].append(piece)
-        load[rank] += cost(piece)
-    place = {piece: index for index, piece in enumerate(pieces)}
-    return [sorted(share, key=place.__getitem__) + [()] * (each - len(share)) for share in shares]
+    # Longest first, each to the rank with the least work so far.
+    for unit in sorted(_small_enough(units, cost, ranks), key=lambda unit: (-cost(unit), unit)):
+        rank = load.index(min(load))
+        shares[rank].extend(unit)
+        load[rank] += cost(unit)
+    plans = [plan(sorted(rows)) for rows in shares]
+    most = max(map(len, plans))
+    return [_stretched(micros, most, cost) for micros in plans]
 
 
-def _split_evenly(pieces: list[Micro], cost: Callable[[Micro], int], ranks: int) -> list[Micro]:
-    """Halve the costliest micro-batches until their number divides, as far as rows allow."""
-    while len(pieces) % ranks:
-        divisible = [index for index, piece in enumerate(pieces) if len(piece) > 1]
+def _small_enough(units: Sequence[Rows], cost: Callable[[Rows], int], ranks: int) -> list[Rows]:
+    """Halve units that are more than a rank's share of the work."""
+    share = sum(map(cost, units)) / ranks
+    small: list[Rows] = []
+    waiting = list(units)
+    while waiting:
+        unit = waiting.pop()
+        if len(unit) > 1 and cost(unit) > share:
+            waiting += [unit[: len(unit) // 2], unit[len(unit) // 2 :]]
+        else:
+            small.append(unit)
+    return small
+
+
+def _stretched(micros: list[Rows], count: int, cost: Callable[[Rows], int]) -> list[Rows]:
+    """Split micro-batches, and add empty ones, until there are ``count``."""
+    micros = list(micros)
+    while len(micros) < count:
+        divisible = [index for index, rows in enumerate(micros) if len(rows) > 1]
         if not divisible:
-            break
-        index = max(divisible, key=lambda i: (cost(pieces[i]), -i))
-        piece = pieces[index]
-        pieces[index : index + 1] = [piece[: len(piece) // 2], piece[len(piece) // 2 :]]
-    return pieces
+            return micros + [()] * (count - len(micros))
+        index = max(divisible, key=lambda i: (cost(micros[i]), -i))
+        rows = micros[index]
+        micros[index : index + 1] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    return micros

@@ -15,7 +15,7 @@ from functools import reduce
 import torch
 from torch import nn
 
-from rlvr.learner.deal import Micro, deal
+from rlvr.learner.deal import Rows, deal
 from rlvr.learner.launch import Launch, build_engine
 from rlvr.learner.models import POLICY, Models
 from rlvr.learner.old_policy import OldPolicy
@@ -221,7 +221,7 @@ class Learner:
     def _forward(
         self,
         batch: Batch,
-        micro: Micro,
+        micro: Rows,
         frozen: Policy | None = None,
         *,
         entropy: bool = False,
@@ -243,18 +243,25 @@ class Learner:
             return inputs, frozen(inputs, **options)
         return inputs, self.engine.forward(inputs, **options).stats
 
-    def _share(self, batch: Batch, rows: Sequence[int]) -> list[Micro]:
+    def _share(self, batch: Batch, rows: Sequence[int]) -> list[Rows]:
         """This rank's micro-batches."""
         share = self._deal(batch, rows)[self.ranks.rank]
         return share if self.engine.equal_micro_batches else [micro for micro in share if micro]
 
-    def _deal(self, batch: Batch, rows: Sequence[int]) -> list[list[Micro]]:
+    def _deal(self, batch: Batch, rows: Sequence[int]) -> list[list[Rows]]:
         """Every rank's micro-batches."""
+        units: dict[object, Rows] = {}
+        for row in rows:  # packed, completions of one prompt share it
+            unit = batch.prompt_ids[row] if self.packed else row
+            units[unit] = (*units.get(unit, ()), row)
         return deal(
-            self._plan(batch, rows), lambda micro: self._positions(batch, micro), self.ranks.count
+            list(units.values()),
+            lambda micro: self._positions(batch, micro),
+            lambda share: self._plan(batch, share),
+            self.ranks.count,
         )
 
-    def _plan(self, batch: Batch, rows: Sequence[int]) -> list[Micro]:
+    def _plan(self, batch: Batch, rows: Sequence[int]) -> list[Rows]:
         prompts = [batch.prompt_ids[row] for row in rows]
         completions = [batch.completion_ids[row] for row in rows]
         if self.packed:
@@ -264,7 +271,7 @@ class Learner:
             plan = plan_padded(lengths, self.budget)
         return [tuple(rows[index] for index in micro) for micro in plan]
 
-    def _positions(self, batch: Batch, micro: Micro) -> int:
+    def _positions(self, batch: Batch, micro: Rows) -> int:
         """Input positions that a micro-batch runs, padding included."""
         lengths = [len(batch.completion_ids[row]) for row in micro]
         if self.packed:

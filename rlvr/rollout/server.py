@@ -136,8 +136,8 @@ class Server:
                 "(--logprobs-mode processed_logprobs is missing)"
             )
 
-    async def reload(self, folder: str, *, repair: bool) -> None:
-        """Read the weights of a Hugging Face folder, pack output heads again, forget caches.
+    async def reload(self, folder: str) -> None:
+        """Read the weights of a Hugging Face folder; to be settled.
 
         Raises:
             ServerRefusedError: It does not see the folder.
@@ -149,11 +149,22 @@ class Server:
                 "that all machines share: rollout.engine.weights_folder"
             )
         await self._remote("reload_weights", weights_path=folder)
+
+    async def settle(self, *, repair: bool) -> None:
+        """After new weights: pack output heads again, forget what was cached under the old ones."""
         if repair:
             await self._remote("repack_output_heads")
         answer = await self._call("POST", "/reset_prefix_cache", timeout_s=self._timeout_s)
         if answer.get("success") is not True:
             raise ServerFailedError(f"{self.address}: its prefix cache is in use during a reload")
+
+    async def world_size(self) -> int:
+        """Devices of the server."""
+        answer = await self._call("GET", "/get_world_size", timeout_s=_BRIEF_S)
+        try:
+            return int(answer["world_size"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._garbage("/get_world_size", answer) from error
 
     async def score(self, tokens: list[int]) -> list[float]:
         """Log-probabilities of ``tokens[1:]`` at temperature 1."""

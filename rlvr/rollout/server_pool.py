@@ -22,6 +22,7 @@ import aiohttp
 from rlvr.rollout.engine import Sample
 from rlvr.rollout.published import PublishedWeights
 from rlvr.rollout.server import Server, ServerFailedError, ServerRefusedError
+from rlvr.rollout.weight_transfer import PolicySource, Sender, nccl_sender
 from rlvr.rollout.weights import Difference
 
 # A server that fails at so many completions in a row is out.
@@ -70,6 +71,7 @@ class ServerPool:
         weights: What they are to run.
         key: API key of all of them.
         key_variable: Where it comes from.
+        source: Weights that go from GPU to GPU; None has them read from the folder.
         repair: Off only to show that the proof finds a stale head.
     """
 
@@ -80,6 +82,7 @@ class ServerPool:
         weights: PublishedWeights,
         key: str | None,
         key_variable: str,
+        source: PolicySource | None = None,
         repair: bool = True,
     ) -> None:
         # Connections are not kept: one that the server closes meanwhile would count as a failure.
@@ -90,6 +93,9 @@ class ServerPool:
             for address in addresses
         ]
         self.limits, self.weights, self.repair = limits, weights, repair
+        self.source = source
+        self._senders: dict[str, Sender] = {}
+        self._sending = asyncio.Lock()
         self.retries = 0
         self.lost = 0
         self._started = False
@@ -105,6 +111,9 @@ class ServerPool:
 
     async def close(self) -> None:
         """Give up the connections."""
+        for sender in self._senders.values():
+            sender.shutdown()
+        self._senders.clear()
         await self._session.close()
 
     # -- weights ---------------------------------------------------------------------------
@@ -158,12 +167,28 @@ class ServerPool:
         await server.health(min(silence_s, _BRIEF_S) if given_up else silence_s)
         if not server.examined:
             await server.examine()
-        await server.reload(str(self.weights.folder.model.resolve()), repair=self.repair)
+        await self._give_weights(server)
+        await server.settle(repair=self.repair)
         difference = self.weights.check(await server.score(self.weights.sequence))
         server.loaded, server.strikes = self._wanted, 0
         return difference
 
+    async def _give_weights(self, server: Server) -> None:
+        if self.source is None:
+            await server.reload(str(self.weights.folder.model.resolve()))
+            return
+        world_size, patience = await server.world_size(), self.limits.request_timeout_s
+        # One after the other: they all read the same policy.
+        async with self._sending:
+            if server.address not in self._senders:
+                self._senders[server.address] = await asyncio.to_thread(
+                    nccl_sender, server.address, world_size, self.source, patience
+                )
+            await asyncio.to_thread(self._senders[server.address].send_weights)
+
     def _put_out(self, server: Server, reason: str) -> None:
+        # The group of a server that was started anew is of no use.
+        self._senders.pop(server.address, None)
         if server.examined:
             self.lost += 1
         server.loaded, server.examined, server.reason = 0, False, reason

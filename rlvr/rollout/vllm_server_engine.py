@@ -30,6 +30,7 @@ from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.serve import DEFAULT_PORT, LOOPBACK
 from rlvr.rollout.server_pool import Job, Limits, ServerPool
 from rlvr.rollout.vllm_engine import check_context, engine_seed
+from rlvr.rollout.weight_transfer import PolicySource, check_device
 from rlvr.rollout.weights import Difference
 from rlvr.settings import Settings
 
@@ -65,6 +66,15 @@ class VllmServerEngineSettings(Settings):
     """Folder through which the weights go; null is shared memory where they fit. Servers on other
     machines need one on a disk that all of them share, under the same path."""
 
+    weight_transfer: Literal["folder", "nccl"] = "folder"
+    """How new weights get there: through a folder, or from GPU to GPU; the servers of nccl are
+    started with --nccl. nccl excludes sampling ahead."""
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether they may generate while the learner updates."""
+        return self.weight_transfer == "folder"
+
     @field_validator("addresses")
     @classmethod
     def _addresses_are_addresses(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
@@ -80,7 +90,8 @@ class VllmServerEngineSettings(Settings):
     def _weights_can_get_there(self) -> "VllmServerEngineSettings":
         for address in self.addresses:
             host = urlsplit(address).hostname or ""
-            if self.weights_folder is None and not (host.startswith("127.") or host in _LOCAL):
+            through_folder = self.weight_transfer == "folder" and self.weights_folder is None
+            if through_folder and not (host.startswith("127.") or host in _LOCAL):
                 raise ValueError(
                     f"the weights have no way to {address}: give weights_folder a folder that this "
                     "machine and the servers share"
@@ -100,7 +111,6 @@ class VllmServerEngine(Engine):
         longest: Longest sequence that will be asked for, in tokens; None is the model's context.
     """
 
-    overlaps = True
     # Switched off only to show that the proof finds what is left undone.
     _repair = True
 
@@ -112,6 +122,9 @@ class VllmServerEngine(Engine):
         longest: int | None = None,
     ) -> None:
         self.settings = settings or VllmServerEngineSettings()
+        check_device(self.settings.weight_transfer, policy.device)
+        self.overlaps = self.settings.overlaps
+        self._policy = policy
         self.stop_ids = list(stop_ids)
         limits = [n for n in (longest, policy.context_length) if n]
         self.max_length: int | None = min(limits, default=None)
@@ -134,7 +147,7 @@ class VllmServerEngine(Engine):
     def publish(self, policy: Policy, version: int) -> dict[str, float]:
         """Write the weights where the servers will read them; see the protocol."""
         began = time.perf_counter()
-        self._weights.write(policy, version)
+        self._weights.write(policy, version, files=self.settings.weight_transfer == "folder")
         return {"sync/write_seconds": time.perf_counter() - began}
 
     def load(self) -> dict[str, float]:
@@ -218,7 +231,10 @@ class VllmServerEngine(Engine):
             settings.max_retries,
         )
         key, variable = os.environ.get(settings.api_key_variable), settings.api_key_variable
-        return ServerPool(settings.addresses, limits, self._weights, key, variable, self._repair)
+        source = None if self.overlaps else PolicySource(self._policy, self._weights.dtype)
+        return ServerPool(
+            settings.addresses, limits, self._weights, key, variable, source, self._repair
+        )
 
     @staticmethod
     def _counts(pool: ServerPool) -> dict[str, float]:

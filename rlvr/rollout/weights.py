@@ -119,6 +119,20 @@ def merged_weights(
         yield from bucket.items()
 
 
+def weight_shapes(
+    policy: Policy, dtype: torch.dtype
+) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+    """Name, dtype and whole shape of what :func:`merged_weights` gives, without gathering."""
+    return [
+        (
+            entry.name,
+            dtype if entry.tensor.is_floating_point() else entry.tensor.dtype,
+            tuple(getattr(entry.tensor, "ds_shape", entry.tensor.shape)),
+        )
+        for entry in _entries(policy)
+    ]
+
+
 def _realised(
     policy: Policy, bucket: list[_Entry], dtype: torch.dtype
 ) -> Iterator[dict[str, torch.Tensor]]:

@@ -333,3 +333,61 @@ def test_ratios_against_the_engine_use_its_log_probabilities_and_cost_no_pass(ex
     metrics = learner.update(halved)
     assert metrics["policy/ratio_max"] == pytest.approx(2.0)
     assert metrics["mismatch/difference"] == pytest.approx(math.log(2))
+
+
+def short_of_memory(learner, times, message="DefaultCPUAllocator: can't allocate memory: 9 bytes"):
+    """Let the second micro-batch of the next ``times`` attempts fail as an allocation does."""
+    backward, calls = learner.engine.backward, []
+
+    def failing(loss, **options):
+        calls.append(loss)
+        if times and len(calls) % 2 == 0 and len(calls) <= 2 * times:
+            raise RuntimeError(message)
+        backward(loss, **options)
+
+    learner.engine.backward = failing
+
+
+def test_out_of_memory_halves_the_budget_once_and_the_step_is_the_same(exact_policy):
+    batch = make_batch(REWARDS)
+    whole = learner_of(exact_policy, FULL, tokens_per_micro_batch=40)
+    assert whole.update(batch)["learner/out_of_memory"] == 0
+    learner = learner_of(exact_policy, FULL, tokens_per_micro_batch=40)
+    short_of_memory(learner, times=1)
+    assert learner.update(batch)["learner/out_of_memory"] == 1
+    assert learner.budget == 20
+    for (name, one), two in zip(
+        whole.policy.named_parameters(), learner.policy.parameters(), strict=True
+    ):
+        assert torch.allclose(one, two, atol=1e-9, rtol=0), name
+
+
+def test_out_of_memory_again_is_an_error_that_names_the_setting(exact_policy):
+    learner = learner_of(exact_policy, FULL, tokens_per_micro_batch=40)
+    short_of_memory(learner, times=2)
+    with pytest.raises(ValueError, match=r"lower learner\.tokens_per_micro_batch"):
+        learner.update(make_batch(REWARDS))
+
+
+def test_other_errors_are_not_taken_for_want_of_memory(exact_policy):
+    learner = learner_of(exact_policy, FULL, tokens_per_micro_batch=40)
+    short_of_memory(learner, times=1, message="shapes do not match")
+    with pytest.raises(RuntimeError, match="shapes"):
+        learner.update(make_batch(REWARDS))
+
+
+def test_the_share_of_weights_that_an_update_moved_is_measured(tiny_folder):
+    """A rate that moves float32 weights is lost in the rounding of most bfloat16 ones."""
+    shares = []
+    for precision, lr in (("float32", 1e-5), ("bfloat16", 1e-5), ("bfloat16", 1e-1)):
+        policy = load_policy(ModelSettings(path=str(tiny_folder), precision=precision))
+        learner = Learner(policy, Objective(Clip(), (), TokenMean()), LearnerSettings(lr=lr))
+        before = [p.detach().clone() for p in policy.parameters()]
+        metrics = learner.update(make_batch(REWARDS, dtype=torch.float32))
+        moved = sum(int((p != b).sum()) for p, b in zip(policy.parameters(), before, strict=True))
+        total = sum(b.numel() for b in before)
+        assert metrics["learner/changed"] == pytest.approx(moved / total)
+        shares.append((metrics["learner/changed"], metrics["learner/changed_compute"]))
+    assert shares[0][0] == shares[0][1] > 0.5
+    assert shares[1][1] < 0.5 * shares[1][0]
+    assert shares[2][1] > 0.5

@@ -30,8 +30,8 @@ from rlvr.rollout import (
     VllmServerEngineSettings,
 )
 from rlvr.rollout.event_loop import EventLoop
-from rlvr.rollout.server import Server, ServerRefusedError
 from rlvr.rollout.serve import serve_command, serve_environment
+from rlvr.rollout.server import Server, ServerRefusedError
 from rlvr.train.log import read_metrics
 from tests.rollout.test_vllm_engine import (
     GREEDY,
@@ -189,7 +189,7 @@ def test_a_head_left_stale_on_the_servers_fails_the_proof(
 def test_a_wrong_key_is_refused(engine, policy, servers, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "not that one")
     wrong = build(policy, servers, tmp_path / "weights")
-    with pytest.raises(ValueError, match="refuses the API key in .*VLLM_API_KEY") as error:
+    with pytest.raises(ValueError, match=r"refuses the API key in .*VLLM_API_KEY") as error:
         wrong.sync(policy, 0)
     assert "not that one" not in str(error.value)
     wrong.close()
@@ -260,7 +260,7 @@ def test_raw_log_probabilities_are_found_out(model_folder, policy, tmp_path):
 
     loop = EventLoop("examination")
     try:
-        with pytest.raises(ServerRefusedError, match="processed_logprobs is missing.*rlvr serve"):
+        with pytest.raises(ServerRefusedError, match=r"processed_logprobs is missing.*rlvr serve"):
             loop.run(examine())
     finally:
         loop.close()

@@ -11,7 +11,6 @@ from rlvr.rollout import (
     Request,
     Sampling,
     StaleWeightsError,
-    VllmServerEngine,
     VllmServerEngineSettings,
     build_engine,
 )
@@ -49,7 +48,7 @@ def make(policy, tmp_path):
     made = []
 
     def build(servers, **settings):
-        quick = {"start_timeout_s": 20.0, "outage_timeout_s": 1.5, "silence_timeout_s": 2.0}
+        quick = {"start_timeout_s": 20.0, "outage_timeout_s": 20.0, "silence_timeout_s": 5.0}
         place = tmp_path / "weights"
         place.mkdir(exist_ok=True)
         addresses = tuple(server.address for server in servers)
@@ -140,18 +139,18 @@ def test_a_server_that_dies_in_the_midst_comes_back_with_the_weights(policy, ser
 
 
 def test_a_server_that_hangs_loses_its_work_to_the_other(policy, servers, make):
-    engine = make(servers, request_timeout_s=1.0)
+    engine = make(servers, request_timeout_s=3.0)
     engine.sync(policy, 0)
     servers[0].fault = "hang"
     began = time.monotonic()
     assert_complete(requests(10), engine.generate(requests(10), SAMPLING))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert len(servers[1].completed) == 40
     assert engine._pool.lost >= 1
 
 
 def test_without_any_server_the_run_ends_and_says_what_it_waited_for(policy, servers, make):
-    engine = make(servers)
+    engine = make(servers, outage_timeout_s=1.5)
     engine.sync(policy, 0)
     for server in servers:
         server.fault = "500"
@@ -315,5 +314,5 @@ def test_the_engine_speaks_the_version_that_is_pinned():
     assert expected_version() == VLLM_VERSION
 
 
-def test_engines_of_servers_may_sample_ahead():
-    assert VllmServerEngine.overlaps
+def test_engines_of_servers_may_sample_ahead(servers, make):
+    assert make(servers).overlaps

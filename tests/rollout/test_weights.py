@@ -56,7 +56,7 @@ class Sharding:
         self.whole = {parameter: parameter.data for parameter in policy.parameters()}
         self.gathers = []
         for parameter, data in self.whole.items():
-            parameter.ds_numel = data.numel()
+            parameter.ds_numel, parameter.ds_shape = data.numel(), data.shape
             parameter.data = torch.empty(0)
         policy.gathered = self.gathered
 
