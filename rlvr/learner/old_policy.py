@@ -27,10 +27,17 @@ class OldPolicy:
         batch: The rollout; columns that are there already are not gathered again.
         moves: Whether the policy moves within the rollout: several updates.
         against_learner: Whether ratios are taken against the learner's own probabilities.
+        values: Whether a critic's values are wanted, too.
     """
 
     def __init__(
-        self, objective: Objective, batch: Batch, *, moves: bool, against_learner: bool = True
+        self,
+        objective: Objective,
+        batch: Batch,
+        *,
+        moves: bool,
+        against_learner: bool = True,
+        values: bool = False,
     ) -> None:
         self._batch = batch
         self.filter = objective.noise_filter if moves and batch.log_kept_mass_BT is None else None
@@ -43,6 +50,7 @@ class OldPolicy:
         empty = torch.zeros_like(batch.mask_BT)
         names = ["old_logprobs_BT"] * self.logprobs + ["old_entropy_BT"] * self.entropy
         names += ["log_kept_mass_BT", "kept_BT"] * (self.filter is not None)
+        names += ["old_values_BT"] * values
         self._columns = {name: empty.clone() for name in names}
         self._rows: list[Entries | None] = [None] * len(batch)
 
@@ -61,19 +69,22 @@ class OldPolicy:
             keep_at_N = advantages_BT[inputs.row_N, inputs.column_N] != 0
         return ProxyRequest(self.filter, keep_at_N=keep_at_N)
 
-    def add(self, inputs: ModelInputs, stats: TokenStats) -> None:
-        """Take in a micro-batch."""
+    def add(
+        self, inputs: ModelInputs, stats: TokenStats, values_N: torch.Tensor | None = None
+    ) -> None:
+        """Take in a micro-batch's statistics and values."""
         found = {
             "old_logprobs_BT": stats.logprobs_N,
             "old_entropy_BT": stats.entropy_N,
             "log_kept_mass_BT": stats.log_kept_mass_N,
             "kept_BT": stats.kept_N,
+            "old_values_BT": values_N,
         }
         for name, column_BT in self._columns.items():
-            values_N = found[name]
-            assert values_N is not None
-            values_BT = inputs.scatter(values_N.to(stats.logprobs_N), column_BT.shape[1])
-            column_BT[list(inputs.rows)] = values_BT.to(column_BT)
+            column_N = found[name]
+            assert column_N is not None
+            laid_out_BT = inputs.scatter(column_N.to(stats.logprobs_N), column_BT.shape[1])
+            column_BT[list(inputs.rows)] = laid_out_BT.to(column_BT)
         if stats.proxy_rows is not None:
             for row, entries in zip(
                 inputs.rows, _by_completion(inputs, stats.proxy_rows), strict=True

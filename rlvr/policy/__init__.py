@@ -24,8 +24,10 @@ from rlvr.policy.model import (
 )
 from rlvr.policy.proxy import ProxyRequest, ProxyRows
 from rlvr.policy.token_stats import TokenStats, token_stats
+from rlvr.policy.value_head import Critic, load_critic, save_critic
 
 __all__ = [
+    "Critic",
     "LoraSettings",
     "ModelInputs",
     "ModelSettings",
@@ -37,6 +39,7 @@ __all__ = [
     "default_device",
     "evaluating",
     "export_policy",
+    "load_critic",
     "load_policy",
     "load_tokenizer",
     "packed_inputs",
@@ -45,6 +48,7 @@ __all__ = [
     "plan_packed",
     "plan_padded",
     "policy_writer",
+    "save_critic",
     "save_policy",
     "stop_token_ids",
     "token_stats",

@@ -70,7 +70,7 @@ def load_critic(
     return critic
 
 
-def save_critic(critic: Critic, folder: Path) -> None:
+def save_critic(critic: nn.Module, folder: Path) -> None:
     """Write all its weights to ``folder/critic.safetensors``."""
     tensors = {name: value.detach().contiguous() for name, value in critic.state_dict().items()}
     save_file(tensors, folder / "critic.safetensors")

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rlvr.data import Source, TemplateChoice, load_template
-from rlvr.learner import LearnerSettings
+from rlvr.learner import CriticSettings, LearnerSettings
 from rlvr.objective import (
     Advantage,
     Clip,
@@ -144,6 +144,8 @@ class RLRecipe(Settings):
     """What a completion is worth."""
     advantage: Advantage = GroupAdvantage()
     """How rewards become advantages."""
+    critic: CriticSettings = CriticSettings()
+    """The critic, where ``advantage`` is gae: a second model that starts as the policy's."""
     policy_loss: PolicyLoss = Clip()
     """The policy-gradient loss."""
     correction: Correction = NoCorrection()
@@ -202,7 +204,7 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             "another distribution than the one whose ratio policy_loss "
             f"{recipe.policy_loss.name!r} takes; set top_p = 1 and top_k = 0"
         )
-    if rollout.samples_per_prompt < 2:
+    if rollout.samples_per_prompt < 2 and recipe.advantage.name in ("group", "rloo"):
         faults.append(
             f"rollout.samples_per_prompt = {rollout.samples_per_prompt}: advantage "
             f"{recipe.advantage.name!r} compares a completion with others of its prompt; sample at "

@@ -16,7 +16,7 @@ import psutil
 import torch
 from rich.console import Console
 
-from rlvr.objective import Advantage
+from rlvr.objective import Advantage, Gae
 from rlvr.policy import export_policy
 from rlvr.train.ahead import Rollouts, sampling_rollouts
 from rlvr.train.batch import build_batch, group_advantages, rollout_metrics
@@ -128,7 +128,8 @@ def _keep_completions(
         return
     whole = groups[: max(1, log.completions_per_step // run.recipe.rollout.samples_per_prompt)]
     flat = [item for group in whole for item in group]
-    advantages = group_advantages(whole, advantage).tolist()
+    known = group_advantages(whole, advantage).tolist()
+    advantages = [None] * len(flat) if isinstance(advantage, Gae) else known
     rows = [
         completion_row(item, step, run.tokenizer, advantage=value)
         for item, value in zip(flat, advantages, strict=True)

@@ -23,6 +23,7 @@ from rlvr.data import (
     overlap,
 )
 from rlvr.learner import (
+    CriticTraining,
     Learner,
     checkpoint_path,
     latest_checkpoint,
@@ -31,8 +32,16 @@ from rlvr.learner import (
     restore_random_states,
     save_checkpoint,
 )
-from rlvr.objective import Objective
-from rlvr.policy import Policy, load_policy, load_tokenizer, save_policy, stop_token_ids
+from rlvr.objective import Gae, Objective
+from rlvr.policy import (
+    Policy,
+    load_critic,
+    load_policy,
+    load_tokenizer,
+    save_critic,
+    save_policy,
+    stop_token_ids,
+)
 from rlvr.remedies import VLLM_PACKAGES
 from rlvr.rollout import Engine, build_engine
 from rlvr.settings import load_settings, to_yaml
@@ -103,6 +112,8 @@ class Run:
 
         def write_model(path: Path) -> None:
             save_policy(self.policy, path)
+            if self.learner.critic is not None:
+                save_critic(self.learner.critic.model, path)
             if not self.policy.has_adapters:
                 self.tokenizer.save_pretrained(path / "model")
 
@@ -116,6 +127,7 @@ class Run:
                 "rollouts": dict(rollouts),
                 "updates": self.learner.updates,
                 "skipped_updates": self.learner.skipped_updates,
+                "trained_rollouts": self.learner.rollouts,
                 "objective": self.learner.objective.state(),
             },
             keep=self.recipe.checkpoint.keep,
@@ -133,6 +145,7 @@ class Run:
         self.sampler.load_state_dict(self.rollouts_state["sampler"])
         self.learner.updates = state["updates"]
         self.learner.skipped_updates = state["skipped_updates"]
+        self.learner.rollouts = state.get("trained_rollouts", 0)
         self.learner.objective.load_state(state.get("objective", {}))
         self.step = state["step"]
         self.saved = checkpoint
@@ -289,8 +302,13 @@ def build_learner(recipe: RLRecipe, checkpoint: Path | None = None) -> Learner:
         recipe.filters,
     )
     policy = load_policy(recipe.model, saved=checkpoint)
+    critic, needs_reference = None, objective.needs_reference
+    if isinstance(recipe.advantage, Gae):
+        model = load_critic(recipe.model, saved=checkpoint)
+        critic = CriticTraining(model, recipe.critic, recipe.advantage)
+        needs_reference |= recipe.advantage.kl_in_reward > 0
     reference = None
-    if objective.needs_reference and recipe.model.lora is None:
+    if needs_reference and recipe.model.lora is None:
         reference = load_policy(recipe.model).requires_grad_(False).eval()
     return Learner(
         policy,
@@ -299,6 +317,7 @@ def build_learner(recipe: RLRecipe, checkpoint: Path | None = None) -> Learner:
         temperature=recipe.rollout.sampling.temperature,
         total_updates=recipe.steps * recipe.learner.updates_per_rollout,
         reference=reference,
+        critic=critic,
     )
 
 

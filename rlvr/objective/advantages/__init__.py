@@ -10,9 +10,9 @@ from rlvr.objective.advantages.reinforce_pp import ReinforcePlusPlus
 from rlvr.objective.advantages.rloo import LeaveOneOut
 
 OutcomeAdvantage = GroupAdvantage | LeaveOneOut | ReinforcePlusPlus
-"""One number for all tokens of a completion."""
+"""One number for all tokens of a completion, from rewards alone."""
 
-Advantage = Annotated[OutcomeAdvantage, Field(discriminator="name")]
+Advantage = Annotated[OutcomeAdvantage | Gae, Field(discriminator="name")]
 
 __all__ = [
     "Advantage",
