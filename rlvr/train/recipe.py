@@ -42,6 +42,9 @@ class DataSettings(Settings):
     """Problems whose prompt is longer are left out (and counted), never cut."""
     shuffle: bool = True
     """Visit the problems in a new random order in every epoch."""
+    relabel: dict[str, str] = Field(default_factory=dict)
+    """Reference answers to train with instead of the data's, by problem id: to see what a wrong
+    label does."""
 
 
 class RolloutSettings(Settings):

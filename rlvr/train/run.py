@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -48,6 +48,7 @@ from rlvr.settings import load_settings, to_yaml
 from rlvr.train.log import RunLog, check_trackers, write_atomically
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.scoring import Scorer
+from rlvr.types import Problem
 
 # What may differ between a run and its continuation: nothing that enters a gradient.
 _MAY_CHANGE = frozenset({"steps", "evaluation", "checkpoint", "log", "output"})
@@ -358,6 +359,8 @@ def load_prompts(
 
     def load(name: str, source: Any) -> list[Prompt]:  # noqa: ANN401
         problems = load_problems(source)
+        if name == "data":
+            problems = relabelled(problems, recipe.data.relabel)
         bad = dict(scorer.pool.check_golds([problem.answer for problem in problems]))
         for index, reason in bad.items():
             problem = problems[index]
@@ -380,6 +383,20 @@ def load_prompts(
                 f"{name}: {len(shared)} problems are also trained on, the first {shared[0]!r}",
             )
     return training, held_out
+
+
+def relabelled(problems: Sequence[Problem], answers: Mapping[str, str]) -> list[Problem]:
+    """The problems with some answers replaced.
+
+    Raises:
+        ValueError: An id that no problem has.
+    """
+    unknown = set(answers) - {problem.id for problem in problems}
+    if unknown:
+        raise ValueError(f"data.relabel names {min(unknown)!r}, but no problem has that id")
+    return [
+        replace(problem, answer=answers.get(problem.id, problem.answer)) for problem in problems
+    ]
 
 
 def _no_folder(folder: Path, reason: str | None) -> str:

@@ -230,8 +230,15 @@ def main() -> None:
     for name, runs in curves.items():
         last = [curve[-1] for curve in runs]
         means = [round(statistics.fmean(point[i] for point in last), 3) for i in range(3)]
-        solved = sum(point[0] > 0.9 for point in last)
-        print(json.dumps({"arm": name, "accuracy_wait_noise": means, "solved": solved}))
+        reached = [next((k for k, p in enumerate(curve) if p[0] > 0.9), None) for curve in runs]
+        row = {
+            "arm": name,
+            "accuracy_wait_noise": means,
+            "step_of_0.9": reached,
+            "least_wait": round(min(p[1] for curve in runs for p in curve), 4),
+            "most_noise": round(max(p[2] for curve in runs for p in curve), 3),
+        }
+        print(json.dumps(row))
     if out is not None:
         draw(curves, out)
 

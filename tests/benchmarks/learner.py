@@ -36,7 +36,7 @@ SHAPES = {
 WAYS = ("rlvr", "trl", "trl, lean")
 
 
-def batch_of(lengths: tuple[int, ...]):  # noqa: ANN201
+def batch_of(lengths: tuple[int, ...]):
     """The learner's batch."""
     import torch
 
@@ -125,7 +125,7 @@ def trl_update(model: str, lean: bool) -> Callable[[tuple[int, ...]], float]:
     return update
 
 
-def _trl_inputs(batch):  # noqa: ANN001, ANN202
+def _trl_inputs(batch):
     import torch
 
     completion_ids = torch.zeros(batch.mask_BT.shape, dtype=torch.long)
