@@ -195,8 +195,9 @@ def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Ru
         if checkpoint is not None:
             run.restore(checkpoint)
             _say(console, f"resuming after step {run.step} from {checkpoint}")
-        if recipe.rollout.engine.name == "vllm":
-            console.print("starting vLLM")
+        waited_for = {"vllm": "starting vLLM", "vllm_server": "waiting for vLLM servers"}
+        if recipe.rollout.engine.name in waited_for:
+            console.print(waited_for[recipe.rollout.engine.name])
         run.sync()
         # Only now: a recipe that cannot be carried out leaves no folder behind.
         record_run(recipe)
