@@ -124,6 +124,11 @@ class LogSettings(Settings):
     0 keeps none."""
     completions_every: int = Field(1, ge=1)
     """Keep them at every so many steps."""
+    watch_tokens: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Sets of words by name, such as exploratory: [but, wait]; count and probabilities of the
+    sampled tokens that are one of them are logged."""
+    watch_words: tuple[str, ...] = ()
+    """Words such as rethink; the share of responses that hold each is logged."""
 
 
 class RLRecipe(Settings):

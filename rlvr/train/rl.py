@@ -28,6 +28,7 @@ from rlvr.train.log import completion_row
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.run import Run, open_run
 from rlvr.train.scoring import Scored
+from rlvr.train.watch import token_ids, watched_tokens, watched_words
 
 
 def train(recipe: RLRecipe, *, resume: bool = False, console: Console | None = None) -> Path:
@@ -79,7 +80,12 @@ def train_step(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
         with clock("sync"):
             run.log.phase("syncing weights")
             metrics |= rollouts.publish()
-        metrics |= rollout_metrics(rollout.sampled) | rollout.metrics | rollout.seconds
+        metrics |= (
+            rollout_metrics(rollout.sampled)
+            | _watched(run, rollout)
+            | rollout.metrics
+            | rollout.seconds
+        )
         metrics |= run.scorer.counters | clock.seconds
         run.log.step(step, metrics | _rates(rollout, metrics, clock))
         run.log.accuracy(step, rollout.sampled)
@@ -135,6 +141,12 @@ def _keep_completions(
         for item, value in zip(flat, advantages, strict=True)
     ]
     run.log.completions("completions", step, rows)
+
+
+def _watched(run: Run, rollout: Rollout) -> dict[str, float]:
+    log = run.recipe.log
+    sets = {name: token_ids(words, run.tokenizer) for name, words in log.watch_tokens.items()}
+    return watched_tokens(rollout.sampled, sets) | watched_words(rollout.sampled, log.watch_words)
 
 
 def _rates(rollout: Rollout, metrics: dict[str, float], clock: "Clock") -> dict[str, float]:
