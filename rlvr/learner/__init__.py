@@ -11,14 +11,18 @@ from rlvr.learner.checkpoint import (
     save_checkpoint,
     written_by,
 )
+from rlvr.learner.critic import CRITIC, CriticSettings, CriticTraining
 from rlvr.learner.launch import Launch, join
 from rlvr.learner.learner import Learner
 from rlvr.learner.models import Models
 from rlvr.learner.settings import LearnerSettings, OptimizerSettings, Schedule
 
 __all__ = [
+    "CRITIC",
     "CheckpointError",
     "CheckpointWriter",
+    "CriticSettings",
+    "CriticTraining",
     "Launch",
     "Learner",
     "LearnerSettings",

@@ -15,15 +15,18 @@ from functools import reduce
 import torch
 from torch import nn
 
+from rlvr.learner.critic import CRITIC, CriticTraining, rollout_metrics
 from rlvr.learner.deal import Rows, deal
 from rlvr.learner.launch import Launch, build_engine
-from rlvr.learner.models import POLICY, Models
+from rlvr.learner.models import POLICY, Models, Outputs
+from rlvr.learner.old_policy import OldPolicy
 from rlvr.learner.settings import LearnerSettings, OptimizerSettings
-from rlvr.objective import Counts, Objective, Terms, merge_metrics
+from rlvr.learner.terms import ProxyRequests, proxy_requests, step_of, terms_of
+from rlvr.objective import Counts, Objective, merge_metrics
 from rlvr.policy import (
     ModelInputs,
     Policy,
-    TokenStats,
+    evaluating,
     packed_inputs,
     packing_is_exact,
     padded_inputs,
@@ -47,6 +50,7 @@ class Learner:
             or no term needs one.
         launch: The processes of the job and what holds the parameters; None is this process alone.
         beside: Models trained beside the policy, with their optimizer settings.
+        critic: The critic that gives advantages and is trained with the policy.
 
     Raises:
         ValueError: Packing is asked for, and does not give this model's numbers.
@@ -63,6 +67,7 @@ class Learner:
         reference: Policy | None = None,
         launch: Launch | None = None,
         beside: Mapping[str, tuple[nn.Module, OptimizerSettings]] | None = None,
+        critic: CriticTraining | None = None,
     ) -> None:
         self.policy, self.objective, self.settings = policy, objective, settings
         self.temperature, self.total_updates, self.reference = temperature, total_updates, reference
@@ -76,7 +81,10 @@ class Learner:
                 "(sliding windows, or an attention that takes no block mask); use auto or padded"
             )
         launch = launch or Launch(Ranks())
-        others = beside or {}
+        others = dict(beside or {})
+        self.critic, self.rollouts = critic, 0
+        if critic is not None:
+            others[CRITIC] = (critic.model, critic.settings)
         models = Models(policy, {name: module for name, (module, _) in others.items()})
         rates = {POLICY: settings, **{name: own for name, (_, own) in others.items()}}
         self.ranks = launch.ranks
@@ -90,6 +98,8 @@ class Learner:
         metrics: dict[str, float] = {}
         for rows in _split_by_group(batch.group_index_B, self.settings.updates_per_rollout):
             metrics = self._optimizer_step(select(batch, rows))
+        self.rollouts += 1
+        metrics |= rollout_metrics(batch)
         metrics["learner/updates"] = self.updates
         metrics["learner/skipped_updates"] = self.skipped_updates
         metrics["learner/out_of_memory"] = self.retries
@@ -104,34 +114,53 @@ class Learner:
         """
         model = policy or self.policy
         logprobs_BT = torch.zeros(batch.mask_BT.shape, dtype=batch.mask_BT.dtype)
-        training = model.training
-        model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             for micro in self._share(batch, range(len(batch))):
-                inputs, stats = self._forward(batch, micro, policy, entropy=False)
-                values_BT = inputs.scatter(stats.logprobs_N, batch.mask_BT.shape[1])
+                inputs, outputs = self._forward(batch, micro, policy)
+                values_BT = inputs.scatter(outputs.stats.logprobs_N, batch.mask_BT.shape[1])
                 if micro:
                     logprobs_BT[list(micro)] = values_BT.to(logprobs_BT)
-        model.train(training)
         return self.ranks.sum(logprobs_BT)
 
     def _with_statistics(self, batch: Batch) -> Batch:
         """Add the old and reference log-probabilities that the update will need."""
-        if self.objective.needs_reference and batch.reference_logprobs_BT is None:
+        priced = self.critic is not None and self.critic.estimator.kl_in_reward > 0
+        needed = self.objective.needs_reference or priced
+        if needed and batch.reference_logprobs_BT is None:
             adapters_off = self.policy.reference() if self.reference is None else nullcontext()
             with adapters_off:
                 values = self.logprobs(batch, self.reference)
             batch = replace(batch, reference_logprobs_BT=values)
-        needs_old = self.settings.ratio_against == "learner"
-        needs_old &= self.settings.updates_per_rollout > 1
-        if needs_old and batch.old_logprobs_BT is None:
-            batch = replace(batch, old_logprobs_BT=self.logprobs(batch))
-        return batch
+        return self._with_old_policy(batch)
+
+    def _with_old_policy(self, batch: Batch) -> Batch:
+        """Add what only the policy that the updates start from can say."""
+        old = OldPolicy(
+            self.objective,
+            batch,
+            moves=self.settings.updates_per_rollout > 1,
+            against_learner=self.settings.ratio_against == "learner",
+            values=self.critic is not None and batch.old_values_BT is None,
+        )
+        if not old.needed:
+            return batch
+        with torch.no_grad(), evaluating(self.policy):
+            for micro in self._share(batch, range(len(batch))):
+                inputs, outputs = self._forward(
+                    batch, micro, entropy=old.entropy, proxy=old.request if micro else None
+                )
+                if micro:
+                    old.add(inputs, outputs.stats, outputs.beside.get(CRITIC))
+        batch = old.batch(self.ranks)
+        if self.critic is None or batch.old_values_BT is None:
+            return batch
+        return self.critic.with_advantages(batch, batch.old_values_BT)
 
     def _optimizer_step(self, batch: Batch) -> dict[str, float]:
         rows = self._rows_to_run(batch)
         self.policy.train()
         metrics = self._gather_gradient(batch, rows) if rows else {}
+        metrics = self.objective.finish(metrics)
         metrics |= self._step_weights(bool(rows))
         metrics["learner/rows_run"] = len(rows) / len(batch)
         return metrics | self._batching_metrics(batch, rows)
@@ -159,23 +188,47 @@ class Learner:
     ) -> tuple[dict[str, float], BaseException | None]:
         """This rank's share of the gradient and of the metrics, or how memory ran out."""
         counts, measured = Counts.of(batch.mask_BT), Counts.of(batch.mask_BT[rows])
+        prepared = self.objective.prepare(step_of(batch, self.updates))
+        proxy = proxy_requests(self.objective, batch, prepared)
         metrics: dict[str, float] = {}
         share = self._share(batch, rows)
         try:
             for index, micro in enumerate(share):
-                inputs, stats = self._forward(batch, micro, None, entropy=True)
+                inputs, outputs = self._forward(
+                    batch, micro, entropy=True, proxy=proxy if micro else None
+                )
                 if micro:
-                    terms = self._terms(select(batch, micro), inputs, stats)
+                    columns, against = select(batch, micro), self.settings.ratio_against
+                    terms = terms_of(columns, inputs, outputs.stats, prepared, against)
                     loss, found = self.objective(terms, counts, measured)
                     metrics = merge_metrics(metrics, found)
+                    loss, found = self._with_value_loss(loss, outputs, inputs, columns, counts)
+                    metrics = merge_metrics(metrics, found)
                 else:
-                    loss = 0.0 * stats.logprobs_N.sum()
+                    idle = [outputs.stats.logprobs_N, *outputs.beside.values()]
+                    loss = 0.0 * torch.stack([values_N.sum() for values_N in idle]).sum()
                 self.engine.backward(loss, last=index == len(share) - 1)
         except RuntimeError as error:
             if not (is_out_of_memory(error) and self.engine.retries):
                 raise
             return {}, error
         return metrics, None
+
+    def _with_value_loss(
+        self,
+        loss: torch.Tensor,
+        outputs: Outputs,
+        inputs: ModelInputs,
+        columns: Batch,
+        counts: Counts,
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """The critic's share beside the policy's, which counts for nothing in its warm-up."""
+        if self.critic is None:
+            return loss, {}
+        values_N = outputs.beside[CRITIC]
+        value_loss, metrics = self.critic.loss(values_N, inputs, columns, counts)
+        warming = self.rollouts < self.critic.settings.warmup_rollouts
+        return (0.0 if warming else 1.0) * loss + value_loss, metrics
 
     def _step_weights(self, any_rows: bool) -> dict[str, float]:
         """Take the optimizer step, unless nothing was run: then there is no gradient at all."""
@@ -186,20 +239,29 @@ class Learner:
             metrics["learner/grad_norm"] = result.grad_norms[POLICY]
             metrics["learner/changed"] = result.changed
             metrics["learner/changed_compute"] = result.changed_compute
+            if CRITIC in result.grad_norms:
+                metrics["critic/grad_norm"] = result.grad_norms[CRITIC]
             self.skipped_updates += result.skipped
         self.updates += 1
         return metrics
 
     def _rows_to_run(self, batch: Batch) -> list[int]:
         has_tokens = batch.mask_BT.any(-1)
-        if self.settings.skip_zero_advantage and not self.objective.regularised:
+        needed = self.objective.regularised or self.critic is not None
+        if self.settings.skip_zero_advantage and not needed:
             has_tokens &= (batch.advantages_BT != 0).any(-1)
         rows: list[int] = has_tokens.nonzero()[:, 0].tolist()
         return rows
 
     def _forward(
-        self, batch: Batch, micro: Rows, frozen: Policy | None, *, entropy: bool
-    ) -> tuple[ModelInputs, TokenStats]:
+        self,
+        batch: Batch,
+        micro: Rows,
+        frozen: Policy | None = None,
+        *,
+        entropy: bool = False,
+        proxy: ProxyRequests | None = None,
+    ) -> tuple[ModelInputs, Outputs]:
         """Run one micro-batch through the engine, or through a frozen model beside it."""
         lay_out = packed_inputs if self.packed else padded_inputs
         prompts, completions, rows = batch.prompt_ids, batch.completion_ids, micro
@@ -209,11 +271,13 @@ class Learner:
         options = {
             "temperature": self.temperature,
             "entropy": entropy,
+            "proxy": None if proxy is None else proxy(inputs),
             "chunk_tokens": self.settings.logits_chunk,
         }
         if frozen is not None:
-            return inputs, frozen(inputs, **options)
-        return inputs, self.engine.forward(inputs, **options).stats
+            return inputs, Outputs(frozen(inputs, **options), {})
+        beside = self.critic is not None
+        return inputs, self.engine.forward(inputs, beside=beside, **options)
 
     def _share(self, batch: Batch, rows: Sequence[int]) -> list[Rows]:
         """This rank's micro-batches."""
@@ -265,29 +329,6 @@ class Learner:
             "learner/rank_balance": total / (len(by_rank) * max(by_rank)) if total else 1.0,
         }
 
-    def _terms(self, columns: Batch, inputs: ModelInputs, stats: TokenStats) -> Terms:
-        """The micro-batch's [B, T] columns, on the model's device, beside its fresh statistics."""
-        width = columns.mask_BT.shape[1]
-        logprobs_BT = inputs.scatter(stats.logprobs_N, width)
-        assert stats.entropy_N is not None
-
-        def moved(column_BT: torch.Tensor | None) -> torch.Tensor | None:
-            return None if column_BT is None else column_BT.to(logprobs_BT)
-
-        old_BT, rollout_BT = moved(columns.old_logprobs_BT), moved(columns.rollout_logprobs_BT)
-        if self.settings.ratio_against == "rollout":
-            old_BT = rollout_BT
-        return Terms(
-            logprobs_BT=logprobs_BT,
-            # One update per rollout: the old policy is the current one, no second forward needed.
-            old_logprobs_BT=logprobs_BT.detach() if old_BT is None else old_BT,
-            advantages_BT=columns.advantages_BT.to(logprobs_BT),
-            mask_BT=columns.mask_BT.to(logprobs_BT),
-            entropy_BT=inputs.scatter(stats.entropy_N, width),
-            reference_logprobs_BT=moved(columns.reference_logprobs_BT),
-            rollout_logprobs_BT=rollout_BT,
-        )
-
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error says that memory ran out, on a GPU or on a CPU."""
@@ -302,6 +343,7 @@ def select(batch: Batch, rows: Sequence[int]) -> Batch:
         batch,
         prompt_ids=tuple(batch.prompt_ids[row] for row in rows),
         completion_ids=tuple(batch.completion_ids[row] for row in rows),
+        proxy_rows=None if batch.proxy_rows is None else tuple(batch.proxy_rows[r] for r in rows),
         **columns,
     )
 

@@ -13,6 +13,7 @@ from rlvr.policy.model import (
     Policy,
     Precision,
     default_device,
+    evaluating,
     export_policy,
     load_policy,
     load_tokenizer,
@@ -21,18 +22,24 @@ from rlvr.policy.model import (
     save_policy,
     stop_token_ids,
 )
-from rlvr.policy.token_stats import Proxy, TokenStats, token_stats
+from rlvr.policy.proxy import ProxyRequest, ProxyRows
+from rlvr.policy.token_stats import TokenStats, token_stats
+from rlvr.policy.value_head import Critic, load_critic, save_critic
 
 __all__ = [
+    "Critic",
     "LoraSettings",
     "ModelInputs",
     "ModelSettings",
     "Policy",
     "Precision",
-    "Proxy",
+    "ProxyRequest",
+    "ProxyRows",
     "TokenStats",
     "default_device",
+    "evaluating",
     "export_policy",
+    "load_critic",
     "load_policy",
     "load_tokenizer",
     "packed_inputs",
@@ -41,6 +48,7 @@ __all__ = [
     "plan_packed",
     "plan_padded",
     "policy_writer",
+    "save_critic",
     "save_policy",
     "stop_token_ids",
     "token_stats",

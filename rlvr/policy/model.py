@@ -17,7 +17,8 @@ from pydantic import Field
 from torch import nn
 
 from rlvr.policy.batching import ModelInputs, packed_inputs, padded_inputs
-from rlvr.policy.token_stats import Proxy, TokenHead, TokenStats
+from rlvr.policy.proxy import ProxyRequest
+from rlvr.policy.token_stats import TokenHead, TokenStats
 from rlvr.settings import Settings
 
 Precision = Literal["float32", "bfloat16"]
@@ -149,7 +150,7 @@ class Policy(nn.Module):
         *,
         temperature: float = 1.0,
         entropy: bool = False,
-        proxy: Proxy | None = None,
+        proxy: ProxyRequest | None = None,
         chunk_tokens: int | None = None,
     ) -> TokenStats:
         """Statistics [N] of the micro-batch's completion tokens; see :func:`token_stats`."""
@@ -364,7 +365,7 @@ def packing_is_exact(policy: Policy) -> bool:
     vocabulary = config.get_text_config().vocab_size
     prompts = [[token % vocabulary for token in prompt] for prompt in prompts]
     completions = [[token % vocabulary for token in completion] for completion in completions]
-    with torch.no_grad(), _evaluating(policy):
+    with torch.no_grad(), evaluating(policy):
         stats = [
             policy(inputs.to(policy.device)).logprobs_N
             for inputs in (
@@ -416,7 +417,7 @@ def _check_plain_head(policy: Policy, path: str) -> None:
     head = policy.causal_lm.get_output_embeddings()
     if head is None:
         raise ValueError(f"model {path!r} has no output head; give a causal language model")
-    with torch.no_grad(), _evaluating(policy):
+    with torch.no_grad(), evaluating(policy):
         logits = policy.causal_lm(input_ids=ids).logits
         plain = head(policy.backbone(input_ids=ids).last_hidden_state)
     if not torch.allclose(logits, plain, rtol=1e-3, atol=1e-3):
@@ -436,7 +437,7 @@ def _check_head_is_not_adapted(model: Any) -> None:  # noqa: ANN401
         )
 
 
-class _evaluating:
+class evaluating:
     """Switch a module to evaluation mode for a block."""
 
     def __init__(self, module: nn.Module) -> None:

@@ -2,8 +2,9 @@
 
 ``metrics.jsonl`` gets a line when a step is finished, and another of the same step when it was
 evaluated or saved; readers merge lines of equal ``step``. ``timeline.jsonl`` says when each phase
-of a step began and ended. A run that is resumed drops the lines
-and files of steps after its checkpoint first: those steps are done again, and come out the same.
+of a step began and ended, ``accuracy.jsonl`` how many completions of each problem were right.
+A run that is resumed drops the lines and files of steps after its checkpoint first: those steps are
+done again, and come out the same.
 """
 
 import json
@@ -16,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rlvr.data import accuracy_counts
 from rlvr.train.scoring import Scored
 
 # Shown live, in this order: metric, label, format.
@@ -127,6 +129,12 @@ class RunLog:
             self.progress.update(self._steps, figures=figures)
         if scores or (figures and not self.console.is_terminal):
             self.say(f"step {step}/{self.total}  {figures}")
+
+    def accuracy(self, step: int, groups: Sequence[Sequence[Scored]]) -> None:
+        """Count a step's right completions by problem, in ``accuracy.jsonl``."""
+        graded = ((i.completion.problem_id, i.grade.correct) for group in groups for i in group)
+        with (self.folder / "accuracy.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "counts": accuracy_counts(graded)}) + "\n")
 
     def completions(self, kind: str, step: int, rows: Sequence[dict[str, Any]]) -> None:
         """Keep completions of a step as JSON lines; ``kind`` names the folder."""

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rlvr.data import Source, TemplateChoice, load_template
-from rlvr.learner import LearnerSettings
+from rlvr.learner import CriticSettings, LearnerSettings
 from rlvr.objective import (
     Advantage,
     Clip,
@@ -17,6 +17,7 @@ from rlvr.objective import (
     PolicyLoss,
     Reducer,
     Regulariser,
+    TokenFilter,
     TokenMean,
 )
 from rlvr.policy import ModelSettings
@@ -41,6 +42,9 @@ class DataSettings(Settings):
     """Problems whose prompt is longer are left out (and counted), never cut."""
     shuffle: bool = True
     """Visit the problems in a new random order in every epoch."""
+    relabel: dict[str, str] = Field(default_factory=dict)
+    """Reference answers to train with instead of the data's, by problem id: to see what a wrong
+    label does."""
 
 
 class RolloutSettings(Settings):
@@ -134,6 +138,11 @@ class LogSettings(Settings):
     0 keeps none."""
     completions_every: int = Field(1, ge=1)
     """Keep them at every so many steps."""
+    watch_tokens: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Sets of words by name, such as exploratory: [but, wait]; count and probabilities of the
+    sampled tokens that are one of them are logged."""
+    watch_words: tuple[str, ...] = ()
+    """Words such as rethink; the share of responses that hold each is logged."""
 
 
 class RLRecipe(Settings):
@@ -157,10 +166,14 @@ class RLRecipe(Settings):
     """What a completion is worth."""
     advantage: Advantage = GroupAdvantage()
     """How rewards become advantages."""
+    critic: CriticSettings = CriticSettings()
+    """The critic, where ``advantage`` is gae: a second model that starts as the policy's."""
     policy_loss: PolicyLoss = Clip()
     """The policy-gradient loss."""
     correction: Correction = NoCorrection()
     """What is done about the difference between the engine's and the learner's probabilities."""
+    filters: tuple[TokenFilter, ...] = ()
+    """Which tokens take part in the policy loss; all where there is no filter."""
     regularisers: tuple[Regulariser, ...] = ()
     """Terms added to the loss."""
     reducer: Reducer = TokenMean()
@@ -209,13 +222,13 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             "rollout.sampling.temperature = 0 gives every sample of a problem the same tokens, so "
             "there is nothing to learn from; choose one above 0"
         )
-    if sampling.truncates and recipe.policy_loss.name != "reinforce":
+    if sampling.truncates and recipe.policy_loss.name not in ("reinforce", "none"):
         faults.append(
             f"rollout.sampling.top_p = {sampling.top_p} and top_k = {sampling.top_k} sample from "
             "another distribution than the one whose ratio policy_loss "
             f"{recipe.policy_loss.name!r} takes; set top_p = 1 and top_k = 0"
         )
-    if rollout.samples_per_prompt < 2:
+    if rollout.samples_per_prompt < 2 and recipe.advantage.name in ("group", "rloo"):
         faults.append(
             f"rollout.samples_per_prompt = {rollout.samples_per_prompt}: advantage "
             f"{recipe.advantage.name!r} compares a completion with others of its prompt; sample at "
@@ -244,9 +257,15 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             f"rollout.engine.dtype = {engine.dtype!r} rounds otherwise than model.precision = "
             f"{precision!r}: the samples would drift away from the policy; set dtype to auto"
         )
-    names = [term.name for term in recipe.regularisers]
-    if len(set(names)) < len(names):
-        faults.append(f"regularisers {names} name one twice; merge their coefficients")
+    if recipe.checkpoint.background and recipe.advantage.name == "gae":
+        faults.append(
+            "checkpoint.background = true copies the policy before it goes on, but not the critic "
+            "of advantage 'gae'; set it to false"
+        )
+    for key, parts in (("regularisers", recipe.regularisers), ("filters", recipe.filters)):
+        names = [part.name for part in parts]
+        if len(set(names)) < len(names):
+            faults.append(f"{key} {names} name one twice; merge their coefficients")
     if recipe.learner.layout == "packed" and recipe.model.attention not in ("sdpa", "eager"):
         faults.append(
             f"learner.layout = 'packed' needs a block mask, which model.attention = "

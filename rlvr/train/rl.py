@@ -17,7 +17,7 @@ import psutil
 import torch
 from rich.console import Console
 
-from rlvr.objective import Advantage
+from rlvr.objective import Advantage, Gae
 from rlvr.rollout.weights import merged_buckets, write_model
 from rlvr.train.ahead import Rollouts, sampling_rollouts
 from rlvr.train.batch import build_batch, group_advantages, rollout_metrics
@@ -30,6 +30,7 @@ from rlvr.train.recipe import RLRecipe
 from rlvr.train.run import Run, open_run
 from rlvr.train.scoring import Scored
 from rlvr.train.together import max_over_ranks, sum_over_ranks
+from rlvr.train.watch import token_ids, watched_tokens, watched_words
 
 
 def train(recipe: RLRecipe, *, resume: bool = False, console: Console | None = None) -> Path:
@@ -83,9 +84,15 @@ def train_step(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
         with clock("sync"), run.watch("sync"):
             run.log.phase("syncing weights")
             metrics |= rollouts.publish()
-        metrics |= rollout_metrics(rollout.sampled) | rollout.metrics | rollout.seconds
+        metrics |= (
+            rollout_metrics(rollout.sampled)
+            | _watched(run, rollout)
+            | rollout.metrics
+            | rollout.seconds
+        )
         metrics |= sum_over_ranks(run.ranks, run.scorer.counters) | clock.seconds
         run.log.step(step, metrics | _rates(run, rollout, metrics, clock))
+        run.log.accuracy(step, rollout.sampled)
         _keep_completions(run, step, rollout.groups, run.recipe.advantage)
 
 
@@ -137,7 +144,8 @@ def _keep_completions(
         return
     whole = groups[: max(1, log.completions_per_step // run.recipe.rollout.samples_per_prompt)]
     flat = [item for group in whole for item in group]
-    advantages = group_advantages(whole, advantage).tolist()
+    known = group_advantages(whole, advantage).tolist()
+    advantages = [None] * len(flat) if isinstance(advantage, Gae) else known
     rows = [
         completion_row(item, step, run.tokenizer, advantage=value)
         for item, value in zip(flat, advantages, strict=True)
@@ -151,6 +159,12 @@ def _stop_together(run: Run) -> None:
         number = int(run.ranks.maximum(torch.tensor(run.signals.pending)))
         if number:
             raise Stopped(number)
+
+
+def _watched(run: Run, rollout: Rollout) -> dict[str, float]:
+    log = run.recipe.log
+    sets = {name: token_ids(words, run.tokenizer) for name, words in log.watch_tokens.items()}
+    return watched_tokens(rollout.sampled, sets) | watched_words(rollout.sampled, log.watch_words)
 
 
 def _rates(run: Run, rollout: Rollout, metrics: dict[str, float], clock: Clock) -> dict[str, float]:

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +24,7 @@ from rlvr.data import (
 )
 from rlvr.learner import (
     CheckpointWriter,
+    CriticTraining,
     Launch,
     Learner,
     checkpoint_path,
@@ -35,8 +36,16 @@ from rlvr.learner import (
     written_by,
 )
 from rlvr.learner.watchdog import Watchdog
-from rlvr.objective import Objective
-from rlvr.policy import Policy, load_policy, load_tokenizer, policy_writer, stop_token_ids
+from rlvr.objective import Gae, Objective
+from rlvr.policy import (
+    Policy,
+    load_critic,
+    load_policy,
+    load_tokenizer,
+    policy_writer,
+    save_critic,
+    stop_token_ids,
+)
 from rlvr.ranks import Ranks
 from rlvr.remedies import VLLM_PACKAGES
 from rlvr.rollout import Engine, build_engine
@@ -46,6 +55,7 @@ from rlvr.train.log import RunLog, SilentLog, check_trackers, write_atomically
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.scoring import Scorer
 from rlvr.train.together import first_rank
+from rlvr.types import Problem
 
 # What may differ between a run and its continuation: nothing that enters a gradient.
 _MAY_CHANGE = frozenset({"steps", "evaluation", "checkpoint", "watchdog", "log", "output"})
@@ -133,6 +143,8 @@ class Run:
 
         def write_model(path: Path) -> None:
             write_policy(path)
+            if self.learner.critic is not None:
+                save_critic(self.learner.critic.model, path)
             if not self.policy.has_adapters:
                 self.tokenizer.save_pretrained(path / "model")
 
@@ -145,6 +157,8 @@ class Run:
                 "rollouts": dict(rollouts),
                 "updates": self.learner.updates,
                 "skipped_updates": self.learner.skipped_updates,
+                "trained_rollouts": self.learner.rollouts,
+                "objective": self.learner.objective.state(),
             },
         )
         return self.saved
@@ -160,6 +174,8 @@ class Run:
         self.sampler.load_state_dict(self.rollouts_state["sampler"])
         self.learner.updates = state["updates"]
         self.learner.skipped_updates = state["skipped_updates"]
+        self.learner.rollouts = state.get("trained_rollouts", 0)
+        self.learner.objective.load_state(state.get("objective", {}))
         self.step = state["step"]
         self.saved = checkpoint
 
@@ -377,13 +393,27 @@ def build_learner(
 ) -> Learner:
     """The policy, its reference where the objective needs one, and the optimizer."""
     objective = Objective(
-        recipe.policy_loss, recipe.regularisers, recipe.reducer, recipe.correction
+        recipe.policy_loss,
+        recipe.regularisers,
+        recipe.reducer,
+        recipe.correction,
+        recipe.filters,
     )
     # Weights that do not fit on one GPU are taken apart in host memory.
     device = torch.device("cpu") if _shards_weights(launch) else None
     policy = load_policy(recipe.model, saved=checkpoint, device=device)
+    critic, needs_reference = None, objective.needs_reference
+    if isinstance(recipe.advantage, Gae):
+        if _shards_weights(launch):
+            raise ValueError(
+                "advantage 'gae' trains a critic, whose weights cannot be saved where weights are "
+                "sharded (ZeRO 3); use ZeRO 2 or another advantage"
+            )
+        model = load_critic(recipe.model, saved=checkpoint)
+        critic = CriticTraining(model, recipe.critic, recipe.advantage)
+        needs_reference |= recipe.advantage.kl_in_reward > 0
     reference = None
-    if objective.needs_reference and recipe.model.lora is None:
+    if needs_reference and recipe.model.lora is None:
         reference = load_policy(recipe.model).requires_grad_(False).eval()
     return Learner(
         policy,
@@ -393,6 +423,7 @@ def build_learner(
         total_updates=recipe.steps * recipe.learner.updates_per_rollout,
         reference=reference,
         launch=launch,
+        critic=critic,
     )
 
 
@@ -433,6 +464,8 @@ def load_prompts(
 
     def load(name: str, source: Any) -> list[Prompt]:  # noqa: ANN401
         problems = load_problems(source)
+        if name == "data":
+            problems = relabelled(problems, recipe.data.relabel)
         bad = dict(scorer.pool.check_golds([problem.answer for problem in problems]))
         for index, reason in bad.items():
             problem = problems[index]
@@ -455,6 +488,20 @@ def load_prompts(
                 f"{name}: {len(shared)} problems are also trained on, the first {shared[0]!r}",
             )
     return training, held_out
+
+
+def relabelled(problems: Sequence[Problem], answers: Mapping[str, str]) -> list[Problem]:
+    """The problems with some answers replaced.
+
+    Raises:
+        ValueError: An id that no problem has.
+    """
+    unknown = set(answers) - {problem.id for problem in problems}
+    if unknown:
+        raise ValueError(f"data.relabel names {min(unknown)!r}, but no problem has that id")
+    return [
+        replace(problem, answer=answers.get(problem.id, problem.answer)) for problem in problems
+    ]
 
 
 def _no_folder(folder: Path, reason: str | None) -> str:

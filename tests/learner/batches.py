@@ -5,7 +5,7 @@ from typing import get_args
 
 import torch
 
-from rlvr.objective import GroupAdvantage, PolicyLoss, Reducer, Regulariser
+from rlvr.objective import GroupAdvantage, PolicyLoss, Proxy, Reducer, Regulariser
 from rlvr.types import Batch
 
 
@@ -49,7 +49,17 @@ def policy_losses():
 
 
 def regularisers():
-    return [kind(coefficient=0.1) for kind in get_args(get_args(Regulariser)[0])]
+    """Each strong enough to act on an untrained model, whose distributions are nearly uniform."""
+    strong = {
+        "lp_reg": {"rho": 0.7, "proxy": Proxy(kappa=0.45)},
+        "adaptive_entropy": {"initial": 0.1, "target": 100.0},
+    }
+    kinds = get_args(get_args(Regulariser)[0])
+    names = [kind.model_fields["name"].default for kind in kinds]
+    return [
+        kind(**strong.get(name, {"coefficient": 0.1}))
+        for kind, name in zip(kinds, names, strict=True)
+    ]
 
 
 def reducers():
