@@ -8,6 +8,7 @@ so ``load_policy`` compares the two on a probe and refuses models that transform
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +53,11 @@ class ModelSettings(Settings):
     """transformers' attention implementation (sdpa, eager, flash_attention_2, ...)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the transformer for the update with torch.compile; the first steps then take longer.
+    Generation is left as it is."""
+    liger: bool = False
+    """Use liger-kernel's fused norms, rotary embedding and MLP on a GPU (package liger-kernel)."""
     lora: LoraSettings | None = None
     """Train adapters instead of all weights."""
     trust_remote_code: bool = False
@@ -81,6 +87,8 @@ class Policy(nn.Module):
         head = self.causal_lm.get_output_embeddings()
         self.head = None if head is None else TokenHead(head)
         self.gathered = nullcontext
+        # In a tuple: as a submodule it would double every name.
+        self._compiled: tuple[Callable[..., Any], ...] = ()
 
     @property
     def causal_lm(self) -> Any:  # noqa: ANN401  (transformers' classes are untyped)
@@ -123,8 +131,18 @@ class Policy(nn.Module):
 
     def backbone(self, **inputs: Any) -> Any:  # noqa: ANN401
         """Run the transformer without its output head; transformers' output object."""
+        run = self._compiled[0] if self._compiled else self._transformer
+        return run(**inputs)
+
+    @property
+    def _transformer(self) -> nn.Module:
         causal_lm = self.causal_lm
-        return getattr(causal_lm, causal_lm.base_model_prefix)(**inputs)
+        module: nn.Module = getattr(causal_lm, causal_lm.base_model_prefix)
+        return module
+
+    def compile_backbone(self) -> None:
+        """Have :meth:`backbone` compiled when it is called next."""
+        self._compiled = (torch.compile(self._transformer, dynamic=True),)
 
     def forward(
         self,
@@ -185,7 +203,36 @@ def load_policy(
         _check_head_is_not_adapted(model)
     policy = Policy(model, settings.precision).to(device or default_device())
     _check_plain_head(policy, settings.path)
+    if settings.liger:
+        _use_liger(policy)
+    if settings.compile:
+        policy.compile_backbone()
     return policy
+
+
+def _use_liger(policy: Policy) -> None:
+    """Replace norms, rotary embedding and MLP by fused kernels; the head's loss stays ours.
+
+    Raises:
+        ValueError: No GPU, no package, or a family that it does not know.
+    """
+    if policy.device.type != "cuda":
+        raise ValueError("model.liger needs a GPU; set it to false")
+    if find_spec("liger_kernel") is None:
+        raise ValueError("model.liger needs liger-kernel; run: pip install liger-kernel")
+    from liger_kernel.transformers import (  # type: ignore[import-not-found]
+        _apply_liger_kernel_to_instance,
+    )
+    from liger_kernel.transformers.monkey_patch import (  # type: ignore[import-not-found]
+        MODEL_TYPE_TO_APPLY_LIGER_FN,
+    )
+
+    family = policy.causal_lm.config.model_type
+    if family not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise ValueError(f"liger-kernel has no kernels for {family!r}; set model.liger to false")
+    _apply_liger_kernel_to_instance(
+        model=policy.causal_lm, fused_linear_cross_entropy=False, cross_entropy=False
+    )
 
 
 def save_policy(policy: Policy, folder: Path) -> None:

@@ -312,6 +312,7 @@ def prove(difference: Difference, version: int, precision: Precision, tolerance:
         f"weights: the mean log-probability of a fixed sequence is {difference.engine:.5f} in the "
         f"engine and {difference.learner:.5f} in the learner, |difference| {difference.mean:.3g} "
         f"on average and {difference.largest:.3g} at most, above the {tolerance:g} that "
-        f"{precision} explains; use rollout.engine.name=transformers, or raise "
-        "rollout.engine.sync_tolerance if the kernels are known to differ so much"
+        f"{precision} explains; a server needs the recipe's model and --dtype {precision}; else "
+        "use rollout.engine.name=transformers, or raise rollout.engine.sync_tolerance if the "
+        "kernels are known to differ so much"
     )

@@ -78,7 +78,11 @@ class Inline:
     def next(self, clock: Clock) -> Rollout:
         """See :class:`Rollouts`; samples now."""
         step = self.run.step + 1
-        return collect(self.run, step, _engine_clock(self.run, step), self.run.log.phase)
+        return collect(self.run, step, _engine_clock(self.run, step), self._show)
+
+    def _show(self, what: str, done: int, total: int | None) -> None:
+        self.run.signals.check()
+        self.run.log.phase(what, done, total)
 
     def publish(self) -> dict[str, float]:
         """See :class:`Rollouts`."""

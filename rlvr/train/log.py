@@ -145,6 +145,43 @@ class RunLog:
         write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+class SilentLog(RunLog):
+    """Takes everything and leaves nothing: of the processes of a job one keeps records."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __enter__(self) -> "SilentLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def phase(
+        self, name: str, done: int = 0, total: int | None = None, lane: str = "learner"
+    ) -> None:
+        """Nothing."""
+
+    def span(self, lane: str, step: int, phase: str, begin: float, end: float) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def accuracy(self, step: int, groups: Sequence[Sequence[Scored]]) -> None:
+        """Nothing."""
+
+    def evaluated(self, step: int) -> bool:
+        """The first rank knows."""
+        return False
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        """Nothing."""
+
+    def completions(self, kind: str, step: int, rows: Sequence[dict[str, Any]]) -> None:
+        """Nothing."""
+
+
 def completion_row(
     item: Scored,
     step: int,

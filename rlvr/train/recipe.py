@@ -112,6 +112,20 @@ class CheckpointSettings(Settings):
     """Write a checkpoint after every so many steps; always after the last."""
     keep: int = Field(2, ge=1)
     """How many of the newest remain."""
+    background: bool = False
+    """Write while training goes on, from copies in host memory; one at a time. A kill loses at most
+    the checkpoint that is being written."""
+
+
+class WatchdogSettings(Settings):
+    """When a phase of the loop is taken to hang; the process is then ended with all stacks."""
+
+    factor: float = Field(20.0, gt=1)
+    """Times its median that a phase may last."""
+    least_s: float = Field(600.0, gt=0)
+    """Seconds that any phase may last."""
+    first_s: float = Field(7200.0, gt=0)
+    """Seconds that a phase may last which was not seen before."""
 
 
 class LogSettings(Settings):
@@ -170,6 +184,8 @@ class RLRecipe(Settings):
     """Held-out problems."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """What is kept to continue from."""
+    watchdog: WatchdogSettings | None = WatchdogSettings()
+    """Ends a run that hangs; null lets it."""
     log: LogSettings = LogSettings()
     """What is written for people."""
 

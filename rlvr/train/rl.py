@@ -6,7 +6,8 @@ the engine samples from in the next step, or, if rollouts are sampled ahead, in 
 
     rlvr train recipes/smollm2_arithmetic.yaml
 
-Left out here: more than one process.
+With several processes every one runs this loop over the same rollouts; sampling, grading and the
+update are shared out, and the first keeps the records.
 """
 
 import shutil
@@ -17,7 +18,7 @@ import torch
 from rich.console import Console
 
 from rlvr.objective import Advantage, Gae
-from rlvr.policy import export_policy
+from rlvr.rollout.weights import merged_buckets, write_model
 from rlvr.train.ahead import Rollouts, sampling_rollouts
 from rlvr.train.batch import build_batch, group_advantages, rollout_metrics
 from rlvr.train.clock import Clock
@@ -28,6 +29,7 @@ from rlvr.train.log import completion_row
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.run import Run, open_run
 from rlvr.train.scoring import Scored
+from rlvr.train.together import max_over_ranks, sum_over_ranks
 from rlvr.train.watch import token_ids, watched_tokens, watched_words
 
 
@@ -45,7 +47,7 @@ def train(recipe: RLRecipe, *, resume: bool = False, console: Console | None = N
     """
     with (
         StopSignals().watch() as signals,
-        open_run(recipe, resume=resume, console=console or Console()) as run,
+        open_run(recipe, resume=resume, console=console or Console(), signals=signals) as run,
         sampling_rollouts(run) as rollouts,
     ):
         try:
@@ -69,15 +71,17 @@ def train_step(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
     """Sample, verify, update, record."""
     step = run.step + 1
     clock = Clock(lambda *span: run.log.span("learner", step, *span))
-    rollout = rollouts.next(clock)
+    _stop_together(run)
+    with run.watch("rollout"):
+        rollout = rollouts.next(clock)
     batch = build_batch(rollout.groups, run.recipe.advantage, run.recipe.reward.truncated)
     with signals.shield():
         run.log.phase("updating")
-        with clock("update", counted=False):
+        with clock("update", counted=False), run.watch("update"):
             metrics = run.learner.update(batch)
         run.step = step
         rollouts.finished()
-        with clock("sync"):
+        with clock("sync"), run.watch("sync"):
             run.log.phase("syncing weights")
             metrics |= rollouts.publish()
         metrics |= (
@@ -86,8 +90,8 @@ def train_step(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
             | rollout.metrics
             | rollout.seconds
         )
-        metrics |= run.scorer.counters | clock.seconds
-        run.log.step(step, metrics | _rates(rollout, metrics, clock))
+        metrics |= sum_over_ranks(run.ranks, run.scorer.counters) | clock.seconds
+        run.log.step(step, metrics | _rates(run, rollout, metrics, clock))
         run.log.accuracy(step, rollout.sampled)
         _keep_completions(run, step, rollout.groups, run.recipe.advantage)
 
@@ -95,10 +99,12 @@ def train_step(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
 def _evaluate_if_due(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
     """Evaluate before the first step, every so often, and after the last, once each."""
     due = run.step % run.recipe.evaluation.every == 0 or run.step == run.recipe.steps
-    if not run.evaluation_prompts or not due or run.log.evaluated(run.step):
+    if not run.evaluation_prompts or not due:
+        return
+    if run.ranks.broadcast(run.log.evaluated(run.step)):
         return
     clock = Clock(lambda *span: run.log.span("learner", run.step, *span))
-    with rollouts.exclusive(), clock("evaluate"):
+    with rollouts.exclusive(), clock("evaluate"), run.watch("evaluation"):
         metrics, rows = evaluate(run)
     with signals.shield():
         run.log.completions("evaluations", run.step, rows)
@@ -111,17 +117,21 @@ def _save(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
     rollouts.settle()
     with signals.shield():
         run.log.phase("saving")
-        with clock("checkpoint"):
+        with clock("checkpoint"), run.watch("checkpoint"):
             run.save(rollouts.state())
         run.log.step(run.step, clock.seconds)
 
 
 def _export(run: Run) -> None:
-    """Write the final model folder, whole or not at all."""
+    """Write the final model folder, adapters merged, whole or not at all."""
     target, partial = run.folder / "model", run.folder / ".model.partial"
+    if not run.ranks.first:
+        for _ in merged_buckets(run.policy, torch.float32):
+            pass  # sharded weights are gathered by all
+        return
     for leftover in (partial, target):  # of a run that was killed here, or that is continued
         shutil.rmtree(leftover, ignore_errors=True)
-    export_policy(run.policy, partial)
+    write_model(run.policy, partial, torch.float32)
     run.tokenizer.save_pretrained(partial)
     partial.rename(target)
 
@@ -149,7 +159,15 @@ def _watched(run: Run, rollout: Rollout) -> dict[str, float]:
     return watched_tokens(rollout.sampled, sets) | watched_words(rollout.sampled, log.watch_words)
 
 
-def _rates(rollout: Rollout, metrics: dict[str, float], clock: "Clock") -> dict[str, float]:
+def _stop_together(run: Run) -> None:
+    """Where several processes have to stop, do it between two steps if not in sampling."""
+    if run.ranks.count > 1:
+        number = int(run.ranks.maximum(torch.tensor(run.signals.pending)))
+        if number:
+            raise Stopped(number)
+
+
+def _rates(run: Run, rollout: Rollout, metrics: dict[str, float], clock: Clock) -> dict[str, float]:
     def tokens(groups: list[list[Scored]]) -> int:
         return sum(len(item.completion.token_ids) for group in groups for item in group)
 
@@ -163,4 +181,4 @@ def _rates(rollout: Rollout, metrics: dict[str, float], clock: "Clock") -> dict[
     if "time/generate" in metrics:  # unless it was sampled before the run was interrupted
         generated = tokens(rollout.sampled) / metrics["time/generate"]
         rates["throughput/generated_tokens_per_second"] = generated
-    return memory | rates
+    return max_over_ranks(run.ranks, memory) | rates

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -23,35 +23,42 @@ from rlvr.data import (
     overlap,
 )
 from rlvr.learner import (
+    CheckpointWriter,
     CriticTraining,
+    Launch,
     Learner,
     checkpoint_path,
+    join,
     latest_checkpoint,
     load_state,
     random_states,
     restore_random_states,
-    save_checkpoint,
+    written_by,
 )
+from rlvr.learner.watchdog import Watchdog
 from rlvr.objective import Gae, Objective
 from rlvr.policy import (
     Policy,
+    critic_writer,
     load_critic,
     load_policy,
     load_tokenizer,
-    save_critic,
-    save_policy,
+    policy_writer,
     stop_token_ids,
 )
+from rlvr.ranks import Ranks
 from rlvr.remedies import VLLM_PACKAGES
 from rlvr.rollout import Engine, build_engine
 from rlvr.settings import load_settings, to_yaml
-from rlvr.train.log import RunLog, check_trackers, write_atomically
+from rlvr.train.interrupt import StopSignals
+from rlvr.train.log import RunLog, SilentLog, check_trackers, write_atomically
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.scoring import Scorer
+from rlvr.train.together import first_rank
 from rlvr.types import Problem
 
 # What may differ between a run and its continuation: nothing that enters a gradient.
-_MAY_CHANGE = frozenset({"steps", "evaluation", "checkpoint", "log", "output"})
+_MAY_CHANGE = frozenset({"steps", "evaluation", "checkpoint", "watchdog", "log", "output"})
 _STACK = (
     "rlvr",
     "torch",
@@ -77,6 +84,12 @@ class Run:
     learner: Learner
     scorer: Scorer
     log: RunLog
+    checkpoints: CheckpointWriter
+    ranks: Ranks
+    rollout_ranks: Ranks
+    """The same processes, for the thread that samples."""
+    signals: StopSignals
+    watchdog: Watchdog | None = None
     step: int = 0
     rollouts_state: dict[str, Any] = field(default_factory=dict)
     """Where the sampling of rollouts stood at the checkpoint that the run was continued from."""
@@ -93,6 +106,21 @@ class Run:
         """The model being trained."""
         return self.learner.policy
 
+    @property
+    def central(self) -> bool:
+        """Whether the first rank speaks to the engine for all."""
+        return self.recipe.rollout.engine.name == "vllm_server"
+
+    def share(self, count: int) -> range:
+        """The places, of ``count`` prompts, that this rank samples."""
+        if self.central:
+            return range(count if self.ranks.first else 0)
+        return self.ranks.share(count)
+
+    def watch(self, phase: str) -> AbstractContextManager[None]:
+        """Have the watchdog end the process if the block hangs."""
+        return nullcontext() if self.watchdog is None else self.watchdog.phase(phase)
+
     def next_prompts(self, count: int) -> list[Prompt]:
         """The coming prompts; the sampler advances."""
         return [self.prompts[index] for index in self.sampler.next(count)]
@@ -107,21 +135,25 @@ class Run:
         ``rollouts`` is where their sampling stands.
         One that is there but was not read is damaged, and is written again.
         """
-        folder = self.folder / "checkpoints"
-        if self.saved == checkpoint_path(folder, self.step):
+        if self.saved == checkpoint_path(self.checkpoints.folder, self.step):
             return self.saved
+        write_policy = policy_writer(
+            self.policy, keep=self.ranks.first, copy=self.checkpoints.background
+        )
+        critic = None if self.learner.critic is None else self.learner.critic.model
+        write_critic = critic_writer(
+            critic, self.policy, keep=self.ranks.first, copy=self.checkpoints.background
+        )
 
         def write_model(path: Path) -> None:
-            save_policy(self.policy, path)
-            if self.learner.critic is not None:
-                save_critic(self.learner.critic.model, path)
+            write_policy(path)
+            write_critic(path)
             if not self.policy.has_adapters:
                 self.tokenizer.save_pretrained(path / "model")
 
-        self.saved = save_checkpoint(
-            folder,
+        self.saved = self.checkpoints.save(
             self.step,
-            write_model=write_model,
+            write_model,
             tensors={**self.learner.engine.state(), **random_states()},
             state={
                 "step": self.step,
@@ -131,13 +163,12 @@ class Run:
                 "trained_rollouts": self.learner.rollouts,
                 "objective": self.learner.objective.state(),
             },
-            keep=self.recipe.checkpoint.keep,
         )
         return self.saved
 
     def restore(self, checkpoint: Path) -> None:
         """Take everything but the weights (loaded already) from a checkpoint."""
-        state, tensors = load_state(checkpoint)
+        state, tensors = load_state(checkpoint, self.ranks)
         self.learner.engine.load_state(
             {key: value for key, value in tensors.items() if not key.startswith("rng/")}
         )
@@ -153,17 +184,25 @@ class Run:
 
 
 @contextmanager
-def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Run]:
+def open_run(
+    recipe: RLRecipe, *, resume: bool, console: Console, signals: StopSignals | None = None
+) -> Iterator[Run]:
     """Build a run, from its newest valid checkpoint where ``resume`` is set and there is one.
 
+    Every process of the job builds one; the first alone writes records and speaks.
+
     Raises:
-        ValueError: Anything the recipe names is missing or unusable, or the output folder holds
-            another run.
+        ValueError: Anything the recipe names is missing or unusable, the output folder holds
+            another run, or the recipe does not go with the launch.
     """
-    _check_single_process()
-    check_folder(recipe, resume)
-    checkpoint = _checkpoint_to_resume(recipe.output / "checkpoints") if resume else None
-    check_trackers(recipe.log.track)
+    signals = signals or StopSignals()
+    launch = join()
+    ranks = launch.ranks
+    check_launch(recipe, launch)
+    signals.deferred = ranks.count > 1
+    console = console if ranks.first else Console(quiet=True)
+    found = first_rank(ranks, lambda: _starting_point(recipe, resume))
+    checkpoint = None if found is None else Path(found)
     torch.manual_seed(recipe.seed)
     tokenizer = load_tokenizer(recipe.model)
     with ExitStack() as stack:
@@ -172,7 +211,9 @@ def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Ru
             Scorer(recipe.reward, tokenizer, recipe.rollout.sampling.max_tokens)
         )
         prompts, evaluation_prompts = load_prompts(recipe, tokenizer, scorer, console)
-        learner = build_learner(recipe, checkpoint)
+        learner = build_learner(recipe, checkpoint, launch)
+        if not ranks.first:
+            torch.manual_seed(recipe.seed + ranks.rank)  # dropout differs between ranks
         check_context(recipe, learner.policy, [prompts, *evaluation_prompts.values()])
         stop_ids = stop_token_ids(learner.policy, tokenizer)
         run = Run(
@@ -184,34 +225,99 @@ def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Ru
             engine=stack.enter_context(
                 closing(
                     build_engine(
-                        recipe.rollout.engine, learner.policy, stop_ids, recipe.longest_sequence
+                        recipe.rollout.engine,
+                        learner.policy,
+                        stop_ids,
+                        recipe.longest_sequence,
+                        ranks,
                     )
                 )
             ),
             learner=learner,
             scorer=scorer,
             log=None,  # type: ignore[arg-type]  # needs the step, which a checkpoint may set
+            checkpoints=CheckpointWriter(
+                recipe.output / "checkpoints",
+                recipe.checkpoint.keep,
+                ranks,
+                background=recipe.checkpoint.background,
+            ),
+            ranks=ranks,
+            rollout_ranks=ranks.group(),
+            signals=signals,
         )
+        stack.callback(run.checkpoints.wait)
+        if ranks.count > 1 or launch.zero is not None:
+            _say(console, launch.description)
         if checkpoint is not None:
             run.restore(checkpoint)
             _say(console, f"resuming after step {run.step} from {checkpoint}")
+            _say_what_is_not_exact(console, written_by(checkpoint), ranks.count)
         waited_for = {"vllm": "starting vLLM", "vllm_server": "waiting for vLLM servers"}
         if recipe.rollout.engine.name in waited_for:
             console.print(waited_for[recipe.rollout.engine.name])
         run.sync()
         # Only now: a recipe that cannot be carried out leaves no folder behind.
-        record_run(recipe)
-        run.log = stack.enter_context(
-            RunLog(
-                recipe.output,
-                recipe.steps,
-                resumed_step=run.step,
-                trackers=recipe.log.track,
-                config=recipe.model_dump(mode="json"),
-                console=console,
+        first_rank(ranks, lambda: record_run(recipe))
+        run.log = stack.enter_context(_open_log(run, console))
+        if recipe.watchdog is not None:
+            run.watchdog = stack.enter_context(
+                closing(Watchdog(ranks.rank, **recipe.watchdog.model_dump()))
             )
-        )
         yield run
+
+
+def _open_log(run: Run, console: Console) -> RunLog:
+    if not run.ranks.first:
+        return SilentLog()
+    return RunLog(
+        run.folder,
+        run.recipe.steps,
+        resumed_step=run.step,
+        trackers=run.recipe.log.track,
+        config=run.recipe.model_dump(mode="json"),
+        console=console,
+    )
+
+
+def check_launch(recipe: RLRecipe, launch: Launch) -> None:
+    """See that the recipe can be carried out by the processes there are.
+
+    Raises:
+        ValueError: It cannot; the message says what to change.
+    """
+    if _shards_weights(launch) and recipe.rollout.engine.name == "transformers":
+        raise ValueError(
+            "rollout.engine 'transformers' generates with the learner's own weights, which ZeRO 3 "
+            "parts over processes; use vllm or vllm_server, or launch with ZeRO 2"
+        )
+    if launch.ranks.count > 1 and recipe.rollout.max_staleness > 1:
+        raise ValueError(
+            f"rollout.max_staleness = {recipe.rollout.max_staleness} with several processes: which "
+            "weights a rollout gets would depend on each one's timing; set it to 0 or 1"
+        )
+
+
+def _shards_weights(launch: Launch | None) -> bool:
+    return launch is not None and launch.zero is not None and launch.zero["stage"] == 3
+
+
+def _starting_point(recipe: RLRecipe, resume: bool) -> str | None:
+    """See that the run can begin; the checkpoint to begin from, if there is one."""
+    check_folder(recipe, resume)
+    checkpoint = _checkpoint_to_resume(recipe.output / "checkpoints") if resume else None
+    check_trackers(recipe.log.track)
+    return None if checkpoint is None else str(checkpoint)
+
+
+def _say_what_is_not_exact(console: Console, wrote: int, now: int) -> None:
+    if wrote != now:
+        _say(
+            console,
+            f"the checkpoint was written by {wrote} processes and is taken up by {now}: weights "
+            "and optimizer are the same, but sums are taken in another order, and dropout draws "
+            "other numbers",
+        )
 
 
 def _checkpoint_to_resume(folder: Path) -> Path | None:
@@ -228,15 +334,6 @@ def _checkpoint_to_resume(folder: Path) -> Path | None:
             "step 0, or choose another output"
         )
     return found
-
-
-def _check_single_process() -> None:
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
-        raise ValueError(
-            f"started with {processes} processes, but a run has one so far; "
-            "use accelerate launch --num_processes 1"
-        )
 
 
 def check_folder(recipe: RLRecipe, resume: bool) -> None:
@@ -294,7 +391,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def build_learner(recipe: RLRecipe, checkpoint: Path | None = None) -> Learner:
+def build_learner(
+    recipe: RLRecipe, checkpoint: Path | None = None, launch: Launch | None = None
+) -> Learner:
     """The policy, its reference where the objective needs one, and the optimizer."""
     objective = Objective(
         recipe.policy_loss,
@@ -303,10 +402,12 @@ def build_learner(recipe: RLRecipe, checkpoint: Path | None = None) -> Learner:
         recipe.correction,
         recipe.filters,
     )
-    policy = load_policy(recipe.model, saved=checkpoint)
+    # Weights that do not fit on one GPU are taken apart in host memory.
+    device = torch.device("cpu") if _shards_weights(launch) else None
+    policy = load_policy(recipe.model, saved=checkpoint, device=device)
     critic, needs_reference = None, objective.needs_reference
     if isinstance(recipe.advantage, Gae):
-        model = load_critic(recipe.model, saved=checkpoint)
+        model = load_critic(recipe.model, saved=checkpoint, device=device)
         critic = CriticTraining(model, recipe.critic, recipe.advantage)
         needs_reference |= recipe.advantage.kl_in_reward > 0
     reference = None
@@ -320,6 +421,7 @@ def build_learner(recipe: RLRecipe, checkpoint: Path | None = None) -> Learner:
         total_updates=recipe.steps * recipe.learner.updates_per_rollout,
         reference=reference,
         critic=critic,
+        launch=launch,
     )
 
 

@@ -2,9 +2,10 @@ r"""Seconds and peak memory of an update, against TRL's GRPO update of the same 
 
     python -m tests.benchmarks.learner MODEL             seconds, interleaved in one process
     python -m tests.benchmarks.learner MODEL --memory    peak memory, each in a process of its own
+    python -m tests.benchmarks.learner MODEL --skipping  seconds with 0, 50, 90 % groups without mix
 
-MODEL is a folder of SmolLM2-135M(-Instruct). A batch is eight completions of one prompt with made-up
-tokens and advantages: of equal lengths, of lengths that make half of the padded batch padding, and
+MODEL is a folder of SmolLM2-135M(-Instruct). A batch is eight completions of one prompt, tokens and
+advantages made up: of equal lengths, of lengths that make half of the padded batch padding, and
 seven short ones with a long one. Both train in bfloat16 autocast over float32 weights with a fused
 AdamW and clip at 1. An update is everything from the batch to the new weights:
 
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 PROMPT = 32
 SHAPES = {
@@ -195,6 +197,39 @@ def measure_seconds(model: str, repeats: int) -> None:
             )
 
 
+def measure_skipping(model: str, repeats: int) -> None:
+    """Ten groups of four completions of 24 tokens; all run, or those without advantage left out."""
+    import torch
+
+    from rlvr.learner import Learner, LearnerSettings
+    from rlvr.objective import Clip, Objective, TokenMean
+    from rlvr.policy import ModelSettings, load_policy
+
+    batch = batch_of((24,) * 40)
+    index = torch.arange(40) // 4
+    prompts = tuple((10 + int(group), *batch.prompt_ids[0][1:]) for group in index)
+    batch = replace(batch, group_index_B=index, prompt_ids=prompts)
+    policy = load_policy(ModelSettings(path=model, precision="bfloat16"))
+    learners = {
+        skip: Learner(
+            policy,
+            Objective(Clip(), (), TokenMean()),
+            LearnerSettings(lr=1e-9, skip_zero_advantage=skip),
+        )
+        for skip in (False, True)
+    }
+    print("groups of equal rewards  all run, s  skipped, s  ratio")
+    for share in (0.0, 0.5, 0.9):
+        mixed_B1 = (index >= share * 10).float()[:, None]
+        part = replace(batch, advantages_BT=batch.advantages_BT * mixed_B1)
+        times: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(repeats):
+            for skip, learner in learners.items():
+                times[skip].append(learner.update(part)["time/update"])
+        run, skipped = (statistics.median(times[skip]) for skip in (False, True))
+        print(f"{share:23.0%}  {run:10.2f}  {skipped:10.2f}  {run / skipped:5.2f}", flush=True)
+
+
 def measure_memory(model: str, scale: int) -> None:
     """Each way in a process of its own; completions ``scale`` times as long."""
     print("batch            way        peak GiB  ratio")
@@ -223,6 +258,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--skipping", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--scale", type=int, default=4, help="of lengths, with --memory")
     parser.add_argument("--one", choices=WAYS)
@@ -230,6 +266,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         measure_one(options.one, options.model, options.shape, options.scale)
+    elif options.skipping:
+        measure_skipping(options.model, options.repeats)
     elif options.memory:
         measure_memory(options.model, options.scale)
     else:

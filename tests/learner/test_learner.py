@@ -391,3 +391,41 @@ def test_the_share_of_weights_that_an_update_moved_is_measured(tiny_folder):
     assert shares[0][0] == shares[0][1] > 0.5
     assert shares[1][1] < 0.5 * shares[1][0]
     assert shares[2][1] > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_compiled_model_gives_the_same_gradient(tiny_folder):
+    results = []
+    for compiled in (False, True):
+        policy = load_policy(ModelSettings(path=str(tiny_folder), compile=compiled))
+        assert ("_orig_mod" in str(list(policy.state_dict()))) is False
+        learner = Learner(policy, Objective(Clip(), (), TokenMean()), LearnerSettings())
+        results.append(gradients(learner, make_batch(REWARDS, dtype=torch.float32)))
+    assert any(float(value.abs().max()) > 0 for value in results[0].values())
+    for name, value in results[1].items():
+        assert torch.allclose(value, results[0][name], atol=1e-6), name
+
+
+def test_fused_kernels_without_a_gpu_are_refused(tiny_folder):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match=r"model\.liger needs a GPU; set it to false"):
+        load_policy(ModelSettings(path=str(tiny_folder), liger=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_fused_kernels_give_the_same_gradient(tiny_folder, precision):
+    pytest.importorskip("liger_kernel")
+    results = []
+    for liger in (False, True):
+        settings = ModelSettings(path=str(tiny_folder), liger=liger, precision=precision)
+        learner = Learner(
+            load_policy(settings), Objective(Clip(), (), TokenMean()), LearnerSettings()
+        )
+        results.append(gradients(learner, make_batch(REWARDS, dtype=torch.float32)))
+    scale = max(float(value.abs().max()) for value in results[0].values())
+    tolerance = 1e-4 if precision == "float32" else 3e-2
+    for name, value in results[1].items():
+        assert float((value - results[0][name]).abs().max()) < tolerance * scale, name
