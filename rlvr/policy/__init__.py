@@ -17,6 +17,7 @@ from rlvr.policy.model import (
     load_policy,
     load_tokenizer,
     packing_is_exact,
+    policy_writer,
     save_policy,
     stop_token_ids,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "padded_inputs",
     "plan_packed",
     "plan_padded",
+    "policy_writer",
     "save_policy",
     "stop_token_ids",
     "token_stats",

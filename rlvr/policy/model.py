@@ -6,6 +6,7 @@ That is exact only for models whose logits are their output head applied to the 
 so ``load_policy`` compares the two on a probe and refuses models that transform their logits.
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from pydantic import Field
 from torch import nn
 
 from rlvr.policy.batching import ModelInputs, packed_inputs, padded_inputs
-from rlvr.policy.token_stats import Proxy, TokenStats, token_stats
+from rlvr.policy.token_stats import Proxy, TokenHead, TokenStats
 from rlvr.settings import Settings
 
 Precision = Literal["float32", "bfloat16"]
@@ -62,12 +63,23 @@ class Policy(nn.Module):
     Args:
         model: A transformers causal LM, bare or wrapped by peft.
         precision: Compute precision of :meth:`forward` and :meth:`compute`.
+
+    Attributes:
+        gathered: Context in which the parameters it is given are whole on this process, to be
+            read and not written; a learner that shards them puts its own here, and every process
+            then has to enter it with the same parameters. Outside of it a sharded parameter is
+            empty.
     """
+
+    gathered: Callable[[Sequence[nn.Parameter]], AbstractContextManager[Any]]
 
     def __init__(self, model: nn.Module, precision: Precision = "float32") -> None:
         super().__init__()
         self.model = model
         self.precision = precision
+        head = self.causal_lm.get_output_embeddings()
+        self.head = None if head is None else TokenHead(head)
+        self.gathered = nullcontext
 
     @property
     def causal_lm(self) -> Any:  # noqa: ANN401  (transformers' classes are untyped)
@@ -84,6 +96,12 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What weights are rounded to when they are used."""
+        held: torch.dtype = next(self.model.parameters()).dtype
+        return torch.bfloat16 if self.precision == "bfloat16" else held
 
     @property
     def context_length(self) -> int | None:
@@ -117,7 +135,7 @@ class Policy(nn.Module):
         chunk_tokens: int | None = None,
     ) -> TokenStats:
         """Statistics [N] of the micro-batch's completion tokens; see :func:`token_stats`."""
-        head = self.causal_lm.get_output_embeddings()
+        assert self.head is not None, "load_policy refuses models without an output head"
         with self.compute():
             hidden_RLD = self.backbone(
                 input_ids=inputs.input_ids_RL,
@@ -125,16 +143,15 @@ class Policy(nn.Module):
                 position_ids=inputs.position_ids_RL,
                 use_cache=False,
             ).last_hidden_state
-            return token_stats(
+            stats: TokenStats = self.head(
                 hidden_RLD.flatten(0, 1)[inputs.predict_N],
-                head.weight,
                 inputs.targets_N,
                 temperature=temperature,
-                bias_V=getattr(head, "bias", None),
                 entropy=entropy,
                 proxy=proxy,
                 chunk_tokens=chunk_tokens,
             )
+        return stats
 
 
 def load_policy(
@@ -172,8 +189,43 @@ def load_policy(
 
 def save_policy(policy: Policy, folder: Path) -> None:
     """Write ``folder/model`` (all weights, float32) or ``folder/adapter``, as safetensors."""
+    policy_writer(policy)(folder)
+
+
+def policy_writer(
+    policy: Policy, *, keep: bool = True, copy: bool = False
+) -> Callable[[Path], None]:
+    """What :func:`save_policy` does, in two halves: weights are gathered now, and written later.
+
+    Args:
+        policy: Its sharded parameters are gathered one after the other, on every process.
+        keep: Hold on to them; only the process that is to write needs to.
+        copy: Hold copies, which training does not change.
+    """
     name = "adapter" if policy.has_adapters else "model"
-    policy.model.save_pretrained(folder / name)  # type: ignore[operator]
+    state = _gathered_state(policy, keep=keep, copy=copy)
+
+    def write(folder: Path) -> None:
+        policy.model.save_pretrained(folder / name, state_dict=state)  # type: ignore[operator]
+
+    return write
+
+
+def _gathered_state(policy: Policy, *, keep: bool, copy: bool) -> dict[str, torch.Tensor]:
+    """The state dictionary with whole tensors; of a policy with adapters theirs alone."""
+    state: dict[str, torch.Tensor] = {}
+    seen: dict[int, torch.Tensor] = {}  # tied tensors stay one, and are gathered once everywhere
+    for name, tensor in policy.model.state_dict(keep_vars=True).items():
+        if policy.has_adapters and "lora_" not in name:
+            continue
+        if id(tensor) not in seen:
+            sharded = hasattr(tensor, "ds_id")
+            with policy.gathered([tensor] if isinstance(tensor, nn.Parameter) else []):
+                held = tensor.detach() if keep else tensor
+                seen[id(tensor)] = held.to("cpu", copy=True) if keep and (copy or sharded) else held
+        if keep:
+            state[name] = seen[id(tensor)]
+    return state
 
 
 def export_policy(policy: Policy, folder: Path) -> None:

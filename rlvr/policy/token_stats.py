@@ -15,10 +15,10 @@ of it is the kept mass Z and whether the sampled token was kept, two numbers a t
 Not here: soft-capped or otherwise transformed logits (``Policy`` refuses such models at load).
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import nn
 from torch.autograd.function import once_differentiable
 
 from rlvr.settings import Settings
@@ -38,8 +38,7 @@ class Proxy(Settings):
     """The filter's strength, in (0, 1)."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenStats:
+class TokenStats(NamedTuple):
     """Statistics of N tokens, in nats; only ``logprobs_N`` and ``entropy_N`` carry gradients.
 
     ``log_kept_mass_N`` is log Z of the proxy distribution and ``kept_N`` whether the token itself
@@ -90,6 +89,32 @@ def token_stats(
         log_mass_N if proxy else None,
         kept_N if proxy else None,
     )
+
+
+class TokenHead(nn.Module):
+    """A model's output head, read through :func:`token_stats`.
+
+    It holds the head's own parameters and is a module of its own because that is where an engine
+    that shards parameters looks for the ones a computation needs, forward and backward.
+
+    Args:
+        head: The output head, a linear layer.
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.weight = head.weight
+        self.bias = getattr(head, "bias", None)
+
+    def forward(
+        self,
+        hidden_ND: torch.Tensor,
+        targets_N: torch.Tensor,
+        **options: Any,  # noqa: ANN401
+    ) -> TokenStats:
+        """Statistics of ``targets_N``; options as :func:`token_stats`."""
+        assert isinstance(self.weight, torch.Tensor)
+        return token_stats(hidden_ND, self.weight, targets_N, bias_V=self.bias, **options)
 
 
 def default_chunk(vocabulary: int, device: str) -> int:

@@ -9,14 +9,14 @@ from rlvr.policy import Policy
 from rlvr.rollout.engine import Engine
 from rlvr.rollout.transformers_engine import TransformersEngine, TransformersEngineSettings
 from rlvr.rollout.vllm_engine import VllmEngine, VllmEngineSettings
+from rlvr.rollout.vllm_server_engine import VllmServerEngine, VllmServerEngineSettings
 
-EngineSettings = Annotated[
-    TransformersEngineSettings | VllmEngineSettings, Field(discriminator="name")
-]
+AnyEngineSettings = TransformersEngineSettings | VllmEngineSettings | VllmServerEngineSettings
+EngineSettings = Annotated[AnyEngineSettings, Field(discriminator="name")]
 
 
 def build_engine(
-    settings: TransformersEngineSettings | VllmEngineSettings,
+    settings: AnyEngineSettings,
     policy: Policy,
     stop_ids: Sequence[int],
     longest: int | None = None,
@@ -34,4 +34,6 @@ def build_engine(
     """
     if isinstance(settings, VllmEngineSettings):
         return VllmEngine(policy, stop_ids, settings, longest)
+    if isinstance(settings, VllmServerEngineSettings):
+        return VllmServerEngine(policy, stop_ids, settings, longest)
     return TransformersEngine(policy, stop_ids, settings)

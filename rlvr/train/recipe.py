@@ -211,11 +211,11 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             f"rollout.prompts_per_step = {rollout.prompts_per_step} prompts; lower it"
         )
     engine, precision = rollout.engine, recipe.model.precision
-    if rollout.max_staleness and isinstance(engine, TransformersEngineSettings):
+    if rollout.max_staleness and not engine.overlaps:
         faults.append(
             f"rollout.max_staleness = {rollout.max_staleness} samples during the update, but "
-            "rollout.engine 'transformers' samples with the very weights that are updated; choose "
-            "the engine vllm, or max_staleness = 0"
+            f"rollout.engine {engine.name!r} has no weights of its own then; choose the engine "
+            "vllm or vllm_server (weight_transfer: folder, sleep: 0), or max_staleness = 0"
         )
     ratios = recipe.learner.ratio_against
     if ratios == "rollout" and recipe.correction.name != "none":

@@ -43,9 +43,10 @@ def test_a_killed_evaluation_ends_byte_for_byte_like_one_left_alone(
             raise KeyboardInterrupt
 
     out = tmp_path / "killed"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Appender, "add", dying)
-        run(tiny_folder, benchmark_file, out, engine=ENGINE, greedy=True)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_folder, benchmark_file, out, engine=ENGINE, greedy=True)
     part = read_lines(out / "parts" / "rank_0000.jsonl")
     assert len(part.rows) == killed_after
     assert part.cut
