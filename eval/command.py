@@ -10,7 +10,7 @@ from eval.benchmarks import BENCHMARKS
 from eval.compare import changed_problems, compare, comparison_table, leaderboard_table
 from eval.models import find_targets, tokenizer_settings
 from eval.plan import EvalSettings, make_plan
-from eval.report import write_page
+from eval.report import write_report
 from eval.run import evaluate, rescore
 from rlvr.policy import ModelSettings, load_tokenizer
 from rlvr.settings import load_settings
@@ -33,7 +33,7 @@ def run_evaluation(
         _show_prompts(settings, load_tokenizer(tokenizer_settings(targets[0])))
         return []
     return evaluate(
-        settings, targets, out or Path("evals") / _name(model), ks=parse_ks(ks), console=Console()
+        settings, targets, out or Path("evals") / _name(model), ks=parse_ks(ks), console=_console()
     )
 
 
@@ -80,13 +80,13 @@ def run_scoring(
 ) -> None:
     """Grade again and show the table."""
     settings = EvalSettings(workers=workers, timeout=timeout)
-    rescore(folder, settings, grader=grader, ks=parse_ks(ks), console=Console())
+    rescore(folder, settings, grader=grader, ks=parse_ks(ks), console=_console())
 
 
 def run_comparison(folders: Sequence[Path], out: Path | None, tournaments: int, seed: int) -> None:
     """Compare and show; write the page where one is asked for."""
     compared = compare(folders, tournaments=tournaments, seed=seed)
-    console = Console()
+    console = _console()
     console.print(comparison_table(compared))
     for line in changed_problems(compared):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -95,7 +95,13 @@ def run_comparison(folders: Sequence[Path], out: Path | None, tournaments: int, 
     for note in compared.notes:
         console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
     if out is not None:
-        console.print(f"report: {write_page(folders, out)}", soft_wrap=True, highlight=False)
+        console.print(f"report: {write_report(folders, out)}", soft_wrap=True, highlight=False)
+
+
+def _console() -> Console:
+    """Standard output, wide enough for a table also where it is piped into a file."""
+    console = Console()
+    return console if console.width >= 110 else Console(width=110)
 
 
 def _name(model: str) -> str:

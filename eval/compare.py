@@ -14,6 +14,7 @@ from rich.table import Table
 
 from eval.files import PLAN, PROBLEMS, SCORES, Row, read_json, read_lines
 from eval.metrics import ProblemOutcomes
+from eval.results import plain_table
 from eval.score import outcomes_by_benchmark
 from eval.statistics import Paired, holm, mcnemar, paired_bootstrap
 from eval.swiss import Standing, standings
@@ -285,12 +286,9 @@ def _decoding_notes(first: Scored, second: Scored) -> list[str]:
 
 def comparison_table(compared: Compared) -> Table:
     """What the terminal shows of the tests."""
-    table = Table(title=f"against {compared.runs[0].name}", title_justify="left")
-    table.add_column("model")
-    table.add_column("benchmark")
-    heads = ("metric", "problems", "before", "after", "difference", "95 % interval", "won", "lost")
-    for head in (*heads, "p", "p (Holm)"):
-        table.add_column(head, justify="right")
+    heads = ["model", "benchmark", "metric", "problems", "before", "after", "difference", "95 %"]
+    heads += ["won", "lost", "p", "p (Holm)"]
+    table = plain_table(f"against {compared.runs[0].name}", heads, left=2)
     for test in compared.comparisons:
         table.add_row(
             test.model,
@@ -311,12 +309,9 @@ def comparison_table(compared: Compared) -> Table:
 
 def leaderboard_table(compared: Compared) -> Table:
     """Means and tournament scores, best first."""
-    table = Table(title="leaderboard", title_justify="left")
-    table.add_column("model")
-    for head in (*compared.benchmarks, "mean", "Swiss score", "rank", "95 % of ranks", "any order"):
-        table.add_column(head, justify="right")
-    for head in ("change per T", "rank at largest T"):
-        table.add_column(head, justify="right")
+    heads = ["model", *compared.benchmarks, "mean", "Swiss score", "rank", "95 % of ranks"]
+    heads += ["any order", "change per T", "rank at largest T"]
+    table = plain_table("leaderboard", heads, left=1)
     means = compared.results_MK.mean(1)
     order = sorted(range(len(compared.runs)), key=lambda m: -compared.standings[m].score)
     for m in order:

@@ -1,11 +1,13 @@
 """Verdicts into numbers: ``results.json``, and what the terminal shows of it."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from eval.files import LOSSES, RESULTS, SCORES, Row, read_json, read_lines, write_atomically
@@ -127,24 +129,40 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
 
 
 def _dump(value: Row) -> str:
-    import json
-
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 
 def results_table(results: Row, title: str = "") -> Table:
-    """The table that the terminal shows: one line per benchmark."""
-    table = Table(title=title or None, title_justify="left", caption_justify="left")
-    table.add_column("benchmark")
-    heads = ("problems", "metric", "accuracy", "95 % interval", "greedy", "pass@k", "maj@k")
-    for head in (*heads, "no answer", "cut", "tokens"):
-        table.add_column(head, justify="right")
-    for name, item in results["benchmarks"].items():
-        table.add_row(*_cells(name, item, results["manifest"]["benchmarks"].get(name, {})))
+    """The table that the terminal shows: one line per benchmark; empty columns are left out."""
+    rows = [
+        _cells(name, item, results["manifest"]["benchmarks"].get(name, {}))
+        for name, item in results["benchmarks"].items()
+    ]
     average = results["average"]["value"]
+    last = ["average", "", "", percent(average), interval(average)]
+    heads = ["benchmark", "problems", "metric", "% ± se", "95 %", "greedy", "pass@k", "maj@k"]
+    heads += ["no answer", "cut", "tokens", "bits/byte"]
+    kept = [column for column in range(len(heads)) if any(row[column] for row in rows)]
+    table = plain_table(title, [heads[column] for column in kept], left=1)
+    for row in rows:
+        table.add_row(*(row[column] for column in kept))
     table.add_section()
-    table.add_row("average", "", "", percent(average), interval(average))
+    table.add_row(*(last[column] for column in kept if column < len(last)))
     table.caption = _caption(results)
+    return table
+
+
+def plain_table(title: str, heads: Sequence[str], left: int) -> Table:
+    """A table whose cells are never cut; the first ``left`` columns are flush left."""
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="left" if number < left else "right", no_wrap=True)
     return table
 
 
@@ -160,9 +178,10 @@ def _cells(name: str, item: Row, planned: Row) -> list[str]:
         percent(item["greedy"]) if "greedy" in item and "avg" in item else "",
         _by_k(item.get("pass", {})),
         _by_k(item.get("maj", {})),
-        f"{100 * item['no_answer']:.1f} %",
-        f"{100 * item['truncated']:.1f} %",
+        f"{100 * item['no_answer']:.1f}",
+        f"{100 * item['truncated']:.1f}",
         f"{item['tokens_mean']:.0f}",
+        f"{item['task_loss']['bits_per_byte']:.3f}" if "task_loss" in item else "",
     ]
 
 

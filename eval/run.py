@@ -28,7 +28,7 @@ from eval.files import (
 from eval.generate import gather_samples, missing_jobs, sample_missing
 from eval.models import Target, tokenizer_settings, weights_sha256
 from eval.plan import EvalSettings, Plan, make_plan, problem_rows, versions
-from eval.report import write_page
+from eval.report import write_report
 from eval.results import results_table, write_results
 from eval.score import read_recorded, score
 from eval.task_loss import task_losses
@@ -75,7 +75,7 @@ def evaluate(
             for folder in folders:
                 rescore(folder, settings, ks=ks, console=speak)
             if len(folders) > 1:
-                speak.print(f"report: {write_page(folders, out / 'report.html')}", soft_wrap=True)
+                speak.print(f"report: {write_report(folders, out / 'report.html')}", soft_wrap=True)
         ranks.barrier()
     return folders
 
@@ -106,7 +106,7 @@ def rescore(
         )
     results = write_results(recorded, rows, ks)
     console.print(results_table(results, recorded.plan["model"]["label"]))
-    console.print(f"report: {write_page([folder])}", soft_wrap=True, highlight=False)
+    console.print(f"report: {write_report([folder])}", soft_wrap=True, highlight=False)
     return results
 
 
