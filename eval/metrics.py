@@ -191,6 +191,24 @@ def _counts(outcomes: Sequence[Outcome]) -> dict[str, object]:
     return found
 
 
+def training_metrics(problems: Sequence[ProblemOutcomes], label: str) -> dict[str, float]:
+    """What an evaluation during training logs: accuracy with its error, length, truncation.
+
+    With several samples of a problem also pass@n.
+    """
+    n = min(len(problem.sampled) for problem in problems)
+    found = summarise(problems, label, [n])
+    _, accuracy = headline(found)
+    counts = {"length": found["tokens_mean"], "truncated": found["truncated"]}
+    metrics = {"accuracy": accuracy.value, **{k: float(str(v)) for k, v in counts.items()}}
+    if accuracy.se is not None:
+        metrics["accuracy_se"] = accuracy.se
+    if n > 1:
+        passed = [pass_at_k(len(problem.sampled), problem.correct, n) for problem in problems]
+        metrics["pass_at_n"] = sum(passed) / len(passed)
+    return metrics
+
+
 def headline(summary: dict[str, object]) -> tuple[str, Estimate]:
     """The figure that a benchmark is quoted by, and its name: avg@n, or greedy accuracy."""
     average = summary.get("avg")

@@ -1,11 +1,13 @@
 """Held-out problems, answered by the running policy with the running engine."""
 
-from statistics import fmean
+from collections.abc import Sequence
 from typing import Any
 
+from eval.metrics import REFERENCE, Outcome, ProblemOutcomes, training_metrics
 from rlvr.rollout import sample_groups
 from rlvr.train.log import completion_row
 from rlvr.train.run import Run
+from rlvr.train.scoring import Scored
 
 
 def evaluate(run: Run) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -33,11 +35,21 @@ def evaluate(run: Run) -> tuple[dict[str, float], list[dict[str, Any]]]:
                 f"evaluating {name}", done, total
             ),  # type: ignore[misc]
         )
-        scored = [item for group in run.scorer.score(groups, sampling.max_tokens) for item in group]
-        cut = [item.completion.finish_reason == "length" for item in scored]
-        right = [item.grade.correct and not c for item, c in zip(scored, cut, strict=True)]
-        metrics[f"eval/{name}/accuracy"] = fmean(right)
-        metrics[f"eval/{name}/length"] = fmean(len(item.completion.token_ids) for item in scored)
-        metrics[f"eval/{name}/truncated"] = fmean(cut)
-        rows += [completion_row(item, run.step, run.tokenizer, set_name=name) for item in scored]
+        scored = run.scorer.score(groups, sampling.max_tokens)
+        found = training_metrics([problem_outcomes(group) for group in scored], name)
+        metrics |= {f"eval/{name}/{figure}": value for figure, value in found.items()}
+        flat = [item for group in scored for item in group]
+        rows += [completion_row(item, run.step, run.tokenizer, set_name=name) for item in flat]
     return metrics, rows
+
+
+def problem_outcomes(group: Sequence[Scored]) -> ProblemOutcomes:
+    """A graded group as evaluation sees it: what was cut at the limit counts as wrong."""
+    outcomes = []
+    for item in group:
+        cut = item.completion.finish_reason == "length"
+        right = item.grade.correct and not cut
+        answered = item.grade.status != "no_answer"
+        length = len(item.completion.token_ids)
+        outcomes.append(Outcome(right, cut, answered, length, REFERENCE if right else None))
+    return ProblemOutcomes(group[0].completion.problem_id, tuple(outcomes))
