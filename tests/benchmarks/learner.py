@@ -11,6 +11,7 @@ autocast over float32 weights) with a fused AdamW and clip at 1. An update is ev
 batch to the new weights:
 
     rlvr          as a recipe has it: one update per rollout, nothing recomputed, default batching
+    rlvr, 512     with learner.tokens_per_micro_batch = 512 (memory only)
     trl           GRPOTrainer's defaults with vLLM: activations recomputed in the backward pass, and
                   a forward pass for the log-probabilities that its importance correction needs
     trl, lean     neither: activations kept, no correction
@@ -40,6 +41,7 @@ SHAPES = {
     "one long": (12,) * 7 + (96,),
 }
 WAYS = ("rlvr", "trl", "trl, lean")
+SMALL = "rlvr, 512"
 
 
 def batch_of(lengths: tuple[int, ...]):
@@ -67,14 +69,15 @@ def batch_of(lengths: tuple[int, ...]):
     )
 
 
-def rlvr_update(model: str) -> Callable[[tuple[int, ...]], float]:
+def rlvr_update(model: str, budget: int = 4096) -> Callable[[tuple[int, ...]], float]:
     """One update by the learner; returns its loss."""
     from rlvr.learner import Learner, LearnerSettings
     from rlvr.objective import Clip, Objective, TokenMean
     from rlvr.policy import ModelSettings, load_policy
 
     policy = load_policy(ModelSettings(path=model, precision=PRECISION))
-    learner = Learner(policy, Objective(Clip(), (), TokenMean()), LearnerSettings(lr=1e-6))
+    settings = LearnerSettings(lr=1e-6, tokens_per_micro_batch=budget)
+    learner = Learner(policy, Objective(Clip(), (), TokenMean()), settings)
     return lambda lengths: learner.update(batch_of(lengths))["policy/loss"]
 
 
@@ -150,7 +153,9 @@ def _trl_inputs(batch):
 
 def build(way: str, model: str) -> Callable[[tuple[int, ...]], float]:
     """The update of one way."""
-    return rlvr_update(model) if way == "rlvr" else trl_update(model, lean=way != "trl")
+    if way in ("rlvr", SMALL):
+        return rlvr_update(model, 512 if way == SMALL else 4096)
+    return trl_update(model, lean=way != "trl")
 
 
 def matmul_rate() -> float:
@@ -246,7 +251,7 @@ def measure_memory(model: str, scale: int, shapes: Sequence[str]) -> None:
     print("batch            way        peak GiB  ratio")
     for shape in shapes:
         peaks = {}
-        for way in WAYS:
+        for way in ("rlvr", SMALL, *WAYS[1:]):
             command = [sys.executable, "-m", "tests.benchmarks.learner", model]
             command += ["--one", way, "--shape", shape, "--scale", str(scale)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
@@ -271,8 +276,8 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--skipping", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--scale", type=int, default=8, help="of lengths, with --memory")
-    parser.add_argument("--one", choices=WAYS)
+    parser.add_argument("--scale", type=int, default=4, help="of lengths, with --memory")
+    parser.add_argument("--one", choices=(*WAYS, SMALL))
     parser.add_argument("--shape", choices=SHAPES, help="this batch alone")
     options = parser.parse_args()
     shapes = [options.shape] if options.shape else list(SHAPES)
