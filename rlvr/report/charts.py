@@ -289,7 +289,7 @@ def _chart(
 ) -> dict[str, Any]:
     band = template.band if template.band in columns else None
     shades = template.kind == "histogram"
-    sets = list(dict.fromkeys(_label(name) for name in columns if name.startswith("eval/")))
+    sets = list(dict.fromkeys(_label(name) for name in columns if _about_set(name)))
     return {
         "section": template.section,
         "group": _prefix(names[0]) if template.section == "More" else "",
@@ -313,9 +313,14 @@ def _chart(
 
 def _color(name: str, index: int, sets: Sequence[str]) -> int:
     """1 to 8. An evaluation set has the same colour in every chart, and never training's."""
-    if name.startswith("eval/") and "/words_" not in name.removesuffix("_any"):
+    if _about_set(name):
         return sets.index(_label(name)) % 7 + 2
     return 1 if name in LABELS and LABELS[name].startswith("training") else index % 8 + 1
+
+
+def _about_set(name: str) -> bool:
+    """Whether a metric is of an evaluation set as a whole, and not of one word in it."""
+    return name.startswith("eval/") and "/words_" not in name.removesuffix("_any")
 
 
 def _prefix(name: str) -> str:

@@ -114,7 +114,7 @@ def _steps(recipe: Mapping[str, Any], history: History) -> str:
 def _saturation(history: History) -> str:
     """From when on training accuracy stays at its limit, and what held-out accuracy did then.
 
-    Source: Wang et al., arXiv:2504.20571, section 3.2, post-saturation generalisation.
+    Source: Wang et al., arXiv:2504.20571, who call it post-saturation generalisation.
     """
     reached = None
     for step, accuracy in reversed(history.points("reward/correct")):

@@ -66,6 +66,7 @@ def test_watched_words_stand_together_and_one_by_one():
     metrics |= {f"eval/{name}/words_{word}": 0.2 for name in ("a", "b") for word in words}
     charts = by_title(plan(**metrics, **{"eval/a/accuracy": 0.5}))
     assert [i["label"] for i in charts["Watched words"]["series"]] == ["training", "a", "b"]
+    assert [i["color"] for i in charts["Watched words"]["series"]] == [1, 2, 3]
     assert metrics_of(charts["Watched words, one by one"]) == ["words/rethink", "words/recheck"]
     for name in ("a", "b"):
         series = charts[f"Watched words in {name}"]["series"]

@@ -4,11 +4,11 @@
     phi(W) = W^k exp(lam (1 - W))                      k, lam: of the sign of A
     loss_it = -sg(phi(W_i)) A_it log pi(o_t | s_t)
 
-"VESPO: Variational Sequence-Level Soft Policy Optimization" (arXiv:2602.10693). phi is
-1 at W = 1 and largest at W = k / lam: a good completion weighs most when the policy has just begun
-to leave it (2/3), a bad one when the policy has come towards it (3/2), and either nothing far away,
-where the product of many ratios is noise. ``learner.ratio_against: rollout`` makes W that of the
-policy to the engine's numbers, as the paper uses it for asynchronous training.
+"VESPO: Variational Sequence-Level Soft Policy Optimization" (arXiv:2602.10693). phi is 1 at W = 1
+and largest at W = k / lam: a good completion weighs most when the policy has just begun to leave it
+(2/3), a bad one when the policy has come towards it (3/2), and either nothing far away, where the
+product of many ratios is noise. ``learner.ratio_against: rollout`` makes W the ratio to what the
+engine sampled from, which covers stale rollouts and the engine's rounding.
 """
 
 import math
