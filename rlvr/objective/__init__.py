@@ -15,7 +15,7 @@ from rlvr.objective.corrections import (
     NoCorrection,
     TruncatedImportance,
 )
-from rlvr.objective.filters import ClipCov, TokenFilter, TopEntropy
+from rlvr.objective.filters import ClipCov, OffPolicy, TokenFilter, TopEntropy
 from rlvr.objective.objective import Objective, merge_metrics
 from rlvr.objective.policy_losses import (
     Cispo,
@@ -25,6 +25,8 @@ from rlvr.objective.policy_losses import (
     PolicyLoss,
     Ratio,
     Reinforce,
+    Sapo,
+    Vespo,
 )
 from rlvr.objective.proxy import Proxy
 from rlvr.objective.reducers import ConstantLength, Counts, Reducer, SequenceMean, TokenMean
@@ -53,6 +55,7 @@ __all__ = [
     "NoCorrection",
     "NoPolicyLoss",
     "Objective",
+    "OffPolicy",
     "PerToken",
     "PolicyLoss",
     "Proxy",
@@ -61,6 +64,7 @@ __all__ = [
     "Regulariser",
     "Reinforce",
     "ReinforcePlusPlus",
+    "Sapo",
     "SequenceMean",
     "Step",
     "Terms",
@@ -69,6 +73,7 @@ __all__ = [
     "TopEntropy",
     "TruncatedImportance",
     "ValueLoss",
+    "Vespo",
     "explained_variance",
     "merge_metrics",
     "token_rewards",

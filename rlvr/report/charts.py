@@ -5,8 +5,9 @@ one of its own under its prefix, so a method that logs something new needs no ch
 """
 
 import fnmatch
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Format = Literal["number", "fraction", "count", "seconds", "scientific"]
@@ -19,7 +20,8 @@ class Template:
 
     ``band`` is a metric drawn as a band of plus and minus its value around the first series.
     ``dashed`` are patterns of series that are extremes rather than averages; ``except_`` are
-    metrics that a pattern would match and should not.
+    metrics that a pattern would match and should not. With ``each`` there is a chart for every name
+    that the first ``*`` stands for. The series of a ``histogram`` are shades in rising order.
     """
 
     section: str
@@ -27,10 +29,11 @@ class Template:
     metrics: tuple[str, ...]
     help: str
     format: Format = "number"
-    kind: Literal["lines", "stack"] = "lines"
+    kind: Literal["lines", "stack", "histogram"] = "lines"
     band: str | None = None
     dashed: tuple[str, ...] = ()
     except_: tuple[str, ...] = ()
+    each: bool = False
 
 
 LEARNING, POLICY, LEARNER, TIME = "Learning", "Policy", "Learner", "Time and machine"
@@ -45,9 +48,10 @@ TEMPLATES: tuple[Template, ...] = (
     ),
     Template(
         LEARNING,
-        "Held-out accuracy",
-        ("eval/*/accuracy",),
-        "Fraction of the problems of an evaluation set answered correctly.",
+        "Accuracy",
+        ("reward/correct", "eval/*/accuracy"),
+        "Fraction answered correctly: of the completions sampled in training, and of each set held "
+        "out. Where training is at its limit and these still rise, the policy generalises.",
         "fraction",
     ),
     Template(
@@ -60,17 +64,34 @@ TEMPLATES: tuple[Template, ...] = (
     ),
     Template(
         LEARNING,
-        "Correct in training",
-        ("reward/correct",),
-        "Fraction of the sampled completions that the verifier found correct.",
-        "fraction",
-    ),
-    Template(
-        LEARNING,
         "Truncated responses",
         ("completion/truncated", "eval/*/truncated"),
         "Fraction cut at the length limit before an end token.",
         "fraction",
+    ),
+    Template(
+        LEARNING,
+        "Watched words",
+        ("words/any", "eval/*/words_any"),
+        "Fraction of responses that hold any of the watched words, in training and in evaluation.",
+        "fraction",
+    ),
+    Template(
+        LEARNING,
+        "Watched words, one by one",
+        ("words/*",),
+        "Fraction of the sampled completions that hold each word.",
+        "fraction",
+        except_=("words/any",),
+    ),
+    Template(
+        LEARNING,
+        "Watched words in",
+        ("eval/*/words_*",),
+        "Fraction of the responses to the evaluation set that hold each word.",
+        "fraction",
+        except_=("*/words_any",),
+        each=True,
     ),
     Template(
         LEARNING,
@@ -109,6 +130,58 @@ TEMPLATES: tuple[Template, ...] = (
         POLICY, "Largest ratio", ("policy/ratio_max",), "Largest importance ratio of any token."
     ),
     Template(POLICY, "Loss", ("policy/loss",), "The loss that was minimised."),
+    Template(
+        POLICY,
+        "Watched tokens",
+        ("watch/*/count",),
+        "Sampled tokens of each set in a step.",
+        "count",
+    ),
+    Template(
+        POLICY,
+        "Probability of watched tokens",
+        ("watch/*/probability",),
+        "Mean probability with which tokens of each set were sampled.",
+        "fraction",
+    ),
+    Template(
+        POLICY,
+        "Probabilities of watched tokens:",
+        ("watch/*/tenth_*",),
+        "Share of the set's sampled tokens by probability, from below 0.1 (light) to above 0.9.",
+        "fraction",
+        kind="histogram",
+        each=True,
+    ),
+    Template(
+        POLICY,
+        "Lp-Reg: rare tokens",
+        ("lp_reg/passed", "lp_reg/kept_mass"),
+        "Fraction of the rare tokens that pass the noise filter, and mean mass Z that it keeps.",
+        "fraction",
+    ),
+    Template(
+        POLICY,
+        "Lp-Reg: kept mass",
+        ("lp_reg/kept_mass/tenth_*",),
+        "Share of the rare tokens by the mass Z kept, from below 0.1 (light) to above 0.9.",
+        "fraction",
+        kind="histogram",
+    ),
+    Template(
+        POLICY,
+        "Lp-Reg: tokens",
+        ("lp_reg/low", "lp_reg/regularised"),
+        "Fraction of the tokens that are rare, and that are regularised.",
+        "fraction",
+    ),
+    Template(
+        POLICY,
+        "Lp-Reg: threshold",
+        ("lp_reg/threshold",),
+        "Probability below which a token counts as rare.",
+        "scientific",
+    ),
     Template(
         LEARNER, "Gradient norm", ("learner/grad_norm",), "Norm of the gradient before clipping."
     ),
@@ -176,10 +249,9 @@ def plan_charts(columns: Mapping[str, Column]) -> list[dict[str, Any]]:
     there = [name for name, column in columns.items() if any(v is not None for v in column)]
     charts, used = [], set()
     for template in TEMPLATES:
-        names = _matches(template, there)
+        names = [name for name in _matches(template, there) if name not in used]
         used |= {*names, template.band}
-        if names:
-            charts.append(_chart(template, names, columns))
+        charts += [_chart(part, own, columns) for part, own in _parts(template, names)]
     total = {"time/step"} if "time/generate" in there else set()
     rest = sorted(name for name in there if name not in used | total)
     return charts + [_chart(_own(name), [name], columns) for name in rest]
@@ -189,9 +261,22 @@ def _matches(template: Template, there: Sequence[str]) -> list[str]:
     found: list[str] = []
     for pattern in template.metrics:
         for name in fnmatch.filter(there, pattern):
-            if name not in found and name not in template.except_:
+            excepted = any(fnmatch.fnmatch(name, other) for other in template.except_)
+            if name not in found and not excepted:
                 found.append(name)
     return found
+
+
+def _parts(template: Template, names: Sequence[str]) -> list[tuple[Template, list[str]]]:
+    """The charts of a template, each with its metrics."""
+    if not template.each:
+        return [(template, list(names))] if names else []
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        parts.setdefault("/".join(name.split("/")[1:-1]), []).append(name)
+    return [
+        (replace(template, title=f"{template.title} {part}"), own) for part, own in parts.items()
+    ]
 
 
 def _own(name: str) -> Template:
@@ -203,19 +288,21 @@ def _chart(
     template: Template, names: Sequence[str], columns: Mapping[str, Column]
 ) -> dict[str, Any]:
     band = template.band if template.band in columns else None
-    sets = list(dict.fromkeys(_label(name) for name in columns if name.startswith("eval/")))
+    shades = template.kind == "histogram"
+    sets = list(dict.fromkeys(_label(name) for name in columns if _about_set(name)))
     return {
         "section": template.section,
         "group": _prefix(names[0]) if template.section == "More" else "",
         "title": template.title,
         "help": template.help,
         "format": template.format,
-        "kind": template.kind,
+        "kind": "stack" if shades else template.kind,
+        "shades": shades,
         "series": [
             {
                 "metric": name,
                 "label": _label(name),
-                "color": _color(name, index, sets),
+                "color": index + 1 if shades else _color(name, index, sets),
                 "dashed": any(fnmatch.fnmatch(name, pattern) for pattern in template.dashed),
                 "band": band if index == 0 else None,
             }
@@ -226,9 +313,14 @@ def _chart(
 
 def _color(name: str, index: int, sets: Sequence[str]) -> int:
     """1 to 8. An evaluation set has the same colour in every chart, and never training's."""
-    if name.startswith("eval/"):
+    if _about_set(name):
         return sets.index(_label(name)) % 7 + 2
-    return 1 if name.startswith("completion/") else index % 8 + 1
+    return 1 if name in LABELS and LABELS[name].startswith("training") else index % 8 + 1
+
+
+def _about_set(name: str) -> bool:
+    """Whether a metric is of an evaluation set as a whole, and not of one word in it."""
+    return name.startswith("eval/") and "/words_" not in name.removesuffix("_any")
 
 
 def _prefix(name: str) -> str:
@@ -239,6 +331,10 @@ LABELS = {
     "completion/length_mean": "training, mean",
     "completion/length_max": "training, longest",
     "completion/truncated": "training",
+    "reward/correct": "training",
+    "words/any": "training",
+    "lp_reg/passed": "pass the noise filter",
+    "lp_reg/kept_mass": "mean kept mass",
     "policy/kl_reference": "to the reference",
     "policy/kl_old": "to the sampling policy",
     "throughput/generated_tokens_per_second": "generated",
@@ -251,8 +347,14 @@ def _label(name: str) -> str:
     """What a series is called in its chart: a set by its name, others by their words."""
     if name in LABELS:
         return LABELS[name]
-    parts = name.split("/")
-    return "/".join(parts[1:-1]) if parts[0] == "eval" and len(parts) > 2 else _words(parts[-1])
+    *parts, last = name.split("/")
+    if re.fullmatch(r"tenth_\d", last):
+        return f"{int(last[-1]) / 10:.1f}"
+    if parts[:1] == ["eval"] and last.startswith("words_") and last != "words_any":
+        return _words(last.removeprefix("words_"))
+    if parts[:1] == ["watch"] or (parts[:1] == ["eval"] and len(parts) > 1):
+        return "/".join(parts[1:])
+    return _words(last)
 
 
 def _words(name: str) -> str:

@@ -8,6 +8,7 @@ from rlvr.report.history import History
 from rlvr.report.run_folder import RunFolder
 
 SETS_IN_SUMMARY = 3
+SATURATED = 0.99
 
 
 def headline(run: RunFolder) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def _facts(run: RunFolder, model: str, task: str) -> list[tuple[str, str]]:
         ("Method", _method(run.recipe)),
         ("Steps", _steps(run.recipe, history)),
         ("Seed", "" if seed is None else str(seed)),
+        ("Saturation", _saturation(history)),
         ("Started", str(info.get("started", ""))),
         ("Time", _duration(sum(value for _, value in history.points("time/step")))),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
@@ -107,6 +109,28 @@ def _steps(recipe: Mapping[str, Any], history: History) -> str:
     reached = str(history.steps[-1]) if history.steps else "0"
     planned = recipe.get("steps")
     return f"{reached} of {planned}" if isinstance(planned, int) else reached
+
+
+def _saturation(history: History) -> str:
+    """From when on training accuracy stays at its limit, and what held-out accuracy did then.
+
+    Source: Wang et al., arXiv:2504.20571, who call it post-saturation generalisation.
+    """
+    reached = None
+    for step, accuracy in reversed(history.points("reward/correct")):
+        if accuracy < SATURATED:
+            break
+        reached = step
+    if reached is None:
+        return ""
+    parts = [f"training accuracy at {100 * SATURATED:.0f} % or more from step {reached} on"]
+    for name in fnmatch.filter(history.columns, "eval/*/accuracy"):
+        points = history.points(name)
+        since = [value for step, value in points if step >= reached]
+        if since:
+            label = name.removeprefix("eval/").removesuffix("/accuracy")
+            parts.append(f"{label} since then {100 * since[0]:.1f} % to {100 * since[-1]:.1f} %")
+    return "; ".join(parts)
 
 
 def _duration(seconds: float) -> str:

@@ -10,6 +10,7 @@ from rlvr.train.log import completion_row
 from rlvr.train.run import Run
 from rlvr.train.scoring import Scored, scored_from_state, scored_state
 from rlvr.train.together import gather_or_stop
+from rlvr.train.watch import watched_words
 
 
 def evaluate(run: Run) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -27,6 +28,7 @@ def evaluate(run: Run) -> tuple[dict[str, float], list[dict[str, Any]]]:
     for name, prompts in run.evaluation_prompts.items():
         scored = _answers(run, name, prompts)
         found = training_metrics([problem_outcomes(group) for group in scored], name)
+        found |= watched_words(scored, run.recipe.log.watch_words, "words_")
         metrics |= {f"eval/{name}/{figure}": value for figure, value in found.items()}
         flat = [item for group in scored for item in group]
         rows += [completion_row(item, run.step, run.tokenizer, set_name=name) for item in flat]

@@ -142,7 +142,8 @@ class LogSettings(Settings):
     """Sets of words by name, such as exploratory: [but, wait]; count and probabilities of the
     sampled tokens that are one of them are logged."""
     watch_words: tuple[str, ...] = ()
-    """Words such as rethink; the share of responses that hold each is logged."""
+    """Words such as rethink; the share of responses that hold each is logged, in
+    training and in evaluation."""
 
 
 class RLRecipe(Settings):

@@ -10,7 +10,7 @@ matches; here case is ignored and inflections count, once a response.
 
 from collections.abc import Mapping, Sequence
 from math import exp
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import Any
 
 from rlvr.train.scoring import Scored
@@ -47,17 +47,20 @@ def watched_tokens(
         if not values:
             continue
         metrics[f"watch/{name}/probability"] = fmean(values)
+        metrics[f"watch/{name}/probability_std"] = pstdev(values)
         tenths = [min(int(value * _BINS), _BINS - 1) for value in values]
         for tenth in range(_BINS):
             metrics[f"watch/{name}/tenth_{tenth}"] = tenths.count(tenth) / len(values)
     return metrics
 
 
-def watched_words(groups: Sequence[Sequence[Scored]], words: Sequence[str]) -> dict[str, float]:
+def watched_words(
+    groups: Sequence[Sequence[Scored]], words: Sequence[str], prefix: str = "words/"
+) -> dict[str, float]:
     """Share of responses in which each word stands, and in which any does."""
     if not words:
         return {}
     texts = [item.response.lower() for group in groups for item in group]
-    shares = {f"words/{word}": fmean(word.lower() in text for text in texts) for word in words}
+    shares = {f"{prefix}{word}": fmean(word.lower() in text for text in texts) for word in words}
     any_of_them = fmean(any(word.lower() in text for word in words) for text in texts)
-    return {**shares, "words/any": any_of_them}
+    return {**shares, f"{prefix}any": any_of_them}

@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from rlvr.learner import (
+    CriticSettings,
+    CriticTraining,
     Learner,
     LearnerSettings,
     OptimizerSettings,
@@ -27,7 +29,8 @@ from rlvr.learner import (
 )
 from rlvr.learner.launch import Launch, build_engine
 from rlvr.learner.models import Models
-from rlvr.objective import KL, Clip, Objective, TokenMean
+from rlvr.objective import KL, Clip, Gae, LpReg, Objective, Proxy, Ratio, TokenMean
+from rlvr.policy import Critic as PolicyCritic
 from rlvr.policy import (
     LoraSettings,
     ModelSettings,
@@ -164,6 +167,53 @@ class Critic(torch.nn.Module):
             use_cache=False,
         ).last_hidden_state
         return self.value(hidden.flatten(0, 1)[inputs.predict_N])[:, 0]
+
+
+def ppo(model, folder, launch):
+    """A critic's values, returns with a price on the reference, its warm-up, then both models."""
+    torch.manual_seed(0)
+    critic = PolicyCritic(load_policy(ModelSettings(path=model)))
+    torch.nn.init.normal_(critic.head.weight, std=0.1)
+    rates = CriticSettings(lr=1e-3, max_grad_norm=0.5, warmup_rollouts=1)
+    training = CriticTraining(critic, rates, Gae(gamma=0.95, lam=0.9, kl_in_reward=0.05))
+    reference = load_policy(ModelSettings(path=model)).requires_grad_(False).eval()
+    learner = Learner(
+        load_policy(ModelSettings(path=model)),
+        PLAIN,
+        LearnerSettings(**SETTINGS),
+        reference=reference,
+        launch=launch,
+        critic=training,
+    )
+    keep_run(learner, launch, folder / "ppo.safetensors", ("critic/loss", "critic/return"))
+
+
+def lp_reg_full(model, folder, launch):
+    """The proxy's rows over the vocabulary, read before the first of two updates."""
+    lp_reg("full", model, folder, launch)
+
+
+def lp_reg_sampled(model, folder, launch):
+    """The proxy at the sampled tokens."""
+    lp_reg("sampled", model, folder, launch)
+
+
+def lp_reg(kl, model, folder, launch):
+    term = LpReg(kl=kl, rho=0.7, proxy=Proxy(kappa=0.45))
+    learner = build(model, launch, Objective(Ratio(cap=10.0), (term,), TokenMean()))
+    names = ("threshold", "low", "passed", "regularised", "kl")
+    path = folder / f"lp_reg_{kl}.safetensors"
+    keep_run(learner, launch, path, tuple(f"lp_reg/{name}" for name in names))
+
+
+def keep_run(learner, launch, path, names):
+    """Six rollouts (one has no gradient): metrics of each, and all models' weights after them."""
+    rows = [learner.update(batch) for batch in rollouts(6)]
+    found = {f"log:{name}": torch.tensor([row.get(name, 0.0) for row in rows]) for name in names}
+    for name, parameter in learner.engine.named.items():
+        with learner.policy.gathered([parameter]):
+            found[name] = parameter.detach().cpu().clone()
+    keep(launch, path, found)
 
 
 def adapters(model, folder, launch):

@@ -16,7 +16,8 @@ from rlvr.policy import LoraSettings, ModelSettings, load_policy
 from tests.learner import jobs
 from tests.learner.launching import run_job
 
-CASES = ("train", "poisoned", "beside", "adapters", "resume", "gradients")
+CASES = ("train", "poisoned", "beside", "ppo", "lp_reg_full", "lp_reg_sampled")
+CASES += ("adapters", "resume", "gradients")
 CONFIGS = ("multi_cpu", "zero1", "zero2", "zero3")
 
 
@@ -89,6 +90,18 @@ class TestTwoProcesses:
     def test_a_critic_beside_the_policy_has_its_own_rate_decay_and_clip(self, alone, together):
         one, two = both(alone, together, "beside")
         assert furthest(one, two) < 2e-5
+
+    def test_ppo_with_a_critic_takes_the_same_steps(self, alone, together):
+        one, two = both(alone, together, "ppo")
+        assert furthest(one, two) < 1e-5
+        assert float(one["log:critic/loss"][0]) > 10 * 1e-5
+
+    @pytest.mark.parametrize("kl", ["full", "sampled"])
+    def test_lp_reg_takes_its_percentile_and_proxy_over_all_ranks(self, alone, together, kl):
+        """Each rank reads the proxy of its rows; the percentile is over the tokens of all."""
+        one, two = both(alone, together, f"lp_reg_{kl}")
+        assert furthest(one, two) < 1e-5
+        assert int((one["log:lp_reg/regularised"] > 0.01).sum()) >= 4, "the term acts"
 
     def test_adapters_train_alike_over_an_unchanged_base(self, alone, together, tiny_folder):
         one, two = both(alone, together, "adapters")

@@ -130,6 +130,10 @@ def test_the_metrics_are_those_of_plain_arithmetic(exact_policy, batch):
     assert metrics["lp_reg/low"] == pytest.approx(count / len(logp))
     assert 0 < metrics["lp_reg/passed"] < 1
     assert 0.3 < metrics["lp_reg/kept_mass"] < 1
+    tenths = [metrics[f"lp_reg/kept_mass/tenth_{k}"] for k in range(10)]
+    assert sum(tenths) == pytest.approx(1)
+    middle = sum((k + 0.5) / 10 * share for k, share in enumerate(tenths))
+    assert metrics["lp_reg/kept_mass"] == pytest.approx(middle, abs=0.05)
     assert 0 < metrics["lp_reg/regularised"] < metrics["lp_reg/low"]
     assert metrics["lp_reg/kl"] > 0
 

@@ -159,6 +159,8 @@ def test_metrics_are_over_the_tokens_they_are_about():
     assert finished["lp_reg/low"] == 0.75
     assert finished["lp_reg/passed"] == pytest.approx(2 / 3)
     assert finished["lp_reg/kept_mass"] == pytest.approx(0.7)
+    tenths = [finished[f"lp_reg/kept_mass/tenth_{k}"] for k in range(10)]
+    assert tenths == pytest.approx([0] * 7 + [1] + [0] * 2)
     assert finished["lp_reg/regularised"] == 0.25
     assert finished["lp_reg/kl"] == pytest.approx(0.25)
 

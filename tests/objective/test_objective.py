@@ -83,23 +83,24 @@ def test_at_ratio_one_the_clipped_loss_has_the_plain_gradient():
         assert gradient[0].tolist() == pytest.approx([-0.7, 1.3])
 
 
-def enumerate_kl(estimator):
+def enumerate_kl(estimator, moved=0.0, **settings):
     """Expected value and gradient of an estimator over a vocabulary, beside the true ones."""
     torch.manual_seed(0)
     logits = torch.randn(6, dtype=torch.float64, requires_grad=True)
     reference = torch.log_softmax(torch.randn(6, dtype=torch.float64), -1)
     logp = torch.log_softmax(logits, -1)
+    old = torch.log_softmax(logits.detach() + moved * torch.randn(6, dtype=torch.float64), -1)
     case = Terms(
         logprobs_BT=logp[None],
-        old_logprobs_BT=logp.detach()[None],
+        old_logprobs_BT=old[None],
         advantages_BT=torch.zeros(1, 6, dtype=torch.float64),
         mask_BT=torch.ones(1, 6, dtype=torch.float64),
         reference_logprobs_BT=reference[None],
     )
-    values = KL(coefficient=1.0, estimator=estimator)(case).loss_BT[0]
-    weights = logp.detach().exp()  # sampling is not differentiated
+    values = KL(coefficient=1.0, estimator=estimator, **settings)(case).loss_BT[0]
+    weights = old.exp()  # sampling is not differentiated
     (gradient,) = torch.autograd.grad((weights * values).sum(), logits, retain_graph=True)
-    expected = float((weights * values).sum())
+    expected = float((weights * values).sum().detach())
     forward = (logp.exp() * (logp - reference)).sum()
     backward = (reference.exp() * (reference - logp)).sum()
     (gradient_forward,) = torch.autograd.grad(forward, logits, retain_graph=True)
@@ -117,6 +118,15 @@ def test_kl_estimators_have_the_values_and_gradients_the_docstring_states():
     value, gradient, true, _, gradient_backward = enumerate_kl("k3")
     assert value == pytest.approx(true)
     assert torch.allclose(gradient, gradient_backward)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+@pytest.mark.parametrize("moved", [0.0, 0.7])
+def test_weighted_by_the_ratio_value_and_gradient_are_those_of_the_divergence(estimator, moved):
+    """Also where the tokens were sampled from a policy that has moved since."""
+    value, gradient, true, gradient_forward, _ = enumerate_kl(estimator, moved, weighted=True)
+    assert value == pytest.approx(true)
+    assert torch.allclose(gradient, gradient_forward)
 
 
 def test_entropy_bonus_is_minus_coefficient_times_entropy():

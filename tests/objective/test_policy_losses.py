@@ -11,11 +11,14 @@ from rlvr.objective import (
     KlCov,
     NoPolicyLoss,
     Objective,
+    OffPolicy,
     Ratio,
     Reinforce,
+    Sapo,
     SequenceMean,
     Terms,
     TokenMean,
+    Vespo,
 )
 from rlvr.settings import load_settings
 from tests.objective.columns import prepared, row, slope
@@ -76,7 +79,16 @@ def test_cispo_keeps_a_gradient_at_every_token_of_nonzero_advantage():
 
 @pytest.mark.parametrize(
     "loss",
-    [Clip(), Clip(high=0.28), Clip(dual=3.0), Ratio(), Ratio(cap=10.0), Cispo(), Reinforce()],
+    [
+        Clip(),
+        Clip(high=0.28),
+        Clip(dual=3.0),
+        Ratio(),
+        Ratio(cap=10.0),
+        Cispo(),
+        Sapo(),
+        Reinforce(),
+    ],
 )
 def test_on_policy_every_ratio_loss_has_the_plain_gradient(loss):
     assert slope(loss, row([1.0, 1.0, 1.0], [0.7, -1.3, 0.0])) == pytest.approx([-0.7, 1.3, 0.0])
@@ -91,6 +103,42 @@ def test_on_policy_gspo_and_kl_cov_have_it_too():
     (gradient,) = torch.autograd.grad(loss, case.logprobs_BT)
     assert gradient[0].tolist() == pytest.approx([-0.7 / 3] * 3)
     assert metrics["policy/kl_cov"] == 0.0
+
+
+def test_sapo_fades_on_both_sides_of_one_and_faster_for_bad_tokens():
+    good, bad = slope(Sapo(), row(RATIOS[:5], SIGNS[:5])), slope(Sapo(), row(RATIOS[5:], SIGNS[5:]))
+    for ratio, up, down in zip(RATIOS, good, bad, strict=False):
+        gate = torch.tensor(ratio - 1).double().sigmoid().item()
+        assert up == pytest.approx(-ratio * 4 * gate * (1 - gate))
+        assert (down == -up == 1.0) if ratio == 1 else 0 < down < -up
+    assert -good[-1] < 0.01 * RATIOS[4], "at ratio 11 almost nothing is left"
+
+
+@pytest.mark.parametrize(("sign", "k", "lam"), [(1.0, 2, 3), (-1.0, 3, 2)])
+def test_vespo_weighs_a_completion_by_its_ratio_alone(sign, k, lam):
+    def weight(*ratios):
+        slopes = slope(Vespo(), row(ratios, [sign] * len(ratios)))
+        assert slopes == pytest.approx([slopes[0]] * len(ratios))
+        return -sign * slopes[0]
+
+    assert weight(1.0, 1.0) == pytest.approx(1.0)
+    assert weight(0.5, 1.4, 1.2) == pytest.approx(weight(0.84)), "no length in it"
+    best, around = weight(k / lam), [weight(k / lam + off) for off in (-0.1, -0.01, 0.01, 0.1)]
+    assert best > max(around)
+    assert best == pytest.approx((k / lam) ** k * torch.tensor(float(lam - k)).exp().item())
+    assert weight(1e-9) < 1e-12 > weight(1e9), "and no overflow"
+
+
+def test_bad_completions_are_left_out_once_they_have_become_unlikely():
+    def kept(ratio, advantage, **columns):
+        return OffPolicy(limit=0.5).weights(row(ratio, advantage, **columns))[0].tolist()
+
+    far, near = [0.5, 0.5, 0.9], [0.5, 0.7, 0.9]  # mean fall 0.50 and 0.38 nats
+    assert kept([0.4, *far[1:]], [-1.0] * 3) == [0.0] * 3
+    assert kept(near, [-1.0] * 3) == [1.0] * 3
+    assert kept([0.4, *far[1:]], [1.0] * 3) == [1.0] * 3
+    sampled = torch.full((1, 3), -2.0, dtype=torch.float64)
+    assert kept(near, [-1.0] * 3, rollout_logprobs_BT=sampled + 0.2) == [0.0] * 3
 
 
 def test_gspo_is_the_sequence_ratio_clipped():
@@ -113,7 +161,7 @@ def test_gspo_is_the_sequence_ratio_clipped():
 
 def test_padding_adds_nothing_whatever_it_holds():
     mask = torch.tensor([[1.0, 1.0, 0.0]], dtype=torch.float64)
-    for loss in (Clip(), Ratio(cap=10.0), Gspo(), Cispo()):
+    for loss in (Clip(), Ratio(cap=10.0), Gspo(), Cispo(), Sapo(), Vespo()):
         values = []
         for junk in (0.0, 50.0):
             logprobs = torch.tensor([[-1.0, -2.0, junk]], dtype=torch.float64).requires_grad_()

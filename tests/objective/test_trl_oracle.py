@@ -4,6 +4,7 @@ TRL's ``_compute_loss`` runs unchanged on a stand-in trainer that hands it log-p
 entropies instead of a model's.
 """
 
+import re
 from types import MethodType, SimpleNamespace
 
 import pytest
@@ -19,11 +20,14 @@ from rlvr.objective import (
     Entropy,
     Gspo,
     Objective,
+    OffPolicy,
+    Sapo,
     SequenceMean,
     Step,
     Terms,
     TokenMean,
     TopEntropy,
+    Vespo,
 )
 
 B, T, WIDTH = 12, 9, 11
@@ -57,9 +61,20 @@ def random_columns(seed):
     )
 
 
+DEFAULTS = {
+    "delta": None,
+    "use_bias_correction_kl": False,
+    "steps_per_generation": 1,
+    "off_policy_mask_threshold": None,
+}
+# TRL's own defaults, which are ours
+GATES = {"sapo_temperature_pos": 1.0, "sapo_temperature_neg": 1.05}
+GATES |= {"vespo_k_pos": 2.0, "vespo_lambda_pos": 3.0, "vespo_k_neg": 3.0, "vespo_lambda_neg": 2.0}
+
+
 def trl_loss(trainer_class, columns, *, level="token", beta=0.0, quantile=1.0, bonus=0.0, **config):
     """TRL's loss of one accumulation step that is the whole batch."""
-    args = {"delta": None, "use_bias_correction_kl": False, "steps_per_generation": 1, **config}
+    args = {**DEFAULTS, **GATES, **config}
     trainer = SimpleNamespace(
         args=SimpleNamespace(**args),
         loss_type=config["loss_type"],
@@ -69,7 +84,9 @@ def trl_loss(trainer_class, columns, *, level="token", beta=0.0, quantile=1.0, b
         beta=beta,
         top_entropy_quantile=quantile,
         max_completion_length=WIDTH,
-        off_policy_mask_threshold=None,
+        off_policy_mask_threshold=args["off_policy_mask_threshold"],
+        get_off_policy_mask=trainer_class.get_off_policy_mask,
+        get_gamma_weights=trainer_class.get_gamma_weights,
         use_vllm=False,
         aux_loss_enabled=False,
         _entropy_bonus_enabled=bonus != 0,
@@ -153,6 +170,28 @@ CASES = {
         {"loss_type": "cispo", "epsilon_high": 1.4},  # TRL's bound is the weight itself
         Objective(Cispo(high=0.4), (), TokenMean()),
     ),
+    "sapo": ({"loss_type": "sapo"}, Objective(Sapo(), (), SequenceMean())),
+    "sapo, other gates": (
+        {"loss_type": "sapo", "sapo_temperature_pos": 2.0, "sapo_temperature_neg": 0.5},
+        Objective(Sapo(positive=2.0, negative=0.5), (), SequenceMean()),
+    ),
+    "luspo": (
+        {"loss_type": "luspo", "level": "sequence", "epsilon": 0.1, "epsilon_high": 0.3},
+        Objective(Gspo(low=0.1, high=0.3), (), ConstantLength(denominator=1)),
+    ),
+    "vespo": ({"loss_type": "vespo"}, Objective(Vespo(), (), TokenMean())),
+    "vespo, other weights": (
+        {"loss_type": "vespo", "vespo_k_pos": 1.0, "vespo_lambda_neg": 0.5},
+        Objective(Vespo(k_positive=1.0, lam_negative=0.5), (), TokenMean()),
+    ),
+    "off-policy sequences left out": (
+        {"loss_type": "dapo", "off_policy_mask_threshold": 0.1},
+        Objective(Clip(), (), TokenMean(), filters=(OffPolicy(limit=0.1),)),
+    ),
+    "with a reference, weighted": (
+        {"loss_type": "grpo", "beta": 0.3, "use_bias_correction_kl": True},
+        Objective(Clip(), (KL(coefficient=0.3, weighted=True),), SequenceMean()),
+    ),
     "top entropy": (
         {"loss_type": "dapo", "quantile": 0.2},
         Objective(
@@ -192,6 +231,19 @@ def test_the_oracle_cases_differ_from_each_other(trainer_class):
         if name != "bnpo"  # one batch: the same as dapo with its clip
     }
     assert len({round(value, 9) for value in losses.values()}) == len(losses)
+
+
+def test_every_loss_type_of_trl_has_a_case():
+    config = pytest.importorskip("trl").GRPOConfig
+    documented = re.findall(r'"`(\w+)`"|`"(\w+)"`', section(config.__doc__, "loss_type"))
+    names = {name for pair in documented for name in pair if name}
+    assert {"grpo", "dapo", "vespo"} <= names, names
+    assert names == {settings["loss_type"] for settings, _ in CASES.values()}
+
+
+def section(text, setting):
+    """A setting's part of a class's docstring."""
+    return re.search(rf"^ +{setting} \(.*?(?=^ +\w+ \(`)", text, re.S | re.M)[0]
 
 
 def test_the_adaptive_weight_follows_trls(trainer_class):

@@ -38,7 +38,7 @@ def test_every_evaluation_set_is_a_series_with_one_colour_everywhere():
             }
         )
     )
-    accuracy, length = charts["Held-out accuracy"]["series"], charts["Response length"]["series"]
+    accuracy, length = charts["Accuracy"]["series"], charts["Response length"]["series"]
     assert [item["label"] for item in accuracy] == ["sums", "gsm8k/main"]
     assert [item["label"] for item in length] == ["training, mean", "gsm8k/main"]
     assert accuracy[1]["color"] == length[1]["color"] != length[0]["color"]
@@ -49,7 +49,42 @@ def test_length_stands_beside_held_out_accuracy():
         c["title"]
         for c in plan(**{"completion/length_mean": 1, "eval/a/accuracy": 1, "reward/mean": 1})
     ]
-    assert titles == ["Reward", "Held-out accuracy", "Response length"]
+    assert titles == ["Reward", "Accuracy", "Response length"]
+
+
+def test_training_and_held_out_accuracy_share_an_axis_and_never_a_colour():
+    metrics = {"eval/b/accuracy": 0.1, "reward/correct": 1.0, "eval/a/accuracy": 0.2}
+    series = by_title(plan(**metrics))["Accuracy"]["series"]
+    assert [item["label"] for item in series] == ["training", "b", "a"]
+    assert series[0]["color"] == 1
+    assert len({item["color"] for item in series}) == 3
+
+
+def test_watched_words_stand_together_and_one_by_one():
+    words = ("any", "rethink", "recheck")
+    metrics = {f"words/{word}": 0.1 for word in words}
+    metrics |= {f"eval/{name}/words_{word}": 0.2 for name in ("a", "b") for word in words}
+    charts = by_title(plan(**metrics, **{"eval/a/accuracy": 0.5}))
+    assert [i["label"] for i in charts["Watched words"]["series"]] == ["training", "a", "b"]
+    assert [i["color"] for i in charts["Watched words"]["series"]] == [1, 2, 3]
+    assert metrics_of(charts["Watched words, one by one"]) == ["words/rethink", "words/recheck"]
+    for name in ("a", "b"):
+        series = charts[f"Watched words in {name}"]["series"]
+        assert [item["label"] for item in series] == ["rethink", "recheck"]
+        assert series[0]["color"] != series[1]["color"]
+
+
+def test_tenths_are_a_histogram_for_each_set_in_rising_shades():
+    sets = {f"watch/{name}/tenth_{k}": 0.1 for name in ("spark", "noise") for k in range(10)}
+    mass = {f"lp_reg/kept_mass/tenth_{k}": 0.1 for k in range(10)}
+    charts = by_title(plan(**sets, **mass, **{"lp_reg/kept_mass": 0.7}))
+    titles = [f"Probabilities of watched tokens: {name}" for name in ("spark", "noise")]
+    assert list(charts) == [*titles, "Lp-Reg: rare tokens", "Lp-Reg: kept mass"]
+    for title in (*titles, "Lp-Reg: kept mass"):
+        chart = charts[title]
+        assert (chart["kind"], chart["shades"]) == ("stack", True)
+        assert [item["color"] for item in chart["series"]] == list(range(1, 11))
+        assert [item["label"] for item in chart["series"]] == [f"{k / 10:.1f}" for k in range(10)]
 
 
 def test_phases_stack_in_the_order_of_the_step_and_new_phases_follow():

@@ -39,7 +39,7 @@ def test_every_curve_of_the_run_is_drawn(page, run):
     titles = page.texts("figure.chart h3")
     for title in (
         "Reward",
-        "Held-out accuracy",
+        "Accuracy",
         "Response length",
         "Entropy",
         "KL divergence",
@@ -62,6 +62,44 @@ def test_every_curve_of_the_run_is_drawn(page, run):
     assert page.js("return document.body.textContent.includes('NaN')") is False
     paths = page.js("return [...document.querySelectorAll('path')].map((p) => p.getAttribute('d'))")
     assert not any("NaN" in path or "Infinity" in path for path in paths)
+
+
+def test_a_one_shot_run_shows_generalisation_words_and_probabilities(opened, maker):
+    """Both accuracies on one axis, a line for each word, shaded shares that fill 1."""
+    maker.path.mkdir()
+    (maker.path / "recipe.yaml").write_text("model: tiny\n")
+    rows = []
+    for step in range(1, 41):
+        row = {"step": step, "reward/correct": min(1.0, step / 20), "words/any": step / 80}
+        row |= {"words/rethink": step / 90, "words/recheck": step / 100}
+        row |= {f"watch/spark/tenth_{k}": 0.1 for k in range(10)}
+        if step % 10 == 0:
+            row |= {"eval/math/accuracy": step / 50, "eval/aime/accuracy": step / 200}
+            row |= {"eval/math/words_any": step / 70, "eval/math/words_rethink": step / 75}
+        rows.append(row)
+    maker.write_lines("metrics.jsonl", rows)
+    page = opened(write_report(maker.path))
+    marks = page.js("""
+        return [...document.querySelectorAll('figure.chart')].map((f) => [f.dataset.chart,
+            f.querySelectorAll('path.line').length, f.querySelectorAll('rect.bar').length,
+            [...f.querySelectorAll('.readout .name')].map((e) => e.textContent)])
+    """)
+    found = {title: (lines, bars, names) for title, lines, bars, names in marks}
+    assert found["Accuracy"] == (3, 0, ["training", "math", "aime"])
+    assert found["Watched words"] == (2, 0, ["training", "math"])
+    assert found["Watched words, one by one"] == (2, 0, ["rethink", "recheck"])
+    assert found["Watched words in math"] == (1, 0, ["rethink"])
+    lines, bars, names = found["Probabilities of watched tokens: spark"]
+    assert (lines, bars % 10, len(names)) == (0, 0, 10)
+    assert bars >= 10
+    shades = page.js("""
+        const chart = document.querySelector('[data-chart^="Probabilities of"]');
+        return [...chart.querySelectorAll('rect.bar')].slice(0, 10).map(
+            (e) => getComputedStyle(e).fill);
+    """)
+    assert len(set(shades)) == 10
+    facts = dict(zip(page.texts("dl.run dt"), page.texts("dl.run dd"), strict=True))
+    assert "from step 20 on; math since then 40.0 % to 80.0 %" in facts["Saturation"]
 
 
 def test_a_curve_runs_through_its_values(page, run):

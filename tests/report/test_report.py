@@ -103,6 +103,28 @@ def test_one_row_is_a_page_without_a_change(tmp_path):
     )
 
 
+def test_saturation_is_when_training_stays_at_its_limit(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("model: tiny\n")
+    training = (0.5, 0.995, 0.9, 0.99, 1.0)
+
+    def facts():
+        return dict(embedded(write_report(tmp_path))["facts"])
+
+    def write(accuracies):
+        rows = [
+            {"step": s, "reward/correct": a, "eval/a/accuracy": s / 10}
+            for s, a in enumerate(accuracies, 1)
+        ]
+        (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    write(training)
+    assert facts()["Saturation"] == (
+        "training accuracy at 99 % or more from step 4 on; a since then 40.0 % to 50.0 %"
+    )
+    write((*training, 0.98))
+    assert "Saturation" not in facts()
+
+
 def test_an_unchanged_and_a_falling_figure_are_called_so(tmp_path):
     (tmp_path / "recipe.yaml").write_text("model: tiny\n")
     rows = [{"step": s, "eval/a/accuracy": 0.5, "reward/mean": 0.5 - s / 10} for s in (0, 2)]

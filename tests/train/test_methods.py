@@ -55,7 +55,8 @@ def test_a_run_in_two_parts_ends_where_one_in_one_part_ends(recipe_values, tmp_p
 def test_one_problem_fills_a_step_with_groups_of_its_own(recipe_values, tmp_path):
     source = {"name": "arithmetic", "digits": 1, "size": 1}
     values = {**recipe_values, "steps": 2, "data": {**recipe_values["data"], "source": source}}
-    folder = run_in_process(values, "evaluation.every=50", "log.completions_per_step=100")
+    log = {"completions_per_step": 100, "watch_words": ["1", "nowhere"]}
+    folder = run_in_process({**values, "log": log}, "evaluation.every=50")
     rows = [json.loads(line) for line in (folder / "accuracy.jsonl").open()]
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
@@ -65,6 +66,13 @@ def test_one_problem_fills_a_step_with_groups_of_its_own(recipe_values, tmp_path
     kept = [json.loads(line) for line in (folder / "completions" / "step_000001.jsonl").open()]
     assert len({item["group"] for item in kept}) == 6, "separate groups, not one of 36"
     assert len({item["sample"] for item in kept}) == 36, "samples of their own"
+    evaluated = [json.loads(line) for line in (folder / "evaluations/step_000002.jsonl").open()]
+    name = evaluated[0]["set"]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    figure = [row for row in lines if f"eval/{name}/words_any" in row][-1]
+    said = [("1" in row["response"]) for row in evaluated if row["set"] == name]
+    assert figure[f"eval/{name}/words_1"] == pytest.approx(sum(said) / len(said))
+    assert figure[f"eval/{name}/words_nowhere"] == 0
     history = read_history(folder)
     assert [len(values) for values in history.values()] == [2]
     out = tmp_path / "chosen.jsonl"

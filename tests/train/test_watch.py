@@ -25,6 +25,7 @@ def test_tokens_are_counted_by_set_and_spread_over_tenths():
     )
     assert metrics["watch/a/count"] == 3
     assert metrics["watch/a/probability"] == pytest.approx((0.904837 + 1 + 0.082085) / 3, rel=1e-4)
+    assert metrics["watch/a/probability_std"] == pytest.approx(0.41188, rel=1e-3)
     assert [metrics[f"watch/a/tenth_{k}"] for k in (0, 5, 9)] == pytest.approx([1 / 3, 0, 2 / 3])
     assert sum(metrics[f"watch/b/tenth_{k}"] for k in range(10)) == pytest.approx(1)
     assert metrics["watch/c/count"] == 0
@@ -36,6 +37,7 @@ def test_words_count_once_a_response_whatever_their_case_or_ending():
     assert shares["words/recheck"] == shares["words/rethink"] == pytest.approx(1 / 3)
     assert shares["words/recalculate"] == 0
     assert shares["words/any"] == pytest.approx(2 / 3)
+    assert watched_words(GROUPS, ("no",), "words_") == {"words_no": 1 / 3, "words_any": 1 / 3}
     assert watched_words(GROUPS, ()) == {}
 
 

@@ -9,8 +9,9 @@ from typing import Annotated
 from pydantic import Field
 
 from rlvr.objective.filters.clip_cov import ClipCov
+from rlvr.objective.filters.off_policy import OffPolicy
 from rlvr.objective.filters.top_entropy import TopEntropy
 
-TokenFilter = Annotated[TopEntropy | ClipCov, Field(discriminator="name")]
+TokenFilter = Annotated[TopEntropy | ClipCov | OffPolicy, Field(discriminator="name")]
 
-__all__ = ["ClipCov", "TokenFilter", "TopEntropy"]
+__all__ = ["ClipCov", "OffPolicy", "TokenFilter", "TopEntropy"]

@@ -10,9 +10,22 @@ from rlvr.objective.policy_losses.gspo import Gspo
 from rlvr.objective.policy_losses.none import NoPolicyLoss
 from rlvr.objective.policy_losses.ratio import Ratio
 from rlvr.objective.policy_losses.reinforce import Reinforce
+from rlvr.objective.policy_losses.sapo import Sapo
+from rlvr.objective.policy_losses.vespo import Vespo
 
 PolicyLoss = Annotated[
-    Clip | Ratio | Gspo | Cispo | Reinforce | NoPolicyLoss, Field(discriminator="name")
+    Clip | Ratio | Gspo | Cispo | Sapo | Vespo | Reinforce | NoPolicyLoss,
+    Field(discriminator="name"),
 ]
 
-__all__ = ["Cispo", "Clip", "Gspo", "NoPolicyLoss", "PolicyLoss", "Ratio", "Reinforce"]
+__all__ = [
+    "Cispo",
+    "Clip",
+    "Gspo",
+    "NoPolicyLoss",
+    "PolicyLoss",
+    "Ratio",
+    "Reinforce",
+    "Sapo",
+    "Vespo",
+]

@@ -8,13 +8,16 @@ of Schulman's note "Approximating KL Divergence" (2020) are
     k3 = e^d - d - 1       unbiased value, never negative; GRPO's choice (arXiv:2402.03300, Eq. 4)
 
 Beware of their gradients: as a loss, k1 has expected gradient zero (the score function's mean), and
-the expected gradient of k3 is that of the opposite direction, KL(ref || pi).
+the expected gradient of k3 is that of the opposite direction, KL(ref || pi). Multiplied by the
+ratio r_t = pi / pi_old, through which a gradient flows too, k1 and k3 both have the gradient of
+KL(pi || ref), also where pi has left pi_old (DeepSeek-V3.2, arXiv:2512.02556).
 """
 
 from typing import Literal
 
 from pydantic import Field
 
+from rlvr.objective.policy_losses.clip import log_ratio
 from rlvr.objective.terms import Part, PerToken, Terms
 
 
@@ -26,6 +29,8 @@ class KL(Part):
     """Weight of the term. At 0 no reference is loaded and none is run."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
     """Which estimator of the divergence is added to the loss."""
+    weighted: bool = False
+    """Multiply it by the importance ratio: the gradient is then that of KL(policy, reference)."""
 
     @property
     def active(self) -> bool:
@@ -48,4 +53,6 @@ class KL(Part):
         d_BT = (terms.reference_logprobs_BT - terms.logprobs_BT) * terms.mask_BT
         k3_BT = d_BT.exp() - d_BT - 1
         estimate_BT = {"k1": -d_BT, "k2": d_BT.square() / 2, "k3": k3_BT}[self.estimator]
+        if self.weighted:
+            estimate_BT = log_ratio(terms).exp() * estimate_BT
         return PerToken(self.coefficient * estimate_BT, {"policy/kl_reference": k3_BT.detach()})

@@ -31,6 +31,8 @@ from rlvr.objective.proxy import Proxy
 from rlvr.objective.selection import count_of, largest, low_threshold
 from rlvr.objective.terms import Memory, Part, PerToken, Step, Terms
 
+_TENTHS = 10
+
 
 class LpReg(Part):
     """Pull rare, sensible tokens of bad completions towards the denoised old policy (Lp-Reg)."""
@@ -112,12 +114,14 @@ class LpReg(Part):
             "lp_reg/kept_mass": torch.where(low_BT, mass_BT, torch.zeros_like(mass_BT)),
             "lp_reg/regularised": gate_BT.to(mass_BT),
             "lp_reg/kl": kl_BT.detach(),
+            **_tenths("lp_reg/kept_mass", mass_BT, low_BT),
         }
         return PerToken(self.beta * kl_BT, metrics)
 
     def finish(self, metrics: dict[str, float], memory: Memory) -> tuple[dict[str, float], Memory]:
         """Make means over all tokens means over the tokens they are about."""
         about = {"passed": "low", "kept_mass": "low", "kl": "regularised"}
+        about |= {f"kept_mass/tenth_{k}": "low" for k in range(_TENTHS)}
         means = {
             f"lp_reg/{name}": metrics[f"lp_reg/{name}"] / metrics[f"lp_reg/{group}"]
             for name, group in about.items()
@@ -145,3 +149,9 @@ class LpReg(Part):
         d_BT = torch.where(gate_BT, d_BT, torch.zeros_like(d_BT))
         k3_BT = d_BT.exp() - d_BT - 1
         return k3_BT if self.clamp is None else k3_BT.clamp(-self.clamp, self.clamp)
+
+
+def _tenths(name: str, share_BT: torch.Tensor, about_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Indicators of [k/10, (k + 1)/10), the last with its end: unlike deciles they add up."""
+    tenth_BT = (share_BT * _TENTHS).floor().clamp(0, _TENTHS - 1)
+    return {f"{name}/tenth_{k}": (about_BT & (tenth_BT == k)).to(share_BT) for k in range(_TENTHS)}

@@ -26,7 +26,7 @@ Report.Chart = class {
       if (value !== null) points.push([steps[i], value, bands && bands[i] !== null ? bands[i] : 0]);
       else if (broken.has(steps[i])) breaks.push(steps[i]);
     });
-    return { ...item, points, breaks, color: `c${item.color}`, hasBand: Boolean(bands) };
+    return { ...item, points, breaks, color: `${this.plan.shades ? "shade" : "c"}${item.color}`, hasBand: Boolean(bands) };
   }
 
   build() {
