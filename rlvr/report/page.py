@@ -24,8 +24,8 @@ def render(title: str, summary: str, data: Mapping[str, str]) -> str:
         summary: Shown where scripts do not run; any text.
         data: JSON that holds no ``<`` by the id of the element that carries it.
     """
-    style = _asset("style.css")
-    script = "\n".join(_asset(name) for name in (*SCRIPTS, MAIN))
+    style = asset("style.css")
+    script = "\n".join(asset(name) for name in (*SCRIPTS, MAIN))
     if "</script" in script or "</style" in style:
         raise AssertionError("an asset would end its own element")
     elements = "\n".join(
@@ -33,7 +33,7 @@ def render(title: str, summary: str, data: Mapping[str, str]) -> str:
         for name, text in data.items()
     )
     values = {
-        "policy": _policy([script], [style]),
+        "policy": content_policy([script], [style]),
         "title": html.escape(title),
         "summary": html.escape(summary),
         "style": style,
@@ -41,11 +41,14 @@ def render(title: str, summary: str, data: Mapping[str, str]) -> str:
         "script": script,
     }
     # One pass, so that a value which looks like a placeholder is left as it is.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], _asset("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], asset("page.html"))
 
 
-def _policy(scripts: Sequence[str], styles: Sequence[str]) -> str:
-    """Source: W3C Content Security Policy Level 3, hash sources."""
+def content_policy(scripts: Sequence[str], styles: Sequence[str]) -> str:
+    """What a page may load and run: these scripts and style sheets, and nothing from elsewhere.
+
+    Source: W3C Content Security Policy Level 3, hash sources.
+    """
     script_hashes = " ".join(f"'sha256-{_hash(text)}'" for text in scripts)
     style_hashes = " ".join(f"'sha256-{_hash(text)}'" for text in styles)
     return (
@@ -58,5 +61,6 @@ def _hash(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file that the package's pages are made of."""
     return resources.files("rlvr.report").joinpath("assets", name).read_text(encoding="utf-8")

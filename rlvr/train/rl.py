@@ -11,13 +11,14 @@ Left out here: more than one process.
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from rich.console import Console
 
 from rlvr.objective import Advantage
-from rlvr.policy import export_policy
+from rlvr.policy import Policy, export_policy
 from rlvr.train.ahead import Rollouts, sampling_rollouts
 from rlvr.train.batch import build_batch, group_advantages, rollout_metrics
 from rlvr.train.clock import Clock
@@ -60,7 +61,7 @@ def train(recipe: RLRecipe, *, resume: bool = False, console: Console | None = N
                 run.save(rollouts.state())
             raise
         run.log.phase("exporting")
-        _export(run)
+        export(run.policy, run.tokenizer, run.folder)
     return recipe.output
 
 
@@ -109,13 +110,13 @@ def _save(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
         run.log.step(run.step, clock.seconds)
 
 
-def _export(run: Run) -> None:
-    """Write the final model folder, whole or not at all."""
-    target, partial = run.folder / "model", run.folder / ".model.partial"
+def export(policy: Policy, tokenizer: Any, folder: Path) -> None:  # noqa: ANN401
+    """Write the final model folder of a run, whole or not at all."""
+    target, partial = folder / "model", folder / ".model.partial"
     for leftover in (partial, target):  # of a run that was killed here, or that is continued
         shutil.rmtree(leftover, ignore_errors=True)
-    export_policy(run.policy, partial)
-    run.tokenizer.save_pretrained(partial)
+    export_policy(policy, partial)
+    tokenizer.save_pretrained(partial)
     partial.rename(target)
 
 

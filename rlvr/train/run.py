@@ -17,6 +17,7 @@ from rich.console import Console
 from rlvr.data import (
     ProblemSampler,
     Prompt,
+    Template,
     encode_prompts,
     load_problems,
     load_template,
@@ -37,8 +38,11 @@ from rlvr.remedies import VLLM_PACKAGES
 from rlvr.rollout import Engine, build_engine
 from rlvr.settings import load_settings, to_yaml
 from rlvr.train.log import RunLog, check_trackers, write_atomically
+from rlvr.train.preference_recipe import PreferenceRecipe
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.scoring import Scorer
+
+AnyRecipe = RLRecipe | PreferenceRecipe
 
 # What may differ between a run and its continuation: nothing that enters a gradient.
 _MAY_CHANGE = frozenset({"steps", "evaluation", "checkpoint", "log", "output"})
@@ -144,9 +148,9 @@ def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Ru
         ValueError: Anything the recipe names is missing or unusable, or the output folder holds
             another run.
     """
-    _check_single_process()
+    check_single_process()
     check_folder(recipe, resume)
-    checkpoint = _checkpoint_to_resume(recipe.output / "checkpoints") if resume else None
+    checkpoint = checkpoint_to_resume(recipe.output / "checkpoints") if resume else None
     check_trackers(recipe.log.track)
     torch.manual_seed(recipe.seed)
     tokenizer = load_tokenizer(recipe.model)
@@ -178,7 +182,7 @@ def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Ru
         )
         if checkpoint is not None:
             run.restore(checkpoint)
-            _say(console, f"resuming after step {run.step} from {checkpoint}")
+            say(console, f"resuming after step {run.step} from {checkpoint}")
         if recipe.rollout.engine.name == "vllm":
             console.print("starting vLLM")
         run.sync()
@@ -197,7 +201,7 @@ def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Ru
         yield run
 
 
-def _checkpoint_to_resume(folder: Path) -> Path | None:
+def checkpoint_to_resume(folder: Path) -> Path | None:
     """The newest sound checkpoint; None where none was written yet.
 
     Raises:
@@ -213,7 +217,8 @@ def _checkpoint_to_resume(folder: Path) -> Path | None:
     return found
 
 
-def _check_single_process() -> None:
+def check_single_process() -> None:
+    """Refuse to be one of several processes."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1:
         raise ValueError(
@@ -222,7 +227,7 @@ def _check_single_process() -> None:
         )
 
 
-def check_folder(recipe: RLRecipe, resume: bool) -> None:
+def check_folder(recipe: AnyRecipe, resume: bool) -> None:
     """See that the output folder can be this run's own.
 
     Raises:
@@ -237,7 +242,7 @@ def check_folder(recipe: RLRecipe, resume: bool) -> None:
                 f"output {str(folder)!r} holds a run already; continue it with --resume or choose "
                 "another output"
             )
-        _check_same_recipe(load_settings(RLRecipe, written), recipe)
+        _check_same_recipe(load_settings(type(recipe), written), recipe)
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(
             f"output {str(folder)!r} holds other files and no run; choose another output"
@@ -249,7 +254,7 @@ def check_folder(recipe: RLRecipe, resume: bool) -> None:
         raise ValueError(_no_folder(folder, f"{str(existing)!r} is not writable"))
 
 
-def record_run(recipe: RLRecipe) -> None:
+def record_run(recipe: AnyRecipe) -> None:
     """Write what is run, with which versions, when."""
     try:
         recipe.output.mkdir(parents=True, exist_ok=True)
@@ -332,42 +337,59 @@ def load_prompts(
     limit = recipe.data.max_prompt_tokens
 
     def load(name: str, source: Any) -> list[Prompt]:  # noqa: ANN401
-        problems = load_problems(source)
-        bad = dict(scorer.pool.check_golds([problem.answer for problem in problems]))
-        for index, reason in bad.items():
-            problem = problems[index]
-            _say(console, f"{name}: problem {problem.id!r} is left out: {reason}")
-        usable = [problem for index, problem in enumerate(problems) if index not in bad]
-        if not usable:
-            raise ValueError(f"{name}: none of {len(problems)} reference answers can be graded")
-        encoded = encode_prompts(usable, template, tokenizer, limit)
-        if encoded.notice:
-            _say(console, f"{name}: {encoded.notice}")
-        return list(encoded.prompts)
+        return load_problem_set(name, source, template, tokenizer, limit, scorer, console)
 
     training = load("data", recipe.data.source)
     held_out = {name: load(name, source) for name, source in recipe.evaluation.sets.items()}
     for name, prompts in held_out.items():
         shared = overlap((p.problem for p in training), (p.problem for p in prompts))
         if shared:
-            _say(
+            say(
                 console,
                 f"{name}: {len(shared)} problems are also trained on, the first {shared[0]!r}",
             )
     return training, held_out
 
 
+def load_problem_set(
+    name: str,
+    source: Any,  # noqa: ANN401
+    template: Template,
+    tokenizer: Any,  # noqa: ANN401
+    limit: int,
+    scorer: Scorer,
+    console: Console,
+) -> list[Prompt]:
+    """The encoded prompts of one source, without problems that cannot be graded.
+
+    Raises:
+        ValueError: None is left, or the source cannot be read.
+    """
+    problems = load_problems(source)
+    bad = dict(scorer.pool.check_golds([problem.answer for problem in problems]))
+    for index, reason in bad.items():
+        problem = problems[index]
+        say(console, f"{name}: problem {problem.id!r} is left out: {reason}")
+    usable = [problem for index, problem in enumerate(problems) if index not in bad]
+    if not usable:
+        raise ValueError(f"{name}: none of {len(problems)} reference answers can be graded")
+    encoded = encode_prompts(usable, template, tokenizer, limit)
+    if encoded.notice:
+        say(console, f"{name}: {encoded.notice}")
+    return list(encoded.prompts)
+
+
 def _no_folder(folder: Path, reason: str | None) -> str:
     return f"output {str(folder)!r} cannot be written ({reason}); choose another output"
 
 
-def _say(console: Console, text: str) -> None:
+def say(console: Console, text: str) -> None:
     """One line as it is: words of data sets and paths may look like rich's markup."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _check_same_recipe(old: RLRecipe, new: RLRecipe) -> None:
-    for name in RLRecipe.model_fields:
+def _check_same_recipe(old: AnyRecipe, new: AnyRecipe) -> None:
+    for name in type(new).model_fields:
         before, after = getattr(old, name), getattr(new, name)
         if name not in _MAY_CHANGE and before != after:
             raise ValueError(
