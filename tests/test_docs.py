@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from rlvr.preference.explain import loss_table, structure_table
 from rlvr.settings import describe, load_settings, markdown_table
+from rlvr.train.preference_recipe import PreferenceRecipe
 from rlvr.train.recipe import RLRecipe
+from rlvr.train.tasks import task_of
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml"))
@@ -19,8 +22,26 @@ def test_the_settings_page_is_what_the_command_prints():
     )
 
 
-def test_every_setting_has_a_help_text():
-    missing = [item.key for item in describe(RLRecipe) if not item.help]
+def test_the_settings_page_of_preferences_is_what_the_command_prints():
+    page = (ROOT / "docs" / "settings_preference.md").read_text()
+    assert page.endswith(markdown_table(list(describe(PreferenceRecipe))) + "\n"), (
+        "run: rlvr settings --task preference --markdown, and replace the table"
+    )
+
+
+@pytest.mark.parametrize(
+    ("page", "key", "table"),
+    [("preference", "losses", loss_table), ("preference_logic", "structures", structure_table)],
+)
+def test_tables_of_losses_are_printed_from_the_code(page, key, table):
+    text = (ROOT / "docs" / "methods" / f"{page}.md").read_text()
+    shown = text.partition(f"<!-- table: {key} -->\n")[2].partition("\n<!-- end -->")[0]
+    assert shown == table(), f"put what rlvr.preference.explain.{table.__name__} gives there"
+
+
+@pytest.mark.parametrize("schema", [RLRecipe, PreferenceRecipe])
+def test_every_setting_has_a_help_text(schema):
+    missing = [item.key for item in describe(schema) if not item.help]
     assert not missing
 
 
@@ -40,7 +61,7 @@ def test_links_lead_somewhere(path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_load_and_begin_with_the_command_that_runs_them(path):
-    load_settings(RLRecipe, path)
+    load_settings(task_of(path).schema, path)
     head = path.read_text().partition("\noutput:")[0]
     assert f"accelerate launch -m rlvr train recipes/{path.name}" in head
 
@@ -50,7 +71,7 @@ def test_every_logged_metric_is_documented():
     page = (ROOT / "docs" / "metrics.md").read_text()
     documented = set(re.findall(r"`([a-z_]+/[a-z_A-Z/]+)`", page))
     prefixes = "reward|rollout|completion|mismatch|policy|learner|memory|throughput|time"
-    prefixes += "|sync|engine"
+    prefixes += "|sync|engine|preference"
     written = set()
     for source in (ROOT / "rlvr").rglob("*.py"):
         if "report" not in source.parts:

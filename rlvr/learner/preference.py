@@ -424,7 +424,7 @@ def _pair_numbers(pairs: Pairs) -> dict[str, torch.Tensor]:
         "chosen_logps": chosen.whole_logps_B.detach(),
         "rejected_logps": rejected.whole_logps_B.detach(),
         "margin": margin_B,
-        "accuracy": (margin_B > 0).to(margin_B.dtype),
+        "reward_accuracy": (margin_B > 0).to(margin_B.dtype),
     }
     if with_reference:
         found["chosen_log_ratio"] = chosen.log_ratio_B.detach()

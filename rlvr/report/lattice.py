@@ -29,7 +29,7 @@ def write_lattice(out: Path) -> Path:
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
         f"<title>Preference losses as logic</title><style>{style}</style></head><body>"
         f"{asset('lattice.html')}"
-        f'<main><svg viewBox="0 0 {_WIDTH} {_TOP + 5 * _STEP}" role="group" '
+        f'<main><svg viewBox="0 0 {_WIDTH} {2 * _TOP + 4 * _STEP}" role="group" '
         f'aria-label="Lattice of losses">{_drawing()}</svg>'
         '<section id="detail" aria-live="polite"></section></main>'
         f'<script type="application/json" id="losses">{data}</script>'

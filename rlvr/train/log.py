@@ -25,6 +25,9 @@ _SHOWN = (
     ("completion/length_mean", "length", "{:.1f}"),
     ("completion/truncated", "cut", "{:.2f}"),
     ("policy/entropy", "entropy", "{:.3f}"),
+    ("preference/loss", "loss", "{:.4f}"),
+    ("preference/margin", "margin", "{:.3f}"),
+    ("preference/reward_accuracy", "ranked", "{:.3f}"),
     ("learner/grad_norm", "grad", "{:.2f}"),
     ("time/step", "s/step", "{:.1f}"),
 )

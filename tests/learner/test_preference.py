@@ -171,7 +171,7 @@ def test_adapters_off_are_the_reference(tiny_folder):
         frozen = learner.sums(batch, reference)
     assert torch.allclose(frozen, learner.sums(batch, base), atol=1e-4)
     assert not torch.allclose(frozen, learner.sums(batch), atol=1e-2)
-    assert learner.measure(batch)["preference/accuracy"] == 1.0
+    assert learner.measure(batch)["preference/reward_accuracy"] == 1.0
 
 
 def trained(tiny_folder, loss, batch):

@@ -10,6 +10,7 @@ import torch
 
 from rlvr.preference.compile import PROBABILITIES, equation, log_ratio, log_wmc, loss_of, polynomial
 from rlvr.preference.decompile import decompile
+from rlvr.preference.explain import compile_formulas
 from rlvr.preference.formulas import ATOMS, formula_of, full, mask_of, parse_formula, to_text
 from rlvr.preference.lattice import (
     covers,
@@ -441,3 +442,19 @@ def test_other_refusals():
         find("DPP")
     with pytest.raises(ValueError, match=r"no weight is given for Pl \(l\)"):
         log_ratio(find("CPO"), {"w": torch.tensor(-1.0)})
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ({"form": "cubic"}, "'cubic' is unknown"),
+        ({"beta": 0.0}, "beta = 0.0 is not above 0"),
+        ({"at": "Pw:.6"}, "is not of the form Pw=.6"),
+        ({"at": "Pq=.6"}, "'Pq' is no probability"),
+        ({"at": "Pw=.6,Pl=1"}, r"Pl = 1.0 is not within \(0, 1\)"),
+    ],
+)
+def test_points_and_functions_that_cannot_be(given, part):
+    settings = {"at": None, "form": "logistic", "beta": 1.0, "reference": False, **given}
+    with pytest.raises(ValueError, match=part):
+        compile_formulas("l -> w", "true", "false", **settings)
