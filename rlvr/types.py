@@ -79,7 +79,12 @@ class Batch:
     from lengths, so a tokenizer whose padding token is its end token changes nothing.
     ``rollout_logprobs_BT`` are the engine's log-probabilities of what it sampled,
     ``old_logprobs_BT`` the learner's under the weights that the update starts from,
-    ``reference_logprobs_BT`` those of the frozen reference; each where something needs them.
+    ``reference_logprobs_BT`` those of the frozen reference; each where something needs them. Of the
+    same old policy are ``old_entropy_BT``, ``log_kept_mass_BT`` and ``kept_BT`` (its proxy
+    distribution's mass, and whether that holds the token) and ``proxy_rows``: for each completion,
+    the entries of its proxy distributions as column, token and log-probability. A critic's
+    ``old_values_BT`` belong to the states before the tokens, and ``returns_BT`` are what it is
+    trained towards.
     """
 
     prompt_ids: tuple[tuple[int, ...], ...]
@@ -91,6 +96,12 @@ class Batch:
     rollout_logprobs_BT: torch.Tensor | None = None
     old_logprobs_BT: torch.Tensor | None = None
     reference_logprobs_BT: torch.Tensor | None = None
+    old_entropy_BT: torch.Tensor | None = None
+    log_kept_mass_BT: torch.Tensor | None = None
+    kept_BT: torch.Tensor | None = None
+    old_values_BT: torch.Tensor | None = None
+    returns_BT: torch.Tensor | None = None
+    proxy_rows: tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.completion_ids)

@@ -10,6 +10,13 @@ from rlvr.data.gym import GymSource
 from rlvr.data.hub import HubSource
 from rlvr.data.rows import Fields
 from rlvr.data.sampler import ProblemSampler
+from rlvr.data.selection import (
+    Ranked,
+    accuracy_counts,
+    rank_by_variance,
+    read_history,
+    write_selection,
+)
 from rlvr.data.sources import Source, load_problems, overlap
 from rlvr.data.templates import (
     Example,
@@ -30,13 +37,18 @@ __all__ = [
     "HubSource",
     "ProblemSampler",
     "Prompt",
+    "Ranked",
     "Source",
     "Template",
     "TemplateChoice",
     "TemplateSettings",
+    "accuracy_counts",
     "encode_prompts",
     "load_problems",
     "load_template",
     "overlap",
+    "rank_by_variance",
+    "read_history",
     "template_names",
+    "write_selection",
 ]

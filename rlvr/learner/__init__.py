@@ -2,29 +2,49 @@
 
 from rlvr.learner.checkpoint import (
     CheckpointError,
+    CheckpointWriter,
     checkpoint_path,
     latest_checkpoint,
     load_state,
     random_states,
     restore_random_states,
     save_checkpoint,
+    written_by,
 )
+from rlvr.learner.critic import CRITIC, CriticSettings, CriticTraining
+from rlvr.learner.launch import Launch, join
 from rlvr.learner.learner import Learner
-from rlvr.learner.preference import PreferenceBatch, PreferenceLearner, adapters_off
-from rlvr.learner.settings import LearnerSettings, Schedule
+from rlvr.learner.models import Models
+from rlvr.learner.preference import (
+    PreferenceBatch,
+    PreferenceLearner,
+    adapters_off,
+    check_one_process,
+)
+from rlvr.learner.settings import LearnerSettings, OptimizerSettings, Schedule
 
 __all__ = [
+    "CRITIC",
     "CheckpointError",
+    "CheckpointWriter",
+    "CriticSettings",
+    "CriticTraining",
+    "Launch",
     "Learner",
     "LearnerSettings",
+    "Models",
+    "OptimizerSettings",
     "PreferenceBatch",
     "PreferenceLearner",
     "Schedule",
     "adapters_off",
+    "check_one_process",
     "checkpoint_path",
+    "join",
     "latest_checkpoint",
     "load_state",
     "random_states",
     "restore_random_states",
     "save_checkpoint",
+    "written_by",
 ]

@@ -9,6 +9,11 @@
 A checkpoint is built in a folder with a temporary name, flushed to disk, and renamed into place;
 the rename is what makes it exist. Loading goes from the newest to the oldest and takes the first
 whose manifest holds. One format serves every task.
+
+With several ranks each writes ``trainer_RANK.safetensors``, its part of the optimizer state and its
+generators, into the same folder (which all must see); the first rank writes the rest and renames
+once all are through. Parts are slices of named parameters, so that another number of ranks, or
+another engine, can put them together (:class:`SavedTensors`).
 """
 
 import hashlib
@@ -16,13 +21,16 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from rlvr.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -46,44 +54,156 @@ def save_checkpoint(
     tensors: Mapping[str, torch.Tensor],
     state: Mapping[str, Any],
     keep: int,
+    ranks: Ranks | None = None,
 ) -> Path:
-    """Write a checkpoint atomically, then drop all but the newest ``keep``.
+    """Write a checkpoint atomically, then drop all but the newest ``keep``; collective.
 
     One of the same step is replaced; ones of later steps, which a resumed run found damaged, go.
 
     Args:
         folder: The run's checkpoint folder.
         step: Number of finished steps.
-        write_model: Writes the model's files into the folder it is given.
-        tensors: Optimizer moments and generator states.
+        write_model: Writes the model's files into the folder it is given, on the first rank.
+        tensors: This rank's optimizer moments and generator states.
         state: Everything else, as JSON.
         keep: How many checkpoints remain.
+        ranks: The processes that save together; None is this one alone.
 
     Raises:
-        CheckpointError: Disk full or not writable; older checkpoints are untouched.
+        CheckpointError: Disk full or not writable, on any rank; older checkpoints are untouched.
     """
+    ranks = ranks or Ranks()
     target = checkpoint_path(folder, step)
-    temporary = folder / f".{target.name}.{os.getpid()}.partial"
-    try:
+    temporary = folder / f".{target.name}.partial"
+
+    def begin() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
         temporary.mkdir()
+
+    def write_part() -> None:
+        file = temporary / trainer_file(ranks.rank, ranks.count)
+        save_file({k: v.contiguous() for k, v in tensors.items()}, file)
+        _sync_file(file)
+
+    def finish() -> None:
         write_model(temporary)
-        save_file(
-            {k: v.contiguous() for k, v in tensors.items()}, temporary / "trainer.safetensors"
-        )
-        _write_json(temporary / "state.json", dict(state))
+        _write_json(temporary / "state.json", {**state, "ranks": ranks.count})
         _write_json(temporary / _MANIFEST, _manifest(temporary))
         _flush(temporary)
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)
         _sync_folder(folder)
+
+    try:
+        _together(ranks, begin, first_only=True)
+        _together(ranks, write_part)
+        _together(ranks, finish, first_only=True)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if ranks.first:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(_explain(folder, step, error)) from error
-    _prune(folder, target, keep)
+    if ranks.first:
+        _prune(folder, target, keep)
     return target
+
+
+def _together(ranks: Ranks, work: Callable[[], None], *, first_only: bool = False) -> None:
+    """Do something on every rank (or the first), and fail on all where it failed on one."""
+    fault: OSError | SafetensorError | None = None
+    if ranks.first or not first_only:
+        try:
+            work()
+        except (OSError, SafetensorError) as error:
+            fault = error
+    said = ranks.gather(str(fault) if fault is not None else None)
+    if fault is not None:
+        raise fault
+    elsewhere = [(rank, text) for rank, text in enumerate(said) if text is not None]
+    if elsewhere:
+        raise OSError(f"rank {elsewhere[0][0]}: {elsewhere[0][1]}")
+
+
+class CheckpointWriter:
+    """Writes a run's checkpoints, in a thread of its own where asked; collective in every call.
+
+    A background write takes copies first, so that training may go on; one is under way at most.
+
+    Args:
+        folder: The run's checkpoint folder.
+        keep: How many checkpoints remain.
+        ranks: The processes that save together.
+        background: Write in a thread.
+    """
+
+    def __init__(self, folder: Path, keep: int, ranks: Ranks, *, background: bool = False) -> None:
+        self.folder, self.keep, self.background = folder, keep, background
+        self.ranks = ranks.group() if background else ranks
+        self._thread: threading.Thread | None = None
+        self._fault: CheckpointError | None = None
+
+    def save(
+        self,
+        step: int,
+        write_model: Callable[[Path], None],
+        tensors: Mapping[str, torch.Tensor],
+        state: Mapping[str, Any],
+    ) -> Path:
+        """Write a checkpoint, or begin to; where it is, or will be.
+
+        With ``background``, ``write_model`` must not look at weights that training changes.
+
+        Raises:
+            CheckpointError: This one, or the one before it, could not be written.
+        """
+        self.wait()
+        if not self.background:
+            self._write(step, write_model, tensors, state)
+            return checkpoint_path(self.folder, step)
+        copies = {name: value.to("cpu", copy=True) for name, value in tensors.items()}
+        # Not a daemon: a program that ends normally ends after it.
+        self._thread = threading.Thread(
+            target=self._catch, args=(step, write_model, copies, dict(state)), name="checkpoint"
+        )
+        self._thread.start()
+        return checkpoint_path(self.folder, step)
+
+    def wait(self) -> None:
+        """Until what was begun is written.
+
+        Raises:
+            CheckpointError: It could not be.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        fault, self._fault = self._fault, None
+        if fault is not None:
+            raise fault
+
+    def _catch(self, *arguments: Any) -> None:  # noqa: ANN401
+        try:
+            self._write(*arguments)
+        except CheckpointError as error:
+            self._fault = error
+
+    def _write(
+        self,
+        step: int,
+        write_model: Callable[[Path], None],
+        tensors: Mapping[str, torch.Tensor],
+        state: Mapping[str, Any],
+    ) -> None:
+        save_checkpoint(
+            self.folder,
+            step,
+            write_model=write_model,
+            tensors=tensors,
+            state=state,
+            keep=self.keep,
+            ranks=self.ranks,
+        )
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -113,10 +233,60 @@ def find_fault(path: Path) -> str | None:
     return None
 
 
-def load_state(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """``state.json`` and the tensors of a checkpoint."""
+def trainer_file(rank: int, ranks: int) -> str:
+    """Name of a rank's part."""
+    return "trainer.safetensors" if ranks == 1 else f"trainer_{rank}.safetensors"
+
+
+class SavedTensors(Mapping[str, torch.Tensor]):
+    """The tensors of a checkpoint by name, whole, read when they are asked for.
+
+    Args:
+        parts: The files of all ranks that wrote it.
+        own: The one that this rank's random generators are taken from; None leaves them out.
+    """
+
+    def __init__(self, parts: list[Path], own: Path | None) -> None:
+        self._files = {path: safe_open(path, "pt") for path in parts}
+        self._where: dict[str, list[Path]] = {}
+        for path, file in self._files.items():
+            for key in file.keys():  # noqa: SIM118  (not a mapping)
+                if not key.startswith("rng/") or path == own:
+                    self._where.setdefault(key, []).append(path)
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        holders, name = self._where[key], key.partition("/")[2]
+        if key.startswith(("rng/", "step/")) or f"start/{name}" not in self._where:
+            return self._read(holders[0], key)
+        slices = sorted((int(self._read(path, f"start/{name}")), path) for path in holders)
+        return torch.cat([self._read(path, key) for _, path in slices])
+
+    def _read(self, path: Path, key: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._files[path].get_tensor(key)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for key in self._where if not key.startswith("start/"))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def load_state(path: Path, ranks: Ranks | None = None) -> tuple[dict[str, Any], SavedTensors]:
+    """``state.json`` and the tensors of a checkpoint.
+
+    Written by another number of ranks, it has no random generators for this one.
+    """
+    ranks = ranks or Ranks()
     state: dict[str, Any] = json.loads((path / "state.json").read_text())
-    return state, load_file(path / "trainer.safetensors")
+    wrote = state.pop("ranks", 1)
+    parts = [path / trainer_file(rank, wrote) for rank in range(wrote)]
+    return state, SavedTensors(parts, parts[ranks.rank] if wrote == ranks.count else None)
+
+
+def written_by(path: Path) -> int:
+    """How many ranks wrote a checkpoint."""
+    return int(json.loads((path / "state.json").read_text()).get("ranks", 1))
 
 
 def random_states() -> dict[str, torch.Tensor]:
@@ -129,7 +299,8 @@ def random_states() -> dict[str, torch.Tensor]:
 
 def restore_random_states(tensors: Mapping[str, torch.Tensor]) -> None:
     """Take back what :func:`random_states` gave, for the devices that are here."""
-    torch.set_rng_state(tensors["rng/cpu"])
+    if "rng/cpu" in tensors:
+        torch.set_rng_state(tensors["rng/cpu"])
     for index in range(torch.cuda.device_count()):
         if f"rng/cuda{index}" in tensors:
             torch.cuda.set_rng_state(tensors[f"rng/cuda{index}"], index)
@@ -156,9 +327,13 @@ def _flush(folder: Path) -> None:
     """Ask the disk to hold the files before the rename says that they exist."""
     for path in folder.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            _sync_file(path)
     _sync_folder(folder)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,105 +1,224 @@
-"""Parameters and optimizer of one process: backward, clip, step.
+"""Parameters and optimizer: backward, clip, step.
 
-Weights, gradients and AdamW's moments are float32 whatever the compute precision. A step whose
-gradient is not finite is skipped and counted; neither weights nor moments see it.
+Weights, gradients and AdamW's moments are float32 whatever the compute precision. A loss share
+already carries weights from counts over the whole optimizer step, so gradients are summed over
+ranks, never averaged. A step whose gradient is not finite is skipped on every rank and counted;
+neither weights nor moments see it.
+
+    LocalEngine          one process
+    DataParallelEngine   every rank holds everything; gradients are summed once, in the step
+    ZeroEngine           DeepSpeed shards moments, gradients, weights (rlvr/learner/zero.py)
+
+torch's DistributedDataParallel is not used: it sums bucket by bucket during the last backward pass,
+which would save a little time per step here, where a step has many micro-batches, and would demand
+an equal number of them and of used parameters on every rank.
 """
 
 import ctypes
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from math import isfinite
+from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 
-from rlvr.learner.settings import LearnerSettings
-from rlvr.policy import Policy
+from rlvr.learner.models import Models, Outputs, parameter_groups
+from rlvr.learner.optimizer import AdamW
+from rlvr.learner.settings import OptimizerSettings
+from rlvr.policy import ModelInputs
+from rlvr.ranks import Ranks
+
+_BUCKET = 2**24
+"""Elements of gradient summed over ranks at once (64 MiB)."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What an optimizer step did: the gradient norm before clipping, and whether it was skipped."""
+    """What an optimizer step did.
 
-    grad_norm: float
+    ``grad_norms`` are by model, over all ranks, before clipping. ``changed`` is the share of
+    trained weights that moved, ``changed_compute`` after rounding to the compute precision.
+    """
+
+    grad_norms: dict[str, float]
     skipped: bool
+    changed: float = 0.0
+    changed_compute: float = 0.0
+
+
+class Engine(Protocol):
+    """What the learner needs of whatever holds the parameters; every call is collective."""
+
+    models: Models
+    settings: Mapping[str, OptimizerSettings]
+    equal_micro_batches: bool
+    """Whether every rank must run the same number of forward and backward passes."""
+    retries: bool
+    """Whether a step can be begun again after one rank failed in the midst of it."""
+
+    def forward(self, inputs: ModelInputs, **options: Any) -> Outputs:  # noqa: ANN401
+        """Run the models on a micro-batch; options as :meth:`Models.forward`."""
+        ...
+
+    def backward(self, loss: torch.Tensor, *, last: bool = True) -> None:
+        """Add the gradient of ``loss``; ``last`` is the step's last micro-batch."""
+        ...
+
+    def clear(self) -> None:
+        """Forget what the step has gathered."""
+        ...
+
+    def step(self, fraction: float) -> StepResult:
+        """Clip, update at ``fraction`` of every model's peak rate, and clear the gradients."""
+        ...
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """This rank's part of the optimizer state, as ``load_state`` of any engine takes it."""
+        ...
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take back the optimizer state: ``exp_avg``, ``exp_avg_sq``, ``step`` by ``key/name``."""
+        ...
 
 
 class LocalEngine:
-    """A policy and its AdamW in this process.
+    """Models and their AdamW in this process.
 
     Args:
-        policy: Its parameters with ``requires_grad`` are trained.
-        settings: Rates and clipping.
+        models: Their parameters with ``requires_grad`` are trained.
+        settings: Rates and clipping by model.
     """
 
-    def __init__(self, policy: Policy, settings: LearnerSettings) -> None:
-        self.policy = policy
-        self.settings = settings
-        if policy.device.type == "cpu":
-            give_back_freed_memory()
-        self.named = {n: p for n, p in policy.named_parameters() if p.requires_grad}
-        matrices = [p for p in self.named.values() if p.dim() >= 2]
-        vectors = [p for p in self.named.values() if p.dim() < 2]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": settings.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=settings.lr,
-            betas=settings.betas,
-            eps=settings.epsilon,
-            fused=True,
-        )
+    equal_micro_batches = False
+    retries = True
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of ``loss`` to what the step has gathered."""
+    def __init__(self, models: Models, settings: Mapping[str, OptimizerSettings]) -> None:
+        self.models, self.settings = models, settings
+        if models.policy.device.type == "cpu":
+            give_back_freed_memory()
+        self.named = {name: parameter for _, name, parameter in models.trained()}
+        self.optimizer = AdamW(parameter_groups(models, settings), models.policy.compute_dtype)
+
+    def forward(self, inputs: ModelInputs, **options: Any) -> Outputs:  # noqa: ANN401
+        """Run the models on a micro-batch."""
+        outputs: Outputs = self.models(inputs, **options)
+        return outputs
+
+    def backward(self, loss: torch.Tensor, *, last: bool = True) -> None:
+        """Add the gradient of ``loss``."""
         loss.backward()
 
-    def step(self, lr: float) -> StepResult:
-        """Clip, update with learning rate ``lr``, and clear the gradients."""
-        parameters = list(self.named.values())
-        limit = self.settings.max_grad_norm
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit or float("inf")))
-        finite = norm == norm and norm != float("inf")
-        if finite:
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.step()
+    def clear(self) -> None:
+        """Forget what the step has gathered."""
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(norm, skipped=not finite)
+
+    def step(self, fraction: float) -> StepResult:
+        """Clip, update at ``fraction`` of every model's peak rate, and clear the gradients."""
+        self._sum_gradients()
+        norms = {model: _norm(gradients) for model, gradients in self._gradients().items()}
+        finite = prepare_step(self.optimizer, self.settings, norms, fraction)
+        if finite:
+            self.optimizer.step()
+        self.clear()
+        moved = self.optimizer.take_changed() / sum(p.numel() for p in self.named.values())
+        return StepResult(norms, not finite, *moved.tolist())
+
+    def _sum_gradients(self) -> None:
+        """Nothing to add in one process."""
+
+    def _gradients(self) -> dict[str, list[torch.Tensor]]:
+        found: dict[str, list[torch.Tensor]] = {}
+        for group in self.optimizer.param_groups:
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            found.setdefault(group["model"], []).extend(gradients)
+        return found
 
     def state(self) -> dict[str, torch.Tensor]:
         """AdamW's moments and step counters, by parameter name."""
         tensors: dict[str, torch.Tensor] = {}
         for name, parameter in self.named.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"{key}/{name}"] = torch.as_tensor(value).detach()
+                tensors[f"{key}/{name}"] = value.detach()
         return tensors
 
-    def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take back what :meth:`state` gave.
+    def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take back what :meth:`state` gave, or what another engine did.
 
         Raises:
             ValueError: The state belongs to other parameters.
         """
-        names = {key.partition("/")[2] for key in tensors}
-        unknown = names - set(self.named)
-        if unknown:
-            raise ValueError(
-                f"the checkpoint's optimizer state is for parameters this model does not have "
-                f"({min(unknown)!r} and {len(unknown) - 1} more); resume with the recipe it was "
-                "made with"
-            )
+        check_names(tensors, self.named)
         for name, parameter in self.named.items():
-            state: dict[str, Any] = {
-                key: tensors[f"{key}/{name}"].clone()
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"{key}/{name}" in tensors
-            }
-            if state:
-                step = state["step"]
-                moved = {key: value.to(parameter.device) for key, value in state.items()}
-                moved["step"] = step.to(parameter.device) if parameter.is_cuda else step
-                self.optimizer.state[parameter] = moved
+            if f"step/{name}" not in tensors:
+                continue
+            for key, value in self.optimizer.moments(parameter).items():
+                value.copy_(tensors[f"{key}/{name}"].view_as(value))
+
+
+class DataParallelEngine(LocalEngine):
+    """Every rank holds everything; gradients are summed over ranks before the step.
+
+    Args:
+        models: As :class:`LocalEngine`, with equal weights on every rank.
+        settings: Rates and clipping by model.
+        ranks: The processes.
+    """
+
+    def __init__(
+        self, models: Models, settings: Mapping[str, OptimizerSettings], ranks: Ranks
+    ) -> None:
+        super().__init__(models, settings)
+        self.ranks = ranks
+
+    def _sum_gradients(self) -> None:
+        parameters = list(self.named.values())
+        here = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
+        for parameter, somewhere in zip(parameters, self.ranks.maximum(here), strict=True):
+            if somewhere and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            dist.all_reduce(flat)
+            for gradient, total in zip(
+                bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True
+            ):
+                gradient.copy_(total.view_as(gradient))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The moments, on the first rank: they are the same on all."""
+        return super().state() if self.ranks.first else {}
+
+
+def prepare_step(
+    optimizer: AdamW,
+    settings: Mapping[str, OptimizerSettings],
+    norms: Mapping[str, float],
+    fraction: float,
+) -> bool:
+    """Set rates and clip factors for a step; False where a norm says that it must be skipped."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * fraction
+    for model, norm in norms.items():
+        limit = settings[model].max_grad_norm
+        optimizer.factors[model] = 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
+    return all(isfinite(norm) for norm in norms.values())
+
+
+def check_names(tensors: Mapping[str, torch.Tensor], names: Mapping[str, Any]) -> None:
+    """See that an optimizer state is for these parameters.
+
+    Raises:
+        ValueError: It names one that is not there.
+    """
+    unknown = {key.partition("/")[2] for key in tensors} - set(names)
+    if unknown:
+        raise ValueError(
+            f"the checkpoint's optimizer state is for parameters this model does not have "
+            f"({min(unknown)!r} and {len(unknown) - 1} more); resume with the recipe it was "
+            "made with"
+        )
 
 
 def give_back_freed_memory() -> bool:
@@ -116,3 +235,21 @@ def give_back_freed_memory() -> bool:
         return False
     m_mmap_threshold = -3
     return bool(mallopt(m_mmap_threshold, 4 * 2**20))
+
+
+def _norm(gradients: list[torch.Tensor]) -> float:
+    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+
+
+def _buckets(tensors: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Consecutive tensors, together at most a bucket's elements unless one alone is more."""
+    bucket: list[torch.Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if bucket and size + tensor.numel() > _BUCKET:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.numel()
+    if bucket:
+        yield bucket

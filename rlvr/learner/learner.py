@@ -1,35 +1,44 @@
 """The update: a batch of rollouts in, new weights out.
 
 One rollout is split by prompts into ``updates_per_rollout`` optimizer steps; each step is split
-into micro-batches by a token budget. Token weights come from counts over the whole step, so the
-gradient is the same however it is split.
+into micro-batches by a token budget, and these are dealt to the ranks of the job. Every rank holds
+the whole batch (token ids and a few columns are small), so counts, plans and skipped rows are the
+same everywhere without a word, and the gradient is the same however the step is split.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import reduce
 
 import torch
+from torch import nn
 
-from rlvr.learner.engine import LocalEngine
-from rlvr.learner.settings import LearnerSettings
-from rlvr.objective import Counts, Objective, Terms, merge_metrics
+from rlvr.learner.critic import CRITIC, CriticTraining, rollout_metrics
+from rlvr.learner.deal import Rows, deal
+from rlvr.learner.launch import Launch, build_engine
+from rlvr.learner.models import POLICY, Models, Outputs
+from rlvr.learner.old_policy import OldPolicy
+from rlvr.learner.settings import LearnerSettings, OptimizerSettings
+from rlvr.learner.terms import ProxyRequests, proxy_requests, step_of, terms_of
+from rlvr.objective import Counts, Objective, merge_metrics
 from rlvr.policy import (
     ModelInputs,
     Policy,
-    TokenStats,
+    evaluating,
     packed_inputs,
     packing_is_exact,
     padded_inputs,
     plan_packed,
     plan_padded,
 )
+from rlvr.ranks import Ranks
 from rlvr.types import Batch
 
 
 class Learner:
-    """Turns batches into updates of a policy.
+    """Turns batches into updates of a policy; with several ranks every call is collective.
 
     Args:
         policy: The model to train.
@@ -39,6 +48,9 @@ class Learner:
         total_updates: Length of the learning-rate schedule.
         reference: Frozen model for a KL term; None where the policy's base (adapters off) serves,
             or no term needs one.
+        launch: The processes of the job and what holds the parameters; None is this process alone.
+        beside: Models trained beside the policy, with their optimizer settings.
+        critic: The critic that gives advantages and is trained with the policy.
 
     Raises:
         ValueError: Packing is asked for, and does not give this model's numbers.
@@ -53,18 +65,30 @@ class Learner:
         temperature: float = 1.0,
         total_updates: int = 1,
         reference: Policy | None = None,
+        launch: Launch | None = None,
+        beside: Mapping[str, tuple[nn.Module, OptimizerSettings]] | None = None,
+        critic: CriticTraining | None = None,
     ) -> None:
         self.policy, self.objective, self.settings = policy, objective, settings
         self.temperature, self.total_updates, self.reference = temperature, total_updates, reference
-        self.engine = LocalEngine(policy, settings)
-        self.updates = 0
-        self.skipped_updates = 0
+        self.updates = self.skipped_updates = self.retries = 0
+        self.budget = settings.tokens_per_micro_batch
+        # Tried before the engine takes the parameters apart.
         self.packed = settings.layout != "padded" and packing_is_exact(policy)
         if settings.layout == "packed" and not self.packed:
             raise ValueError(
                 "learner.layout = 'packed' gives this model other numbers than one row at a time "
                 "(sliding windows, or an attention that takes no block mask); use auto or padded"
             )
+        launch = launch or Launch(Ranks())
+        others = dict(beside or {})
+        self.critic, self.rollouts = critic, 0
+        if critic is not None:
+            others[CRITIC] = (critic.model, critic.settings)
+        models = Models(policy, {name: module for name, (module, _) in others.items()})
+        rates = {POLICY: settings, **{name: own for name, (_, own) in others.items()}}
+        self.ranks = launch.ranks
+        self.engine = build_engine(models, rates, launch)
 
     def update(self, batch: Batch) -> dict[str, float]:
         """Train on one rollout; returns the metrics of its (last) optimizer step."""
@@ -74,128 +98,241 @@ class Learner:
         metrics: dict[str, float] = {}
         for rows in _split_by_group(batch.group_index_B, self.settings.updates_per_rollout):
             metrics = self._optimizer_step(select(batch, rows))
+        self.rollouts += 1
+        metrics |= rollout_metrics(batch)
         metrics["learner/updates"] = self.updates
         metrics["learner/skipped_updates"] = self.skipped_updates
+        metrics["learner/out_of_memory"] = self.retries
         metrics["time/statistics"] = statistics_seconds
         metrics["time/update"] = time.perf_counter() - started - statistics_seconds
         return metrics
 
     def logprobs(self, batch: Batch, policy: Policy | None = None) -> torch.Tensor:
-        """Log-probabilities [B, T] of the batch's completions under a model, without gradient."""
+        """Log-probabilities [B, T] of the batch's completions under a model, without gradient.
+
+        Each rank runs its share of the rows; the others' are filled in.
+        """
         model = policy or self.policy
         logprobs_BT = torch.zeros(batch.mask_BT.shape, dtype=batch.mask_BT.dtype)
-        training = model.training
-        model.eval()
-        with torch.no_grad():
-            for inputs, stats in self._run(model, batch, range(len(batch)), entropy=False):
-                values = inputs.scatter(stats.logprobs_N, batch.mask_BT.shape[1])
-                logprobs_BT[list(inputs.rows)] = values.to(logprobs_BT)
-        model.train(training)
-        return logprobs_BT
+        with torch.no_grad(), evaluating(model):
+            for micro in self._share(batch, range(len(batch))):
+                inputs, outputs = self._forward(batch, micro, policy)
+                values_BT = inputs.scatter(outputs.stats.logprobs_N, batch.mask_BT.shape[1])
+                if micro:
+                    logprobs_BT[list(micro)] = values_BT.to(logprobs_BT)
+        return self.ranks.sum(logprobs_BT)
 
     def _with_statistics(self, batch: Batch) -> Batch:
         """Add the old and reference log-probabilities that the update will need."""
-        if self.objective.needs_reference and batch.reference_logprobs_BT is None:
+        priced = self.critic is not None and self.critic.estimator.kl_in_reward > 0
+        needed = self.objective.needs_reference or priced
+        if needed and batch.reference_logprobs_BT is None:
             adapters_off = self.policy.reference() if self.reference is None else nullcontext()
             with adapters_off:
                 values = self.logprobs(batch, self.reference)
             batch = replace(batch, reference_logprobs_BT=values)
-        needs_old = self.settings.ratio_against == "learner"
-        needs_old &= self.settings.updates_per_rollout > 1
-        if needs_old and batch.old_logprobs_BT is None:
-            batch = replace(batch, old_logprobs_BT=self.logprobs(batch))
-        return batch
+        return self._with_old_policy(batch)
+
+    def _with_old_policy(self, batch: Batch) -> Batch:
+        """Add what only the policy that the updates start from can say."""
+        old = OldPolicy(
+            self.objective,
+            batch,
+            moves=self.settings.updates_per_rollout > 1,
+            against_learner=self.settings.ratio_against == "learner",
+            values=self.critic is not None and batch.old_values_BT is None,
+        )
+        if not old.needed:
+            return batch
+        with torch.no_grad(), evaluating(self.policy):
+            for micro in self._share(batch, range(len(batch))):
+                inputs, outputs = self._forward(
+                    batch, micro, entropy=old.entropy, proxy=old.request if micro else None
+                )
+                if micro:
+                    old.add(inputs, outputs.stats, outputs.beside.get(CRITIC))
+        batch = old.batch(self.ranks)
+        if self.critic is None or batch.old_values_BT is None:
+            return batch
+        return self.critic.with_advantages(batch, batch.old_values_BT)
 
     def _optimizer_step(self, batch: Batch) -> dict[str, float]:
-        counts = Counts.of(batch.mask_BT)
         rows = self._rows_to_run(batch)
-        measured = Counts.of(batch.mask_BT[rows])
         self.policy.train()
-        metrics: dict[str, float] = {}
-        positions = 0
-        for inputs, stats in self._run(self.policy, batch, rows, entropy=True):
-            terms = self._terms(select(batch, inputs.rows), inputs, stats)
-            loss, share = self.objective(terms, counts, measured)
-            self.engine.backward(loss)
-            metrics = merge_metrics(metrics, share)
-            positions += inputs.num_positions
+        metrics = self._gather_gradient(batch, rows) if rows else {}
+        metrics = self.objective.finish(metrics)
         metrics |= self._step_weights(bool(rows))
-        real = sum(len(batch.prompt_ids[row]) + len(batch.completion_ids[row]) for row in rows)
-        metrics["learner/positions"] = positions
-        # Packed rows share prompts: fewer positions are run than the sequences have tokens.
-        metrics["learner/pad_fraction"] = max(0.0, 1 - real / positions) if positions else 0.0
         metrics["learner/rows_run"] = len(rows) / len(batch)
-        return metrics
+        return metrics | self._batching_metrics(batch, rows)
+
+    def _gather_gradient(self, batch: Batch, rows: Sequence[int]) -> dict[str, float]:
+        """Run the step's micro-batches, once more with half the budget where memory runs out.
+
+        Raises:
+            ValueError: Memory runs out all the same.
+        """
+        while True:
+            metrics, fault = self._try_micro_batches(batch, rows)
+            if not float(self.ranks.maximum(torch.tensor(float(fault is not None)))):
+                return reduce(merge_metrics, self.ranks.gather(metrics), {})
+            self.engine.clear()
+            if self.retries or self.budget == 1:
+                raise ValueError(
+                    f"out of memory with micro-batches of {self.budget} tokens; lower "
+                    "learner.tokens_per_micro_batch, or set model.gradient_checkpointing"
+                ) from fault
+            self.retries, self.budget = 1, self.budget // 2
+
+    def _try_micro_batches(
+        self, batch: Batch, rows: Sequence[int]
+    ) -> tuple[dict[str, float], BaseException | None]:
+        """This rank's share of the gradient and of the metrics, or how memory ran out."""
+        counts, measured = Counts.of(batch.mask_BT), Counts.of(batch.mask_BT[rows])
+        prepared = self.objective.prepare(step_of(batch, self.updates))
+        proxy = proxy_requests(self.objective, batch, prepared)
+        metrics: dict[str, float] = {}
+        share = self._share(batch, rows)
+        try:
+            for index, micro in enumerate(share):
+                inputs, outputs = self._forward(
+                    batch, micro, entropy=True, proxy=proxy if micro else None
+                )
+                if micro:
+                    columns, against = select(batch, micro), self.settings.ratio_against
+                    terms = terms_of(columns, inputs, outputs.stats, prepared, against)
+                    loss, found = self.objective(terms, counts, measured)
+                    metrics = merge_metrics(metrics, found)
+                    loss, found = self._with_value_loss(loss, outputs, inputs, columns, counts)
+                    metrics = merge_metrics(metrics, found)
+                else:
+                    idle = [outputs.stats.logprobs_N, *outputs.beside.values()]
+                    loss = 0.0 * torch.stack([values_N.sum() for values_N in idle]).sum()
+                self.engine.backward(loss, last=index == len(share) - 1)
+        except RuntimeError as error:
+            if not (is_out_of_memory(error) and self.engine.retries):
+                raise
+            return {}, error
+        return metrics, None
+
+    def _with_value_loss(
+        self,
+        loss: torch.Tensor,
+        outputs: Outputs,
+        inputs: ModelInputs,
+        columns: Batch,
+        counts: Counts,
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """The critic's share beside the policy's, which counts for nothing in its warm-up."""
+        if self.critic is None:
+            return loss, {}
+        values_N = outputs.beside[CRITIC]
+        value_loss, metrics = self.critic.loss(values_N, inputs, columns, counts)
+        warming = self.rollouts < self.critic.settings.warmup_rollouts
+        return (0.0 if warming else 1.0) * loss + value_loss, metrics
 
     def _step_weights(self, any_rows: bool) -> dict[str, float]:
         """Take the optimizer step, unless nothing was run: then there is no gradient at all."""
         fraction = self.settings.schedule.fraction(self.updates, self.total_updates)
-        lr = self.settings.lr * fraction
-        metrics = {"learner/lr": lr}
+        metrics = {"learner/lr": self.settings.lr * fraction}
         if any_rows:
-            result = self.engine.step(lr)
-            metrics["learner/grad_norm"] = result.grad_norm
+            result = self.engine.step(fraction)
+            metrics["learner/grad_norm"] = result.grad_norms[POLICY]
+            metrics["learner/changed"] = result.changed
+            metrics["learner/changed_compute"] = result.changed_compute
+            if CRITIC in result.grad_norms:
+                metrics["critic/grad_norm"] = result.grad_norms[CRITIC]
             self.skipped_updates += result.skipped
         self.updates += 1
         return metrics
 
     def _rows_to_run(self, batch: Batch) -> list[int]:
         has_tokens = batch.mask_BT.any(-1)
-        if self.settings.skip_zero_advantage and not self.objective.regularised:
+        needed = self.objective.regularised or self.critic is not None
+        if self.settings.skip_zero_advantage and not needed:
             has_tokens &= (batch.advantages_BT != 0).any(-1)
         rows: list[int] = has_tokens.nonzero()[:, 0].tolist()
         return rows
 
-    def _run(
-        self, model: Policy, batch: Batch, rows: Sequence[int], *, entropy: bool
-    ) -> Iterator[tuple[ModelInputs, TokenStats]]:
-        """Forward the given rows in micro-batches."""
-        for micro in self._plan(batch, rows):
-            lay_out = packed_inputs if self.packed else padded_inputs
-            inputs = lay_out(batch.prompt_ids, batch.completion_ids, micro).to(model.device)
-            yield (
-                inputs,
-                model(
-                    inputs,
-                    temperature=self.temperature,
-                    entropy=entropy,
-                    chunk_tokens=self.settings.logits_chunk,
-                ),
-            )
+    def _forward(
+        self,
+        batch: Batch,
+        micro: Rows,
+        frozen: Policy | None = None,
+        *,
+        entropy: bool = False,
+        proxy: ProxyRequests | None = None,
+    ) -> tuple[ModelInputs, Outputs]:
+        """Run one micro-batch through the engine, or through a frozen model beside it."""
+        lay_out = packed_inputs if self.packed else padded_inputs
+        prompts, completions, rows = batch.prompt_ids, batch.completion_ids, micro
+        if not micro:  # two tokens, so that this rank's passes are as many as the others'
+            prompts, completions, rows = (batch.prompt_ids[0][:1],), ((0,),), (0,)
+        inputs = lay_out(prompts, completions, rows).to(self.policy.device)
+        options = {
+            "temperature": self.temperature,
+            "entropy": entropy,
+            "proxy": None if proxy is None else proxy(inputs),
+            "chunk_tokens": self.settings.logits_chunk,
+        }
+        if frozen is not None:
+            return inputs, Outputs(frozen(inputs, **options), {})
+        beside = self.critic is not None
+        return inputs, self.engine.forward(inputs, beside=beside, **options)
 
-    def _plan(self, batch: Batch, rows: Sequence[int]) -> list[tuple[int, ...]]:
+    def _share(self, batch: Batch, rows: Sequence[int]) -> list[Rows]:
+        """This rank's micro-batches."""
+        share = self._deal(batch, rows)[self.ranks.rank]
+        return share if self.engine.equal_micro_batches else [micro for micro in share if micro]
+
+    def _deal(self, batch: Batch, rows: Sequence[int]) -> list[list[Rows]]:
+        """Every rank's micro-batches."""
+        units: dict[object, Rows] = {}
+        for row in rows:  # packed, completions of one prompt share it
+            unit = batch.prompt_ids[row] if self.packed else row
+            units[unit] = (*units.get(unit, ()), row)
+        return deal(
+            list(units.values()),
+            lambda micro: self._positions(batch, micro),
+            lambda share: self._plan(batch, share),
+            self.ranks.count,
+        )
+
+    def _plan(self, batch: Batch, rows: Sequence[int]) -> list[Rows]:
         prompts = [batch.prompt_ids[row] for row in rows]
         completions = [batch.completion_ids[row] for row in rows]
-        budget = self.settings.tokens_per_micro_batch
         if self.packed:
-            plan = plan_packed(prompts, completions, budget)
+            plan = plan_packed(prompts, completions, self.budget)
         else:
             lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
-            plan = plan_padded(lengths, budget)
+            plan = plan_padded(lengths, self.budget)
         return [tuple(rows[index] for index in micro) for micro in plan]
 
-    def _terms(self, columns: Batch, inputs: ModelInputs, stats: TokenStats) -> Terms:
-        """The micro-batch's [B, T] columns, on the model's device, beside its fresh statistics."""
-        width = columns.mask_BT.shape[1]
-        logprobs_BT = inputs.scatter(stats.logprobs_N, width)
-        assert stats.entropy_N is not None
+    def _positions(self, batch: Batch, micro: Rows) -> int:
+        """Input positions that a micro-batch runs, padding included."""
+        lengths = [len(batch.completion_ids[row]) for row in micro]
+        if self.packed:
+            return sum(lengths) + sum(map(len, {batch.prompt_ids[row] for row in micro}))
+        prompts = [len(batch.prompt_ids[row]) for row in micro]
+        return len(micro) * max(map(sum, zip(prompts, lengths, strict=True)), default=0)
 
-        def moved(column_BT: torch.Tensor | None) -> torch.Tensor | None:
-            return None if column_BT is None else column_BT.to(logprobs_BT)
+    def _batching_metrics(self, batch: Batch, rows: Sequence[int]) -> dict[str, float]:
+        real = sum(len(batch.prompt_ids[row]) + len(batch.completion_ids[row]) for row in rows)
+        by_rank = [
+            sum(self._positions(batch, micro) for micro in share)
+            for share in self._deal(batch, rows)
+        ]
+        total = sum(by_rank)
+        return {
+            "learner/positions": total,
+            # Packed rows share prompts: fewer positions are run than the sequences have tokens.
+            "learner/pad_fraction": max(0.0, 1 - real / total) if total else 0.0,
+            "learner/rank_balance": total / (len(by_rank) * max(by_rank)) if total else 1.0,
+        }
 
-        old_BT, rollout_BT = moved(columns.old_logprobs_BT), moved(columns.rollout_logprobs_BT)
-        if self.settings.ratio_against == "rollout":
-            old_BT = rollout_BT
-        return Terms(
-            logprobs_BT=logprobs_BT,
-            # One update per rollout: the old policy is the current one, no second forward needed.
-            old_logprobs_BT=logprobs_BT.detach() if old_BT is None else old_BT,
-            advantages_BT=columns.advantages_BT.to(logprobs_BT),
-            mask_BT=columns.mask_BT.to(logprobs_BT),
-            entropy_BT=inputs.scatter(stats.entropy_N, width),
-            reference_logprobs_BT=moved(columns.reference_logprobs_BT),
-            rollout_logprobs_BT=rollout_BT,
-        )
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def select(batch: Batch, rows: Sequence[int]) -> Batch:
@@ -206,6 +343,7 @@ def select(batch: Batch, rows: Sequence[int]) -> Batch:
         batch,
         prompt_ids=tuple(batch.prompt_ids[row] for row in rows),
         completion_ids=tuple(batch.completion_ids[row] for row in rows),
+        proxy_rows=None if batch.proxy_rows is None else tuple(batch.proxy_rows[r] for r in rows),
         **columns,
     )
 

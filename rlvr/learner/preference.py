@@ -18,11 +18,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rlvr.learner.engine import LocalEngine
+from rlvr.learner.launch import Launch, build_engine
+from rlvr.learner.models import POLICY, Models
 from rlvr.learner.settings import LearnerSettings
 from rlvr.policy import (
     ModelInputs,
     Policy,
+    evaluating,
     packed_inputs,
     packing_is_exact,
     padded_inputs,
@@ -42,6 +44,7 @@ from rlvr.preference.losses import (
     mixed_loss,
     sampling_weights,
 )
+from rlvr.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +115,11 @@ class PreferenceLearner:
             taken as training goes (the policy itself with its adapters off, or another model).
         ld_alpha: Weight of tokens beyond the shorter side's length (LD-DPO); None is 1.
         weighting: Weigh pairs by how probable the policy finds them (WPO).
+        launch: What holds the parameters; None is this process alone, the only one that may be.
 
     Raises:
-        ValueError: Packing is asked for, and does not give this model's numbers.
+        ValueError: Packing is asked for, and does not give this model's numbers; or the launch is
+            of several processes.
     """
 
     def __init__(
@@ -127,11 +132,13 @@ class PreferenceLearner:
         reference: Callable[[], AbstractContextManager[Policy]] | None = None,
         ld_alpha: float | None = None,
         weighting: bool = False,
+        launch: Launch | None = None,
     ) -> None:
+        launch = launch or Launch(Ranks())
+        check_one_process(launch)
         self.policy, self.losses, self.settings = policy, tuple(losses), settings
         self.total_updates, self.reference = total_updates, reference
         self.ld_alpha, self.weighting = ld_alpha, weighting
-        self.engine = LocalEngine(policy, settings)
         self.updates = self.skipped_updates = 0
         self.needs_reference = any(loss.needs_reference for loss in losses)
         self.needs_prompt = any(loss.needs_prompt for loss in losses)
@@ -141,6 +148,7 @@ class PreferenceLearner:
                 "learner.layout = 'packed' gives this model other numbers than one row at a time "
                 "(sliding windows, or an attention that takes no block mask); use auto or padded"
             )
+        self.engine = build_engine(Models(policy), {POLICY: settings}, launch)
 
     def update(self, batch: PreferenceBatch) -> dict[str, float]:
         """One optimizer step; returns its metrics."""
@@ -150,12 +158,13 @@ class PreferenceLearner:
         self.policy.train()
         per_item: dict[str, torch.Tensor] = {}
         whole = self._step_gradient(batch, step) if self._whole_step else None
-        positions = 0
+        done = positions = 0
         for items, inputs, sums_BKS in self._run(self.policy, batch):
             loss, measured = self._micro_loss(batch, step, items, sums_BKS)
             if whole is not None:
                 loss = (whole.gradient_BKS[list(items)].to(sums_BKS) * sums_BKS).sum()
-            self.engine.backward(loss)
+            done += len(items)
+            self.engine.backward(loss, last=done == len(batch))
             per_item = _gathered(per_item, measured)
             positions += inputs.num_positions
         if whole is not None:
@@ -194,14 +203,12 @@ class PreferenceLearner:
         found = torch.zeros(
             len(batch), len(batch.completion_ids[0]) + extra, 2, dtype=torch.float64
         )
-        training, done = model.training, 0
-        model.eval()
-        with torch.no_grad():
+        done = 0
+        with torch.no_grad(), evaluating(model):
             for items, _, sums_BKS in self._run(model, batch):
                 found[list(items)] = sums_BKS.to(found)
                 done += len(items)
                 progress(done)
-        model.train(training)
         return found.to(torch.promote_types(next(model.parameters()).dtype, torch.float32))
 
     def reference_sums(
@@ -254,9 +261,7 @@ class PreferenceLearner:
         which the policy gives.
         """
         weights_BK = torch.ones(len(batch), 2, dtype=torch.float64)
-        training = self.policy.training
-        self.policy.eval()
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self.policy):
             for items, inputs in self._inputs(self.policy, batch, prompt=False):
                 width = max(len(ids) for item in items for ids in batch.completion_ids[item])
                 plain, half = (
@@ -265,7 +270,6 @@ class PreferenceLearner:
                 mask = inputs.scatter(torch.ones_like(inputs.targets_N, dtype=plain.dtype), width)
                 found = sampling_weights(plain, 2 * plain - half, mask)
                 weights_BK[list(items)] = found.view(len(items), 2).to(weights_BK)
-        self.policy.train(training)
         return weights_BK.prod(-1)
 
     def _inputs(
@@ -302,8 +306,10 @@ class PreferenceLearner:
         return plan_padded(lengths, budget)
 
     def _forward(self, model: Policy, inputs: ModelInputs, temperature: float) -> torch.Tensor:
-        stats = model(inputs, temperature=temperature, chunk_tokens=self.settings.logits_chunk)
-        logprobs_N: torch.Tensor = stats.logprobs_N
+        options = {"temperature": temperature, "chunk_tokens": self.settings.logits_chunk}
+        if model is self.policy:
+            return self.engine.forward(inputs, **options).stats.logprobs_N
+        logprobs_N: torch.Tensor = model(inputs, **options).logprobs_N
         return logprobs_N
 
     def _run(
@@ -388,13 +394,15 @@ class PreferenceLearner:
         )
 
     def _step_weights(self) -> dict[str, float]:
-        lr = self.settings.lr * self.settings.schedule.fraction(self.updates, self.total_updates)
-        result = self.engine.step(lr)
+        fraction = self.settings.schedule.fraction(self.updates, self.total_updates)
+        result = self.engine.step(fraction)
         self.updates += 1
         self.skipped_updates += result.skipped
         return {
-            "learner/lr": lr,
-            "learner/grad_norm": result.grad_norm,
+            "learner/lr": self.settings.lr * fraction,
+            "learner/grad_norm": result.grad_norms[POLICY],
+            "learner/changed": result.changed,
+            "learner/changed_compute": result.changed_compute,
             "learner/updates": self.updates,
             "learner/skipped_updates": self.skipped_updates,
         }
@@ -454,3 +462,16 @@ def adapters_off(policy: Policy) -> Iterator[Policy]:
     """A policy with adapters as its own frozen reference."""
     with policy.reference():
         yield policy
+
+
+def check_one_process(launch: Launch) -> None:
+    """See that nobody shares the work: a step is not dealt to ranks here.
+
+    Raises:
+        ValueError: The launch is of several processes, or shards parameters.
+    """
+    if launch.ranks.count > 1 or launch.zero is not None:
+        raise ValueError(
+            f"started as {launch.description}, but training from preferences runs in one process; "
+            "use accelerate launch --num_processes 1, without DeepSpeed"
+        )

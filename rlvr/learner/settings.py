@@ -30,8 +30,8 @@ class Schedule(Settings):
         return self.final_fraction + (1 - self.final_fraction) * height
 
 
-class LearnerSettings(Settings):
-    """How weights are updated from a batch of rollouts."""
+class OptimizerSettings(Settings):
+    """AdamW for one model."""
 
     lr: float = Field(1e-6, gt=0)
     """Peak learning rate of AdamW."""
@@ -43,6 +43,11 @@ class LearnerSettings(Settings):
     """Decoupled weight decay on matrices (never on norms and biases)."""
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Gradients are scaled down to this norm; null leaves them."""
+
+
+class LearnerSettings(OptimizerSettings):
+    """How weights are updated from a batch of rollouts."""
+
     schedule: Schedule = Schedule()
     """Learning rate over the run."""
     updates_per_rollout: int = Field(1, ge=1)

@@ -1,51 +1,128 @@
 """A policy loss, its correction for the engine, its regularisers and the reducer, together."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from rlvr.objective.corrections import Correction, NoCorrection, mismatch_metrics
+from rlvr.objective.filters import TokenFilter
 from rlvr.objective.policy_losses import PolicyLoss
+from rlvr.objective.proxy import Proxy
 from rlvr.objective.reducers import Counts, Reducer, TokenMean
 from rlvr.objective.regularisers import Regulariser
-from rlvr.objective.terms import PerToken, Terms
+from rlvr.objective.terms import Memory, Part, PerToken, Step, Terms
 
 
 @dataclass(frozen=True)
 class Objective:
-    """loss = sum over tokens of weight x (correction x policy loss + regularisers)."""
+    """loss = sum over tokens of weight x (correction x filters x policy loss + regularisers).
+
+    ``memory`` is what parts remember from one optimizer step to the next.
+    """
 
     policy_loss: PolicyLoss
     regularisers: Sequence[Regulariser]
     reducer: Reducer
     correction: Correction = field(default_factory=NoCorrection)
+    filters: Sequence[TokenFilter] = ()
+    memory: dict[str, Memory] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> list[Part]:
+        """Filters, and the regularisers that do something."""
+        return [*self.filters, *(term for term in self.regularisers if term.active)]
 
     @property
     def terms(self) -> list[Callable[[Terms], PerToken]]:
-        """The corrected policy loss and every regulariser that does something."""
-        return [self._corrected, *(term for term in self.regularisers if term.active)]
+        """The weighted policy loss and every regulariser that does something."""
+        return [self._weighted, *(term for term in self.regularisers if term.active)]
 
-    def _corrected(self, terms: Terms) -> PerToken:
+    def _weighted(self, terms: Terms) -> PerToken:
         result = self.policy_loss(terms)
-        if terms.rollout_logprobs_BT is None:
-            return result
-        log_rho_BT = terms.learner_logprobs_BT - terms.rollout_logprobs_BT
-        weights_BT = self.correction.weights(log_rho_BT, terms.mask_BT)
-        metrics = result.metrics | mismatch_metrics(log_rho_BT, terms.mask_BT)
-        if not isinstance(self.correction, NoCorrection):
-            metrics["mismatch/weight"] = weights_BT
-        return PerToken(weights_BT * result.loss_BT, metrics)
+        loss_BT, metrics = result.loss_BT, dict(result.metrics)
+        if terms.rollout_logprobs_BT is not None:
+            log_rho_BT = terms.learner_logprobs_BT - terms.rollout_logprobs_BT
+            weights_BT = self.correction.weights(log_rho_BT, terms.mask_BT)
+            loss_BT = weights_BT * loss_BT
+            metrics |= mismatch_metrics(log_rho_BT, terms.mask_BT)
+            if not isinstance(self.correction, NoCorrection):
+                metrics["mismatch/weight"] = weights_BT
+        for token_filter in self.filters:
+            weights_BT = token_filter.weights(terms)
+            loss_BT = weights_BT * loss_BT
+            metrics[f"filter/{token_filter.name}"] = (weights_BT > 0).to(loss_BT)
+        return PerToken(loss_BT, metrics)
 
     @property
     def needs_reference(self) -> bool:
         """Whether some term looks at the reference."""
-        return any(term.needs_reference for term in self.regularisers)
+        return any(part.needs_reference for part in self.parts)
 
     @property
     def regularised(self) -> bool:
         """Whether tokens of advantage zero have a gradient all the same."""
-        return any(term.active for term in self.regularisers)
+        return any(part.at_zero_advantage for part in self.parts)
+
+    @property
+    def needs_step_logprobs(self) -> bool:
+        """Whether log-probabilities of the whole step must be there before it is run."""
+        return any(part.needs_step_logprobs for part in self.parts)
+
+    @property
+    def needs_step_entropy(self) -> bool:
+        """Whether entropies of the whole step must be there before it is run."""
+        return any(part.needs_step_entropy for part in self.parts)
+
+    @property
+    def noise_filter(self) -> Proxy | None:
+        """The proxy distribution whose statistics some term looks at."""
+        return next((part.noise_filter for part in self.parts if part.noise_filter), None)
+
+    @property
+    def needs_proxy_kl(self) -> bool:
+        """Whether some term looks at the divergence from the proxy over the vocabulary."""
+        return any(part.needs_proxy_kl for part in self.parts)
+
+    def noise_below(self, prepared: dict[str, torch.Tensor]) -> float:
+        """Log-probability from which on nothing looks at a token's proxy statistics."""
+        bounds = [p.noise_below(prepared.get(p.name)) for p in self._named() if p.noise_filter]
+        return max(bounds, default=-math.inf)
+
+    def prepare(self, step: Step) -> dict[str, torch.Tensor]:
+        """What depends on the whole step, by part: columns [B, T] to cut micro-batches from."""
+        columns = {
+            part.name: part.prepare(step, self.memory.get(part.name, {})) for part in self._named()
+        }
+        return {name: column for name, column in columns.items() if column is not None}
+
+    def finish(self, metrics: dict[str, float]) -> dict[str, float]:
+        """After an optimizer step: its metrics, completed; the parts' memories move on.
+
+        Args:
+            metrics: Of the whole step, over all micro-batches and ranks.
+        """
+        metrics = dict(metrics)
+        for part in self._named():
+            added, remembered = part.finish(metrics, self.memory.get(part.name, {}))
+            metrics |= added
+            if remembered:
+                self.memory[part.name] = remembered
+        return metrics
+
+    def state(self) -> dict[str, Memory]:
+        """What a checkpoint must hold to go on."""
+        return {name: dict(memory) for name, memory in self.memory.items()}
+
+    def load_state(self, state: dict[str, Memory]) -> None:
+        """Take back what :meth:`state` gave."""
+        self.memory.clear()
+        self.memory.update({name: dict(memory) for name, memory in state.items()})
+
+    def _named(self) -> Iterator[TokenFilter | Regulariser]:
+        yield from self.filters
+        yield from (term for term in self.regularisers if term.active)
 
     def __call__(
         self, terms: Terms, counts: Counts, measured: Counts | None = None

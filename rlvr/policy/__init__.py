@@ -13,25 +13,33 @@ from rlvr.policy.model import (
     Policy,
     Precision,
     default_device,
+    evaluating,
     export_policy,
     load_policy,
     load_tokenizer,
     packing_is_exact,
+    policy_writer,
     save_policy,
     stop_token_ids,
 )
-from rlvr.policy.token_stats import Proxy, TokenStats, token_stats
+from rlvr.policy.proxy import ProxyRequest, ProxyRows
+from rlvr.policy.token_stats import TokenStats, token_stats
+from rlvr.policy.value_head import Critic, load_critic, save_critic
 
 __all__ = [
+    "Critic",
     "LoraSettings",
     "ModelInputs",
     "ModelSettings",
     "Policy",
     "Precision",
-    "Proxy",
+    "ProxyRequest",
+    "ProxyRows",
     "TokenStats",
     "default_device",
+    "evaluating",
     "export_policy",
+    "load_critic",
     "load_policy",
     "load_tokenizer",
     "packed_inputs",
@@ -39,6 +47,8 @@ __all__ = [
     "padded_inputs",
     "plan_packed",
     "plan_padded",
+    "policy_writer",
+    "save_critic",
     "save_policy",
     "stop_token_ids",
     "token_stats",

@@ -6,7 +6,9 @@ That is exact only for models whose logits are their output head applied to the 
 so ``load_policy`` compares the two on a probe and refuses models that transform their logits.
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +17,8 @@ from pydantic import Field
 from torch import nn
 
 from rlvr.policy.batching import ModelInputs, packed_inputs, padded_inputs
-from rlvr.policy.token_stats import Proxy, TokenStats, token_stats
+from rlvr.policy.proxy import ProxyRequest
+from rlvr.policy.token_stats import TokenHead, TokenStats
 from rlvr.settings import Settings
 
 Precision = Literal["float32", "bfloat16"]
@@ -50,6 +53,11 @@ class ModelSettings(Settings):
     """transformers' attention implementation (sdpa, eager, flash_attention_2, ...)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the transformer for the update with torch.compile; the first steps then take longer.
+    Generation is left as it is."""
+    liger: bool = False
+    """Use liger-kernel's fused norms, rotary embedding and MLP on a GPU (package liger-kernel)."""
     lora: LoraSettings | None = None
     """Train adapters instead of all weights."""
     trust_remote_code: bool = False
@@ -62,12 +70,25 @@ class Policy(nn.Module):
     Args:
         model: A transformers causal LM, bare or wrapped by peft.
         precision: Compute precision of :meth:`forward` and :meth:`compute`.
+
+    Attributes:
+        gathered: Context in which the parameters it is given are whole on this process, to be
+            read and not written; a learner that shards them puts its own here, and every process
+            then has to enter it with the same parameters. Outside of it a sharded parameter is
+            empty.
     """
+
+    gathered: Callable[[Sequence[nn.Parameter]], AbstractContextManager[Any]]
 
     def __init__(self, model: nn.Module, precision: Precision = "float32") -> None:
         super().__init__()
         self.model = model
         self.precision = precision
+        head = self.causal_lm.get_output_embeddings()
+        self.head = None if head is None else TokenHead(head)
+        self.gathered = nullcontext
+        # In a tuple: as a submodule it would double every name.
+        self._compiled: tuple[Callable[..., Any], ...] = ()
 
     @property
     def causal_lm(self) -> Any:  # noqa: ANN401  (transformers' classes are untyped)
@@ -84,6 +105,12 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What weights are rounded to when they are used."""
+        held: torch.dtype = next(self.model.parameters()).dtype
+        return torch.bfloat16 if self.precision == "bfloat16" else held
 
     @property
     def context_length(self) -> int | None:
@@ -104,8 +131,18 @@ class Policy(nn.Module):
 
     def backbone(self, **inputs: Any) -> Any:  # noqa: ANN401
         """Run the transformer without its output head; transformers' output object."""
+        run = self._compiled[0] if self._compiled else self._transformer
+        return run(**inputs)
+
+    @property
+    def _transformer(self) -> nn.Module:
         causal_lm = self.causal_lm
-        return getattr(causal_lm, causal_lm.base_model_prefix)(**inputs)
+        module: nn.Module = getattr(causal_lm, causal_lm.base_model_prefix)
+        return module
+
+    def compile_backbone(self) -> None:
+        """Have :meth:`backbone` compiled when it is called next."""
+        self._compiled = (torch.compile(self._transformer, dynamic=True),)
 
     def forward(
         self,
@@ -113,11 +150,11 @@ class Policy(nn.Module):
         *,
         temperature: float = 1.0,
         entropy: bool = False,
-        proxy: Proxy | None = None,
+        proxy: ProxyRequest | None = None,
         chunk_tokens: int | None = None,
     ) -> TokenStats:
         """Statistics [N] of the micro-batch's completion tokens; see :func:`token_stats`."""
-        head = self.causal_lm.get_output_embeddings()
+        assert self.head is not None, "load_policy refuses models without an output head"
         with self.compute():
             hidden_RLD = self.backbone(
                 input_ids=inputs.input_ids_RL,
@@ -125,16 +162,15 @@ class Policy(nn.Module):
                 position_ids=inputs.position_ids_RL,
                 use_cache=False,
             ).last_hidden_state
-            return token_stats(
+            stats: TokenStats = self.head(
                 hidden_RLD.flatten(0, 1)[inputs.predict_N],
-                head.weight,
                 inputs.targets_N,
                 temperature=temperature,
-                bias_V=getattr(head, "bias", None),
                 entropy=entropy,
                 proxy=proxy,
                 chunk_tokens=chunk_tokens,
             )
+        return stats
 
 
 def load_policy(
@@ -167,13 +203,77 @@ def load_policy(
         _check_head_is_not_adapted(model)
     policy = Policy(model, settings.precision).to(device or default_device())
     _check_plain_head(policy, settings.path)
+    if settings.liger:
+        _use_liger(policy)
+    if settings.compile:
+        policy.compile_backbone()
     return policy
+
+
+def _use_liger(policy: Policy) -> None:
+    """Replace norms, rotary embedding and MLP by fused kernels; the head's loss stays ours.
+
+    Raises:
+        ValueError: No GPU, no package, or a family that it does not know.
+    """
+    if policy.device.type != "cuda":
+        raise ValueError("model.liger needs a GPU; set it to false")
+    if find_spec("liger_kernel") is None:
+        raise ValueError("model.liger needs liger-kernel; run: pip install liger-kernel")
+    from liger_kernel.transformers import (  # type: ignore[import-not-found]
+        _apply_liger_kernel_to_instance,
+    )
+    from liger_kernel.transformers.monkey_patch import (  # type: ignore[import-not-found]
+        MODEL_TYPE_TO_APPLY_LIGER_FN,
+    )
+
+    family = policy.causal_lm.config.model_type
+    if family not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise ValueError(f"liger-kernel has no kernels for {family!r}; set model.liger to false")
+    _apply_liger_kernel_to_instance(
+        model=policy.causal_lm, fused_linear_cross_entropy=False, cross_entropy=False
+    )
 
 
 def save_policy(policy: Policy, folder: Path) -> None:
     """Write ``folder/model`` (all weights, float32) or ``folder/adapter``, as safetensors."""
+    policy_writer(policy)(folder)
+
+
+def policy_writer(
+    policy: Policy, *, keep: bool = True, copy: bool = False
+) -> Callable[[Path], None]:
+    """What :func:`save_policy` does, in two halves: weights are gathered now, and written later.
+
+    Args:
+        policy: Its sharded parameters are gathered one after the other, on every process.
+        keep: Hold on to them; only the process that is to write needs to.
+        copy: Hold copies, which training does not change.
+    """
     name = "adapter" if policy.has_adapters else "model"
-    policy.model.save_pretrained(folder / name)  # type: ignore[operator]
+    state = _gathered_state(policy, keep=keep, copy=copy)
+
+    def write(folder: Path) -> None:
+        policy.model.save_pretrained(folder / name, state_dict=state)  # type: ignore[operator]
+
+    return write
+
+
+def _gathered_state(policy: Policy, *, keep: bool, copy: bool) -> dict[str, torch.Tensor]:
+    """The state dictionary with whole tensors; of a policy with adapters theirs alone."""
+    state: dict[str, torch.Tensor] = {}
+    seen: dict[int, torch.Tensor] = {}  # tied tensors stay one, and are gathered once everywhere
+    for name, tensor in policy.model.state_dict(keep_vars=True).items():
+        if policy.has_adapters and "lora_" not in name:
+            continue
+        if id(tensor) not in seen:
+            sharded = hasattr(tensor, "ds_id")
+            with policy.gathered([tensor] if isinstance(tensor, nn.Parameter) else []):
+                held = tensor.detach() if keep else tensor
+                seen[id(tensor)] = held.to("cpu", copy=True) if keep and (copy or sharded) else held
+        if keep:
+            state[name] = seen[id(tensor)]
+    return state
 
 
 def export_policy(policy: Policy, folder: Path) -> None:
@@ -265,7 +365,7 @@ def packing_is_exact(policy: Policy) -> bool:
     vocabulary = config.get_text_config().vocab_size
     prompts = [[token % vocabulary for token in prompt] for prompt in prompts]
     completions = [[token % vocabulary for token in completion] for completion in completions]
-    with torch.no_grad(), _evaluating(policy):
+    with torch.no_grad(), evaluating(policy):
         stats = [
             policy(inputs.to(policy.device)).logprobs_N
             for inputs in (
@@ -317,7 +417,7 @@ def _check_plain_head(policy: Policy, path: str) -> None:
     head = policy.causal_lm.get_output_embeddings()
     if head is None:
         raise ValueError(f"model {path!r} has no output head; give a causal language model")
-    with torch.no_grad(), _evaluating(policy):
+    with torch.no_grad(), evaluating(policy):
         logits = policy.causal_lm(input_ids=ids).logits
         plain = head(policy.backbone(input_ids=ids).last_hidden_state)
     if not torch.allclose(logits, plain, rtol=1e-3, atol=1e-3):
@@ -337,7 +437,7 @@ def _check_head_is_not_adapted(model: Any) -> None:  # noqa: ANN401
         )
 
 
-class _evaluating:
+class evaluating:
     """Switch a module to evaluation mode for a block."""
 
     def __init__(self, module: nn.Module) -> None:

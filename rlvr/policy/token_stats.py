@@ -1,4 +1,4 @@
-"""Log-probability, entropy and proxy mass of given tokens, straight from hidden states.
+"""Log-probability, entropy and proxy distribution of given tokens, straight from hidden states.
 
 This is the only place that turns hidden states into probabilities. The logits of a batch,
 [tokens x vocabulary], are the largest tensor of an update by far (4096 tokens x 49k words in fp32
@@ -7,21 +7,32 @@ and formed again in the backward pass. With z = h W^T / temperature and p = soft
 
     logprob  = z_y - logsumexp(z)               d logprob / dz = e_y - p
     entropy  = -sum_v p_v log p_v               d entropy / dz = -p (log p + entropy)
+    proxy KL = sum_v q_v log(q_v / p_v)         d KL / dz = p - q
 
-so one recomputed chunk yields both gradients in closed form. The proxy distribution of Lp-Reg
-(arXiv:2510.03222, Eq. 5) drops the tokens v with p_v <= tau and renormalises; all that a loss needs
-of it is the kept mass Z and whether the sampled token was kept, two numbers a token, constants.
+so one recomputed chunk yields all gradients in closed form. q is the proxy distribution of Lp-Reg
+(``rlvr/objective/proxy.py``): p without its noise tail, renormalised, a constant. All that most
+losses need of it is the kept mass Z and whether the sampled token was kept, two numbers a token.
+The divergence from the proxy of p itself is -log Z; from that of an older p, which ``ProxyRows``
+holds, it is summed over the few tokens that the older proxy kept. Where a loss ignores a
+position's divergence, the backward pass spends nothing on it.
 
 Not here: soft-capped or otherwise transformed logits (``Policy`` refuses such models at load).
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.autograd.function import once_differentiable
 
-from rlvr.settings import Settings
+from rlvr.policy.proxy import (
+    ProxyRequest,
+    ProxyRows,
+    divergence_from,
+    divergence_gradient,
+    kept_entries,
+    proxy_mass,
+)
 
 # Logits in a chunk: enough to keep matrix multiplies efficient. 16 MiB in fp32 on a CPU, where more
 # gains no speed and the C allocator keeps what larger buffers leave behind; 128 MiB on a GPU.
@@ -29,27 +40,21 @@ _CHUNK_LOGITS = {"cpu": 2**22}
 _CHUNK_LOGITS_ELSEWHERE = 2**25
 
 
-class Proxy(Settings):
-    """The noise filter that defines Lp-Reg's proxy distribution (arXiv:2510.03222, section 4.1)."""
+class TokenStats(NamedTuple):
+    """Statistics of N tokens, in nats.
 
-    threshold: Literal["min_p", "fixed"] = "min_p"
-    """How tau is set: kappa times the largest probability at the position, or kappa itself."""
-    kappa: float = 0.02
-    """The filter's strength, in (0, 1)."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenStats:
-    """Statistics of N tokens, in nats; only ``logprobs_N`` and ``entropy_N`` carry gradients.
-
-    ``log_kept_mass_N`` is log Z of the proxy distribution and ``kept_N`` whether the token itself
-    passed the filter; the proxy's log-probability of a kept token is logprob - log Z.
+    ``logprobs_N``, ``entropy_N`` and ``proxy_kl_N`` carry gradients. ``log_kept_mass_N`` is log Z
+    of the proxy distribution and ``kept_N`` whether the token itself passed the filter; the proxy's
+    log-probability of a kept token is logprob - log Z. ``proxy_rows`` are proxy distributions to
+    measure a later policy against.
     """
 
     logprobs_N: torch.Tensor
     entropy_N: torch.Tensor | None = None
     log_kept_mass_N: torch.Tensor | None = None
     kept_N: torch.Tensor | None = None
+    proxy_kl_N: torch.Tensor | None = None
+    proxy_rows: ProxyRows | None = None
 
 
 def token_stats(
@@ -60,7 +65,7 @@ def token_stats(
     temperature: float = 1.0,
     bias_V: torch.Tensor | None = None,
     entropy: bool = False,
-    proxy: Proxy | None = None,
+    proxy: ProxyRequest | None = None,
     chunk_tokens: int | None = None,
 ) -> TokenStats:
     """Statistics of ``targets_N`` under softmax(hidden @ weight^T / temperature).
@@ -72,7 +77,7 @@ def token_stats(
         temperature: The sampling temperature, > 0; it enters here exactly as it entered sampling.
         bias_V: The head's bias, where it has one.
         entropy: Also return the entropy over the whole vocabulary.
-        proxy: Also return the kept mass and the kept bit of this noise filter.
+        proxy: Also return what this asks for.
         chunk_tokens: C, tokens per chunk; None chooses by vocabulary size.
 
     Raises:
@@ -81,15 +86,45 @@ def token_stats(
     if temperature <= 0:
         raise ValueError(f"temperature {temperature} is not positive; sample greedily elsewhere")
     chunk = chunk_tokens or default_chunk(weight_VD.shape[0], hidden_ND.device.type)
-    logprobs_N, entropy_N, log_mass_N, kept_N = _ChunkedStats.apply(
-        hidden_ND, weight_VD, bias_V, targets_N, temperature, entropy, proxy, chunk
+    kept_rows: list[ProxyRows] = []
+    logprobs_N, entropy_N, log_mass_N, kept_N, kl_N = _ChunkedStats.apply(
+        hidden_ND, weight_VD, bias_V, targets_N, temperature, entropy, proxy, kept_rows, chunk
     )
+    has_kl = proxy is not None and (proxy.divergence or proxy.rows is not None)
     return TokenStats(
         logprobs_N,
         entropy_N if entropy else None,
         log_mass_N if proxy else None,
         kept_N if proxy else None,
+        kl_N if has_kl else None,
+        kept_rows[0] if kept_rows else None,
     )
+
+
+class TokenHead(nn.Module):
+    """A model's output head, read through :func:`token_stats`.
+
+    It holds the head's own parameters and is a module of its own because that is where an engine
+    that shards parameters looks for the ones a computation needs, forward and backward.
+
+    Args:
+        head: The output head, a linear layer.
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.weight = head.weight
+        self.bias = getattr(head, "bias", None)
+
+    def forward(
+        self,
+        hidden_ND: torch.Tensor,
+        targets_N: torch.Tensor,
+        **options: Any,  # noqa: ANN401
+    ) -> TokenStats:
+        """Statistics of ``targets_N``; options as :func:`token_stats`."""
+        assert isinstance(self.weight, torch.Tensor)
+        return token_stats(hidden_ND, self.weight, targets_N, bias_V=self.bias, **options)
 
 
 def default_chunk(vocabulary: int, device: str) -> int:
@@ -120,13 +155,47 @@ def _log_softmax_chunk(
     return logits_CV
 
 
-def _proxy_mass(logp_CV: torch.Tensor, proxy: Proxy) -> tuple[torch.Tensor, torch.Tensor]:
-    """log Z [C] and the log threshold [C, 1]; strictly above the threshold is kept."""
-    log_tau = torch.full_like(logp_CV[:, :1], proxy.kappa).log()
-    if proxy.threshold == "min_p":
-        log_tau = log_tau + logp_CV.max(dim=-1, keepdim=True).values
-    kept_CV = logp_CV.masked_fill(logp_CV <= log_tau, float("-inf"))
-    return torch.logsumexp(kept_CV, dim=-1), log_tau
+class _ProxyColumns:
+    """What a forward pass gathers of the proxy distribution, chunk by chunk."""
+
+    def __init__(self, request: ProxyRequest | None, like_N: torch.Tensor) -> None:
+        self.request = request
+        count = like_N.shape[0] if request else 0
+        self.log_mass_N = like_N.new_zeros(count)
+        self.kept_N = torch.ones(count, dtype=torch.bool, device=like_N.device)
+        self.kl_N = like_N.new_zeros(count)
+        self.rows: list[ProxyRows] = []
+
+    def look(self, logp_CV: torch.Tensor, logprobs_C: torch.Tensor, start: int) -> None:
+        """Take in the chunk that begins at position ``start``."""
+        if self.request is None:
+            return
+        if self.request.rows is not None:
+            rows = self.request.rows.within(start, start + len(logprobs_C))
+            self.kl_N[start : start + len(logprobs_C)] = divergence_from(rows, logp_CV)
+        seen_R = (logprobs_C < self.request.below).nonzero()[:, 0]
+        if not len(seen_R):
+            return
+        logp_RV = logp_CV if len(seen_R) == len(logprobs_C) else logp_CV[seen_R]
+        log_mass_R, log_tau_R1 = proxy_mass(logp_RV, self.request.filter)
+        self.log_mass_N[start + seen_R] = log_mass_R
+        self.kept_N[start + seen_R] = logprobs_C[seen_R] > log_tau_R1[:, 0]
+        if self.request.divergence:
+            self.kl_N[start + seen_R] = (-log_mass_R).masked_fill(log_mass_R.isinf(), 0.0)
+        if self.request.keep_at_N is not None:
+            wanted = self.request.keep_at_N[start + seen_R].nonzero()[:, 0]
+            entries = kept_entries(logp_RV[wanted], log_mass_R[wanted], log_tau_R1[wanted], 0)
+            position_S = start + seen_R[wanted][entries.position_S]
+            self.rows.append(ProxyRows(position_S, entries.token_S, entries.logprob_S))
+
+    def gathered_rows(self) -> list[ProxyRows]:
+        """One object for all chunks, or none where none was asked for."""
+        if self.request is None or self.request.keep_at_N is None:
+            return []
+        empty = self.log_mass_N.new_empty(0)
+        parts = [(rows.position_S, rows.token_S, rows.logprob_S) for rows in self.rows]
+        parts = parts or [(empty.long(), empty.long(), empty)]
+        return [ProxyRows(*(torch.cat(column) for column in zip(*parts, strict=True)))]
 
 
 class _ChunkedStats(torch.autograd.Function):
@@ -141,7 +210,8 @@ class _ChunkedStats(torch.autograd.Function):
         targets_N: torch.Tensor,
         temperature: float,
         entropy: bool,
-        proxy: Proxy | None,
+        proxy: ProxyRequest | None,
+        kept_rows: list[ProxyRows],
         chunk: int,
     ) -> tuple[torch.Tensor, ...]:
         dtype = _compute_dtype(hidden_ND)
@@ -150,24 +220,23 @@ class _ChunkedStats(torch.autograd.Function):
         count = targets_N.shape[0]
         logprobs_N = hidden_ND.new_empty(count, dtype=statistics_dtype)
         entropy_N = torch.empty_like(logprobs_N) if entropy else logprobs_N.new_empty(0)
-        log_mass_N = torch.empty_like(logprobs_N) if proxy else logprobs_N.new_empty(0)
-        kept_N = torch.empty_like(targets_N if proxy else targets_N[:0], dtype=torch.bool)
+        columns = _ProxyColumns(proxy, logprobs_N)
         weight, bias = weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype)
         with torch.autocast(device, enabled=False):
             for start in range(0, count, chunk):
                 part = slice(start, start + chunk)
                 logp_CV = _log_softmax_chunk(hidden_ND[part].to(dtype), weight, bias, temperature)
                 logprobs_N[part] = logp_CV.gather(-1, targets_N[part, None])[:, 0]
-                if proxy:
-                    log_mass_N[part], log_tau = _proxy_mass(logp_CV, proxy)
-                    kept_N[part] = logprobs_N[part] > log_tau[:, 0]
+                columns.look(logp_CV, logprobs_N[part], start)
                 if entropy:
                     entropy_N[part] = -logp_CV.exp().mul_(logp_CV).sum(-1)
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, entropy_N)
         ctx.temperature, ctx.chunk, ctx.dtype, ctx.entropy = temperature, chunk, dtype, entropy
-        ctx.mark_non_differentiable(log_mass_N, kept_N)
+        ctx.request = proxy
+        kept_rows += columns.gathered_rows()
+        ctx.mark_non_differentiable(columns.log_mass_N, columns.kept_N)
         ctx.set_materialize_grads(False)
-        return logprobs_N, entropy_N, log_mass_N, kept_N
+        return logprobs_N, entropy_N, columns.log_mass_N, columns.kept_N, columns.kl_N
 
     @staticmethod
     @once_differentiable
@@ -175,7 +244,9 @@ class _ChunkedStats(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         grad_logprobs_N: torch.Tensor | None,
         grad_entropy_N: torch.Tensor | None,
-        *_: torch.Tensor | None,
+        _mass: None,
+        _kept: None,
+        grad_kl_N: torch.Tensor | None,
     ) -> tuple[torch.Tensor | None, ...]:
         hidden_ND, weight_VD, bias_V, targets_N, entropy_N = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -184,8 +255,8 @@ class _ChunkedStats(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden_ND) if needs_hidden else None
         grad_weight = torch.zeros_like(weight_VD) if needs_weight else None
         grad_bias = torch.zeros_like(bias_V) if needs_bias else None
-        if grad_logprobs_N is None and grad_entropy_N is None:
-            return grad_hidden, grad_weight, grad_bias, *(None,) * 5
+        if grad_logprobs_N is None and grad_entropy_N is None and grad_kl_N is None:
+            return grad_hidden, grad_weight, grad_bias, *(None,) * 6
         weight = weight_VD.to(ctx.dtype)
         bias = None if bias_V is None else bias_V.to(ctx.dtype)
         with torch.autocast(hidden_ND.device.type, enabled=False):
@@ -193,6 +264,7 @@ class _ChunkedStats(torch.autograd.Function):
                 part = slice(start, start + ctx.chunk)
                 hidden_CD = hidden_ND[part].to(ctx.dtype)
                 logp_CV = _log_softmax_chunk(hidden_CD, weight, bias, ctx.temperature)
+                pulled = _pull(logp_CV, grad_kl_N, ctx.request, start)
                 grad_CV = _logit_gradient(
                     logp_CV,
                     targets_N[part],
@@ -200,6 +272,8 @@ class _ChunkedStats(torch.autograd.Function):
                     None if grad_entropy_N is None else grad_entropy_N[part],
                     entropy_N[part],
                 )
+                if pulled is not None:
+                    grad_CV.index_add_(0, *pulled)
                 if ctx.temperature != 1.0:
                     grad_CV /= ctx.temperature
                 grad_CV = grad_CV.to(ctx.dtype)
@@ -209,7 +283,22 @@ class _ChunkedStats(torch.autograd.Function):
                     _accumulate_product(grad_weight, grad_CV, hidden_CD)
                 if grad_bias is not None:
                     grad_bias += grad_CV.sum(0)
-        return grad_hidden, grad_weight, grad_bias, *(None,) * 5
+        return grad_hidden, grad_weight, grad_bias, *(None,) * 6
+
+
+def _pull(
+    logp_CV: torch.Tensor,
+    grad_kl_N: torch.Tensor | None,
+    request: ProxyRequest | None,
+    start: int,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The proxy divergence's gradient for the rows of a chunk that have one."""
+    if grad_kl_N is None or request is None:
+        return None
+    upstream_C = grad_kl_N[start : start + len(logp_CV)]
+    rows = request.rows
+    rows = None if rows is None else rows.within(start, start + len(logp_CV))
+    return divergence_gradient(logp_CV, upstream_C, request, rows)
 
 
 def _logit_gradient(
@@ -219,7 +308,9 @@ def _logit_gradient(
     grad_entropy_C: torch.Tensor | None,
     entropy_C: torch.Tensor,
 ) -> torch.Tensor:
-    """Gradient with respect to z, [C, V]; ``logp_CV`` may be overwritten."""
+    """Gradient of log-probability and entropy by z, [C, V]; ``logp_CV`` may be overwritten."""
+    if grad_logprobs_C is None and grad_entropy_C is None:
+        return torch.zeros_like(logp_CV)
     p_CV = logp_CV.exp()
     if grad_entropy_C is None:
         assert grad_logprobs_C is not None

@@ -12,7 +12,16 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 
-SCRIPTS = ("dom.js", "scale.js", "chart.js", "curves.js", "tokens.js", "detail.js", "browser.js")
+SCRIPTS = (
+    "dom.js",
+    "scale.js",
+    "chart.js",
+    "curves.js",
+    "timeline.js",
+    "tokens.js",
+    "detail.js",
+    "browser.js",
+)
 MAIN = "main.js"
 
 

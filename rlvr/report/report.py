@@ -53,6 +53,7 @@ def _page(run: RunFolder) -> str:
         "columns": run.history.columns,
         "notFinite": run.history.not_finite,
         "charts": plan_charts(run.history.columns),
+        "timeline": run.timeline,
         "completions": [
             {"id": f.id, "kind": f.kind, "step": f.step, "rows": f.rows, "total": f.total}
             for f in files

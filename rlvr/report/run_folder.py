@@ -7,6 +7,7 @@ from typing import Any
 
 from rlvr.report.completions import Completions, choose_completions
 from rlvr.report.history import History, read_history
+from rlvr.report.timeline import read_timeline
 from rlvr.settings import parse_yaml
 
 
@@ -20,6 +21,7 @@ class RunFolder:
     info: dict[str, Any]
     history: History
     completions: Completions
+    timeline: dict[str, Any]
     notes: tuple[str, ...]
 
 
@@ -45,6 +47,7 @@ def read_run(run: Path) -> RunFolder:
         info=info,
         history=history,
         completions=choose_completions(run, last),
+        timeline=read_timeline(run / "timeline.jsonl", last),
         notes=(*_state(run, recipe, history), *info_notes, *history.notes),
     )
 

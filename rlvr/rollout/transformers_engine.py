@@ -30,6 +30,11 @@ class TransformersEngineSettings(Settings):
     max_rows: int = Field(256, ge=1)
     """Most completions generated side by side."""
 
+    @property
+    def overlaps(self) -> bool:
+        """No: it generates with the very weights that are being updated."""
+        return False
+
 
 class TransformersEngine(Engine):
     """An :class:`~rlvr.rollout.engine.Engine` over a policy in this process.

@@ -8,38 +8,32 @@ number that the loop sees, up to the rounding of another batch.
 Each sample is a request of its own with its own seed; samples of one prompt share whole blocks of
 its cache through vLLM's prefix cache.
 
-Left out: engines behind a network address, and sleeping on a GPU that the learner needs.
+On a GPU that the learner needs too, the engine may sleep between calls (``sleep``), and the weights
+may go there without a folder (``rlvr.rollout.weight_transfer``). Neither has been run so far.
+
+Left out: data parallelism, which vLLM does not offer within one process; several servers do it.
 """
 
 import importlib.util
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import torch
 from pydantic import Field
 
 from rlvr.policy import Policy, Precision
 from rlvr.remedies import VLLM_INSTALL
 from rlvr.rollout.engine import Assembly, Engine, Finished, Progress, Request, Sample
+from rlvr.rollout.published import PublishedWeights
 from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.vllm_child import EngineDiedError, EngineProcess
-from rlvr.rollout.weights import (
-    TOLERANCE,
-    Difference,
-    WeightFolder,
-    compare,
-    learner_logprobs,
-    proof_sequence,
-    prove,
-)
+from rlvr.rollout.weight_transfer import PolicySource, Sender, check_device, ipc_sender
+from rlvr.rollout.weights import Difference, WeightFolder
 from rlvr.settings import Settings
 
 _Result = TypeVar("_Result")
-_DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # On a CPU vLLM's own choice, 128, would share nothing of a short prompt; it wants multiples of 32.
 _CPU_BLOCK = 32
 
@@ -82,8 +76,20 @@ class VllmEngineSettings(Settings):
     weights; null is 0.001 for float32 and 0.25 for bfloat16."""
     weights_folder: Path | None = None
     """Folder through which the weights go; null is shared memory where they fit."""
+    weight_transfer: Literal["folder", "ipc"] = "folder"
+    """How new weights get there: through a folder, or out of the learner's memory on the same GPU.
+    ipc excludes sampling ahead."""
+    sleep: Literal[0, 1, 2] = 0
+    """What a GPU is relieved of while the engine has nothing to do: 0 nothing; 1 the cache, and the
+    weights, which move to the CPU; 2 both, and the weights are sent again. Excludes sampling ahead.
+    """
     log: Path | None = None
     """File that gets the engine's own output; null drops it when the engine ends."""
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether it may generate while the learner updates."""
+        return self.weight_transfer == "folder" and not self.sleep
 
 
 class VllmEngine(Engine):
@@ -101,7 +107,6 @@ class VllmEngine(Engine):
         ValueError: vLLM is not installed.
     """
 
-    overlaps = True
     # Switched off only to show that the proof finds what is left undone.
     _repair = True
 
@@ -122,15 +127,26 @@ class VllmEngine(Engine):
         self.max_length: int | None = min((n for n in limits if n), default=None)
         self.restarts = 0
         self._device = policy.device.type
-        vocabulary = policy.causal_lm.config.get_text_config().vocab_size
-        self._sequence = proof_sequence(vocabulary, self.max_length and self.max_length - 1)
-        self._expected: list[float] = []
-        self._folder: WeightFolder | None = None
+        check_device(self.settings.weight_transfer, policy.device)
+        if self.settings.sleep and self._device != "cuda":
+            raise ValueError(
+                f"rollout.engine.sleep = {self.settings.sleep} frees the memory of a GPU, and the "
+                f"policy is on a device of type {self._device!r}; use 0"
+            )
+        self.overlaps = self.settings.overlaps
+        self._policy = policy
+        self._weights = PublishedWeights(
+            policy,
+            self.precision,
+            self.settings.weights_folder,
+            self.settings.sync_tolerance,
+            self.max_length,
+        )
         self._process: EngineProcess | None = None
-        self._loaded: int | None = None
+        self._sender: Sender | None = None
+        self._asleep = False
+        self._loaded = 0
         self._version = 0
-        # Held by whoever writes the weights (the learner) or reads them (the engine).
-        self._weights = threading.RLock()
 
     @property
     def policy_version(self) -> int:
@@ -145,15 +161,7 @@ class VllmEngine(Engine):
     def publish(self, policy: Policy, version: int) -> dict[str, float]:
         """Write the weights where the process will read them; see the protocol."""
         began = time.perf_counter()
-        dtype = _DTYPES[self.precision]
-        with self._weights:
-            if self._folder is None:
-                size = sum(p.numel() for p in policy.parameters()) * dtype.itemsize
-                self._folder = WeightFolder(size, self.settings.weights_folder)
-            self._folder.write(policy, version, dtype)
-            self._expected = learner_logprobs(policy, self._sequence)
-            # Even where the number is one it has had: the weights may be others.
-            self._loaded = None
+        self._weights.write(policy, version, files=self.settings.weight_transfer == "folder")
         return {"sync/write_seconds": time.perf_counter() - began}
 
     def load(self) -> dict[str, float]:
@@ -188,13 +196,13 @@ class VllmEngine(Engine):
         Raises:
             ValueError: A prompt leaves no room for a token, or the engine died too often.
         """
-        assert self._folder is not None, "an engine has no weights before its first sync"
-        self._check_context(requests, sampling)
+        assert self._weights.serial, "an engine has no weights before its first sync"
+        check_context(requests, sampling, self.max_length, "rollout.engine.max_model_len")
         assembly = Assembly(requests, progress, finished)
 
         def attempt() -> None:
             assembly.tick()  # work that was called off in the meantime starts no engine
-            if self._process is None:
+            if self._process is None or self._asleep:
                 self._load()
             assert self._process is not None
             jobs = [
@@ -214,6 +222,7 @@ class VllmEngine(Engine):
                     assembly.tick()
 
         self._surviving(attempt)
+        self._fall_asleep()
         return assembly.outputs
 
     def close(self) -> None:
@@ -221,18 +230,7 @@ class VllmEngine(Engine):
         if self._process is not None:
             self._process.close()
             self._process = None
-        if self._folder is not None:
-            self._folder.remove()
-            self._folder = None
-
-    def _check_context(self, requests: Sequence[Request], sampling: Sampling) -> None:
-        longest = max((len(request.prompt_ids) for request in requests), default=0)
-        if self.max_length is not None and longest + sampling.max_tokens > self.max_length:
-            raise ValueError(
-                f"a prompt of {longest} tokens with max_tokens {sampling.max_tokens} exceeds the "
-                f"engine's longest sequence of {self.max_length}; lower max_tokens or "
-                "data.max_prompt_tokens, or raise rollout.engine.max_model_len"
-            )
+        self._weights.close()
 
     def _surviving(self, action: Callable[[], _Result]) -> _Result:
         """Do something with the engine; when the engine dies of it, start another and go on."""
@@ -256,26 +254,50 @@ class VllmEngine(Engine):
     def _drop(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process = None
+            self._process, self._sender, self._asleep = None, None, False
 
     def _load(self) -> Difference | None:
         """See that a process runs the newest weights; the proof if they were news to it."""
-        with self._weights:
-            folder = self._folder
-            assert folder is not None
-            assert folder.version is not None, "the weights were not written whole"
+        weights = self._weights
+        with weights.lock:
+            fresh = self._process is None
             if self._process is None:
-                self._process = self._start(folder)
-            elif self._loaded != folder.version:
-                self._process.call("reload", repair=self._repair)
-            else:
+                self._process = self._start(weights.folder)
+            if not self._renew(self._process, fresh):
                 return None
-            answer = self._process.call("score", tokens=self._sequence)
-            difference = compare(answer["logprobs"], self._expected)
-            tolerance = self.settings.sync_tolerance or TOLERANCE[self.precision]
-            prove(difference, folder.version, self.precision, tolerance)
-            self._loaded = self._version = folder.version
+            answer = self._process.call("score", tokens=weights.sequence)
+            difference = weights.check(answer["logprobs"])
+            self._loaded, self._version = weights.serial, weights.version
             return difference
+
+    def _renew(self, process: EngineProcess, fresh: bool) -> bool:
+        """Wake the engine and give it the newest weights; whether they were news to it.
+
+        In two steps, so that cache and old and new weights are never there at once.
+        """
+        through_folder = self.settings.weight_transfer == "folder"
+        news = fresh or self._loaded != self._weights.serial
+        lost = self._asleep and self.settings.sleep == 2
+        if self._asleep:
+            process.call("wake", tags=["weights"])
+        if through_folder and (lost or (news and not fresh)):
+            process.call("reload")
+        elif not through_folder and (news or lost):
+            if self._sender is None:
+                source = PolicySource(self._policy, self._weights.dtype)
+                self._sender = ipc_sender(process.call, source)
+            self._sender.send_weights()
+        if self._asleep:
+            process.call("wake", tags=["kv_cache"])
+            self._asleep = False
+        if lost or (news and not (fresh and through_folder)):
+            process.call("settle", repair=self._repair)
+        return news or lost
+
+    def _fall_asleep(self) -> None:
+        if self.settings.sleep and self._process is not None:
+            self._process.call("sleep", level=self.settings.sleep)
+            self._asleep = True
 
     def _start(self, folder: WeightFolder) -> EngineProcess:
         settings = self.settings
@@ -302,7 +324,28 @@ class VllmEngine(Engine):
             "gpu_memory_utilization": settings.memory_share,
             "kv_cache_memory_bytes": None if cache_gib is None else int(cache_gib * 2**30),
             "block_size": settings.block_size or (_CPU_BLOCK if cpu else None),
+            "enable_sleep_mode": settings.sleep > 0,
+            "weight_transfer_config": None
+            if settings.weight_transfer == "folder"
+            else {"backend": settings.weight_transfer},
         }
+
+
+def check_context(
+    requests: Sequence[Request], sampling: Sampling, limit: int | None, setting: str
+) -> None:
+    """See that every completion has room.
+
+    Raises:
+        ValueError: The longest prompt and ``max_tokens`` exceed ``limit``; ``setting`` raises it.
+    """
+    longest = max((len(request.prompt_ids) for request in requests), default=0)
+    if limit is not None and longest + sampling.max_tokens > limit:
+        raise ValueError(
+            f"a prompt of {longest} tokens with max_tokens {sampling.max_tokens} exceeds the "
+            f"engine's longest sequence of {limit}; lower max_tokens or data.max_prompt_tokens, "
+            f"or raise {setting}"
+        )
 
 
 def engine_seed(seed: int) -> int:

@@ -4,7 +4,11 @@ It reads one message that says how to build the engine, then serves requests one
 
     generate  {prompts, jobs: [[id, prompt index, seed], ...], sampling}
               -> {event: sample, ...} as they finish, {event: busy} in between, {event: done}
-    reload    {repair} -> {event: done}         the folder's weights, which have changed
+    reload    -> {event: done}                  the folder's weights, which have changed
+    transfer  {step, info} -> {event: done}     see rlvr.rollout.weight_transfer
+    settle    {repair} -> {event: done}         after new weights
+    sleep     {level} -> {event: done}
+    wake      {tags} -> {event: done}
     score     {tokens} -> {event: done, logprobs}
     close     -> the process ends
 
@@ -108,12 +112,39 @@ class Server:
                 return
             self.channel.send({"event": "done", **getattr(self, f"on_{method}")(**message)})
 
-    def on_reload(self, repair: bool) -> dict[str, Any]:
-        """Read the folder's weights and forget what was cached under the old ones."""
+    def on_reload(self) -> dict[str, Any]:
+        """Read the folder's weights; to be settled."""
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": self.folder})
+        return {}
+
+    def on_transfer(self, step: str, info: Any) -> dict[str, Any]:  # noqa: ANN401
+        """One step of a transfer by vLLM's own engine; to be settled after the last."""
+        from rlvr.rollout.weight_transfer import decode
+
+        steps = {
+            "init": lambda: self.llm.init_weight_transfer_engine({"init_info": info}),
+            "start": self.llm.start_weight_update,
+            "update": lambda: self.llm.update_weights({"update_info": decode(info)}),
+            "finish": self.llm.finish_weight_update,
+        }
+        steps[step]()
+        return {}
+
+    def on_settle(self, repair: bool) -> dict[str, Any]:
+        """After new weights: pack output heads again, forget what was cached under the old ones."""
         packed = self.llm.collective_rpc("repack_output_heads") if repair else [0]
         assert self.llm.reset_prefix_cache(), "the prefix cache was in use during a reload"
         return {"packed": packed[0]}
+
+    def on_sleep(self, level: int) -> dict[str, Any]:
+        """Give up the cache, and move (1) or drop (2) the weights."""
+        self.llm.sleep(level=level)
+        return {}
+
+    def on_wake(self, tags: list[str]) -> dict[str, Any]:
+        """Take back the memory of ``tags``."""
+        self.llm.wake_up(tags=tags)
+        return {}
 
     def on_score(self, tokens: list[int]) -> dict[str, Any]:
         """Log-probabilities of ``tokens[1:]`` at temperature 1."""
@@ -150,27 +181,29 @@ class Server:
         return {}
 
 
-def sampling_parameters(sampling: dict[str, Any], seed: int) -> Any:  # noqa: ANN401
-    """vLLM's parameters of one sample; ``sampling`` has the fields of Sampling and stop_ids.
+def sampling_fields(sampling: dict[str, Any], seed: int) -> dict[str, Any]:
+    """What vLLM is told about one sample; ``sampling`` has the fields of Sampling and stop_ids.
 
     Every id that ends a completion is named in ``stop_ids``, so vLLM's own end token, which comes
     from files that the learner may read otherwise, is ignored.
     """
+    return {
+        **{name: sampling[name] for name in ("temperature", "top_p", "top_k", "max_tokens")},
+        "seed": seed,
+        "stop_token_ids": sampling["stop_ids"],
+        "ignore_eos": True,
+        "logprobs": 0,
+        "detokenize": False,
+    }
+
+
+def sampling_parameters(sampling: dict[str, Any], seed: int) -> Any:  # noqa: ANN401
+    """:func:`sampling_fields` as vLLM's own object."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    return SamplingParams(
-        temperature=sampling["temperature"],
-        top_p=sampling["top_p"],
-        top_k=sampling["top_k"],
-        max_tokens=sampling["max_tokens"],
-        seed=seed,
-        stop_token_ids=sampling["stop_ids"],
-        ignore_eos=True,
-        logprobs=0,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
+    fields = sampling_fields(sampling, seed)
+    return SamplingParams(**fields, output_kind=RequestOutputKind.FINAL_ONLY)
 
 
 def sample_message(output: Any) -> dict[str, Any]:  # noqa: ANN401

@@ -4,6 +4,7 @@ Imported inside vLLM's workers only; vLLM is not imported at the top so that the
 looked at without it.
 """
 
+from pathlib import Path
 from typing import Any
 
 
@@ -11,6 +12,10 @@ class WeightRepair:
     """Mixed into vLLM's worker class; called by name through ``collective_rpc``."""
 
     model_runner: Any
+
+    def sees_weights(self, folder: str) -> bool:
+        """Whether there is a model in ``folder``: a reload from nothing would end the engine."""
+        return (Path(folder) / "config.json").is_file()
 
     def repack_output_heads(self) -> int:
         """Pack embeddings and output heads again from their current weights; how many there were.

@@ -13,19 +13,26 @@ A folder belongs to the process that made it, which holds a lock on it for as lo
 process that dies leaves an unlocked folder behind, unless its engine removes it first; the next one
 that is made sweeps such folders away.
 
-Left out: transfer from GPU to GPU, and gathering of sharded weights.
+Weights are gathered, merged and written a bucket at a time, so that sharded weights are never whole
+all at once.
 """
 
+import copy
 import fcntl
+import json
 import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers.core_model_loading import revert_weight_conversion
 
 from rlvr.policy import Policy, Precision, padded_inputs
 
@@ -40,36 +47,118 @@ TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.25}
 
 _PROOF_TOKENS = 64
 
+# Of weights that are whole at once on their way.
+BUCKET_BYTES = 2**30
+
 
 class StaleWeightsError(ValueError):
     """The engine does not compute with the weights that it was given."""
 
 
-def merged_weights(policy: Policy, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The policy's weights by the names of its architecture, in ``dtype``.
+def whole_elements(tensor: torch.Tensor) -> int:
+    """Elements of the whole weight; a sharded one is empty and says how many it stands for."""
+    return int(getattr(tensor, "ds_numel", tensor.numel()))
 
-    Adapters are merged in the precision of the base weights, one matrix at a time, and rounded
-    once; the policy itself is not touched. Tensors that are tied appear once.
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A weight of the model as it stands there, and the adapter that is to be added to it."""
+
+    name: str
+    tensor: torch.Tensor
+    adapter: Any = None
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that has to be whole before the merged weight can be computed."""
+        found = [self.tensor] if isinstance(self.tensor, nn.Parameter) else []
+        if self.adapter is not None:
+            found += [p for name, p in self.adapter.named_parameters() if "lora_" in name]
+        return found
+
+    def merged(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight that is computed with; the adapter is added in the weight's own precision."""
+        value = self.tensor.detach()
+        if self.adapter is not None:
+            value = value + self.adapter.get_delta_weight(self.adapter.active_adapters[0])
+        return (value.to(dtype) if value.is_floating_point() else value).contiguous()
+
+
+def merged_buckets(
+    policy: Policy, dtype: torch.dtype, most: int = BUCKET_BYTES
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The policy's weights by the names of its architecture, in ``dtype``, a bucket at a time.
+
+    Adapters are merged in the precision of the base weights and rounded once; the policy itself is
+    not touched. Tensors that are tied appear once. Sharded weights are whole only while their
+    bucket is the current one, and every process has to go through the buckets in step; copy what
+    has to last longer, for a tensor may be the policy's own.
+
+    Args:
+        policy: The learner's policy.
+        dtype: Of the floating-point tensors.
+        most: Bytes of a bucket in ``dtype``; a single larger weight is a bucket of its own.
     """
+    bucket: list[_Entry] = []
+    size = 0
+    for entry in _entries(policy):
+        more = whole_elements(entry.tensor) * dtype.itemsize
+        if bucket and size + more > most:
+            yield from _realised(policy, bucket, dtype)
+            bucket, size = [], 0
+        bucket.append(entry)
+        size += more
+    yield from _realised(policy, bucket, dtype)
+
+
+def merged_weights(
+    policy: Policy, dtype: torch.dtype, most: int = BUCKET_BYTES
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of :func:`merged_buckets` one by one; the same holds for how long they last."""
+    for bucket in merged_buckets(policy, dtype, most):
+        yield from bucket.items()
+
+
+def weight_shapes(
+    policy: Policy, dtype: torch.dtype
+) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+    """Name, dtype and whole shape of what :func:`merged_weights` gives, without gathering."""
+    return [
+        (
+            entry.name,
+            dtype if entry.tensor.is_floating_point() else entry.tensor.dtype,
+            tuple(getattr(entry.tensor, "ds_shape", entry.tensor.shape)),
+        )
+        for entry in _entries(policy)
+    ]
+
+
+def _realised(
+    policy: Policy, bucket: list[_Entry], dtype: torch.dtype
+) -> Iterator[dict[str, torch.Tensor]]:
+    parameters = [parameter for entry in bucket for parameter in entry.parameters]
+    with policy.gathered(parameters):
+        with torch.no_grad():
+            merged = {entry.name: entry.merged(dtype) for entry in bucket}
+        yield merged
+
+
+def _entries(policy: Policy) -> Iterator[_Entry]:
+    """Every weight once, without the adapters' own, each beside the adapter that changes it."""
     causal_lm = policy.causal_lm
-    updates = {
-        name: module.get_delta_weight(module.active_adapters[0])
+    adapters = {
+        f"{name}.base_layer.weight": module
         for name, module in causal_lm.named_modules()
         if hasattr(module, "get_delta_weight") and module.active_adapters
     }
-    found: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
-    with torch.no_grad():
-        for name, tensor in causal_lm.state_dict().items():
-            if ".lora_" in name or tensor.data_ptr() in seen:
-                continue
-            seen.add(tensor.data_ptr())
-            owner = name.rpartition(".base_layer.weight")[0]
-            value = tensor + updates.pop(owner) if owner in updates else tensor
-            value = value.detach().to(dtype) if value.is_floating_point() else value.detach()
-            found[name.replace(".base_layer.", ".")] = value.contiguous()
-    assert not updates, f"adapters without a base weight: {sorted(updates)}"
-    return found
+    for name, tensor in causal_lm.state_dict(keep_vars=True).items():
+        # By identity, not by address: sharded parameters all have the same, empty, memory.
+        if ".lora_" in name or id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        yield _Entry(name.replace(".base_layer.", "."), tensor, adapters.pop(name, None))
+    assert not adapters, f"adapters without a base weight: {sorted(adapters)}"
 
 
 class WeightFolder:
@@ -98,7 +187,7 @@ class WeightFolder:
         """Replace the weights; the engine must not be reading."""
         self.version = None
         shutil.rmtree(self.model, ignore_errors=True)
-        policy.causal_lm.save_pretrained(self.model, state_dict=merged_weights(policy, dtype))
+        write_model(policy, self.model, dtype)
         self.version = version
 
     def remove(self) -> None:
@@ -107,6 +196,33 @@ class WeightFolder:
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(self._lock)
             self._lock = -1
+
+
+def write_model(policy: Policy, folder: Path, dtype: torch.dtype, most: int = BUCKET_BYTES) -> None:
+    """Write the merged policy as a Hugging Face folder, one file for each bucket of ``most`` bytes.
+
+    No more than a bucket is held beside the policy. The names are those of the published
+    checkpoints, which transformers may have changed on loading.
+    """
+    causal_lm = policy.causal_lm
+    folder.mkdir(parents=True, exist_ok=True)
+    files: list[str] = []
+    where: dict[str, str] = {}
+    for bucket in merged_buckets(policy, dtype, most):
+        files.append(f"model-{len(files) + 1:05d}.safetensors")
+        tensors = revert_weight_conversion(causal_lm, bucket)
+        save_file(tensors, folder / files[-1], metadata={"format": "pt"})
+        where |= dict.fromkeys(tensors, files[-1])
+    if len(files) == 1:
+        (folder / files[0]).rename(folder / "model.safetensors")
+    else:
+        index = {"metadata": {}, "weight_map": where}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = copy.deepcopy(causal_lm.config)
+    config.dtype = str(dtype).removeprefix("torch.")
+    config.architectures = [type(causal_lm).__name__]
+    config.save_pretrained(folder)
+    causal_lm.generation_config.save_pretrained(folder)
 
 
 def _roomy(size: int) -> Path:
@@ -196,6 +312,7 @@ def prove(difference: Difference, version: int, precision: Precision, tolerance:
         f"weights: the mean log-probability of a fixed sequence is {difference.engine:.5f} in the "
         f"engine and {difference.learner:.5f} in the learner, |difference| {difference.mean:.3g} "
         f"on average and {difference.largest:.3g} at most, above the {tolerance:g} that "
-        f"{precision} explains; use rollout.engine.name=transformers, or raise "
-        "rollout.engine.sync_tolerance if the kernels are known to differ so much"
+        f"{precision} explains; a server needs the recipe's model and --dtype {precision}; else "
+        "use rollout.engine.name=transformers, or raise rollout.engine.sync_tolerance if the "
+        "kernels are known to differ so much"
     )

@@ -20,6 +20,7 @@ def sample_groups(
     drawn: Counter[str] | None = None,
     progress: Progress | None = None,
     finished: Callable[[int, Group], None] | None = None,
+    share: range | None = None,
 ) -> list[Group]:
     """Sample one group per prompt, in order.
 
@@ -37,12 +38,15 @@ def sample_groups(
         progress: Told about finished completions.
         finished: Given each group with its place in ``prompts`` as soon as it is complete, while
             others are still being generated.
+        share: Sample only the prompts at these places, with the seeds and labels that they have
+            among all; another process samples the rest.
 
     A completion's ``policy_version`` is that of the weights at the beginning; what had to be
     generated again after the engine died may come from newer ones.
     """
     drawn = Counter() if drawn is None else drawn
     position, version = drawn.total(), engine.policy_version
+    share = range(len(prompts)) if share is None else share
     requests, firsts = [], []
     for prompt in prompts:
         first = drawn[prompt.problem.id] * samples_per_prompt
@@ -54,14 +58,16 @@ def sample_groups(
 
     done: dict[int, Group] = {}
 
-    def complete(index: int, samples: list[Sample]) -> None:
+    def complete(request: int, samples: list[Sample]) -> None:
+        index = share[request]
         label = f"{step}/{position + index}"
         done[index] = _group(prompts[index], samples, label, firsts[index], version)
         if finished is not None:
             finished(index, done[index])
 
-    engine.generate(requests, sampling, progress, complete)
-    return [done[index] for index in range(len(prompts))]
+    if share:
+        engine.generate([requests[index] for index in share], sampling, progress, complete)
+    return [done[index] for index in share]
 
 
 def _group(

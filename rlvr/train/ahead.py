@@ -77,7 +77,12 @@ class Inline:
 
     def next(self, clock: Clock) -> Rollout:
         """See :class:`Rollouts`; samples now."""
-        return collect(self.run, self.run.step + 1, clock, self.run.log.phase)
+        step = self.run.step + 1
+        return collect(self.run, step, _engine_clock(self.run, step), self._show)
+
+    def _show(self, what: str, done: int, total: int | None) -> None:
+        self.run.signals.check()
+        self.run.log.phase(what, done, total)
 
     def publish(self) -> dict[str, float]:
         """See :class:`Rollouts`."""
@@ -101,6 +106,10 @@ class Inline:
 
     def close(self) -> None:
         """See :class:`Rollouts`; nothing to end."""
+
+
+def _engine_clock(run: Run, step: int) -> Clock:
+    return Clock(lambda *span: run.log.span("engine", step, *span))
 
 
 @contextmanager
@@ -224,7 +233,7 @@ class Ahead:
             self._pinned = True
 
     def _sample(self, step: int) -> Rollout:
-        clock = Clock(lambda *span: self.run.log.span("engine", step, *span))
+        clock = _engine_clock(self.run, step)
         with self._engine:
             with clock("load"):
                 self._show("loading weights", 0, None)

@@ -6,14 +6,16 @@ from typing import Literal
 
 import torch
 
-from rlvr.objective import Advantage
+from rlvr.objective import Advantage, Gae
 from rlvr.train.scoring import Scored
 from rlvr.types import Batch
 
 
 def group_advantages(scored: Sequence[Sequence[Scored]], advantage: Advantage) -> torch.Tensor:
-    """Advantages [B] of all completions, groups in order."""
+    """Advantages [B] of all completions, groups in order; zeros where a critic is to give them."""
     rewards_B = torch.tensor([item.reward for group in scored for item in group])
+    if isinstance(advantage, Gae):
+        return torch.zeros_like(rewards_B)
     return advantage(rewards_B, _group_index(scored))
 
 

@@ -7,6 +7,9 @@ A group whose rewards are all equal has zero advantage everywhere. With dynamic 
 et al., arXiv:2503.14476, section 3.2) such groups are set aside and as many new problems are drawn
 in their place, up to a number of rounds; what is then still missing is filled with groups set aside
 first. With no extra rounds (the default) this is a plain rollout.
+
+With several processes each samples and scores its share of a round's prompts, with the seeds that
+they have in one process, and the groups are put together on all of them.
 """
 
 from collections import Counter
@@ -15,10 +18,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlvr.data import Prompt
 from rlvr.rollout import sample_groups
 from rlvr.train.clock import Clock
 from rlvr.train.run import Run
 from rlvr.train.scoring import Scored, scored_from_state, scored_state
+from rlvr.train.together import gather_or_stop
 from rlvr.types import Group
 
 Show = Callable[[str, int, int | None], None]
@@ -107,8 +112,26 @@ def collect(run: Run, step: int, clock: Clock, show: Show) -> Rollout:
 def _sample_and_score(
     run: Run, step: int, count: int, drawn: Counter[str], clock: Clock, show: Show
 ) -> list[list[Scored]]:
-    """One round: ``count`` newly drawn prompts, each group scored while others are generated."""
-    rollout = run.recipe.rollout
+    """One round: ``count`` newly drawn prompts, sampled and scored by all processes."""
+    prompts = run.next_prompts(count)
+
+    def own() -> list[list[Scored]]:
+        return _own_share(run, step, prompts, drawn, clock, show)
+
+    if run.rollout_ranks.count == 1:
+        return own()
+    states = gather_or_stop(
+        run.rollout_ranks, lambda: [[scored_state(item) for item in group] for group in own()]
+    )
+    # Shares are contiguous, so by rank is in order.
+    return [[scored_from_state(item) for item in group] for share in states for group in share]
+
+
+def _own_share(
+    run: Run, step: int, prompts: list[Prompt], drawn: Counter[str], clock: Clock, show: Show
+) -> list[list[Scored]]:
+    """This process's groups, each scored while others are generated."""
+    rollout, share = run.recipe.rollout, run.share(len(prompts))
     verdicts: dict[int, Future[list[list[Scored]]]] = {}
     with ThreadPoolExecutor(1, "verify") as pool:
 
@@ -118,7 +141,7 @@ def _sample_and_score(
         with clock("generate"):
             sample_groups(
                 run.engine,
-                run.next_prompts(count),
+                prompts,
                 rollout.samples_per_prompt,
                 rollout.sampling,
                 run_seed=run.recipe.seed,
@@ -126,7 +149,8 @@ def _sample_and_score(
                 drawn=drawn,
                 progress=lambda done, total: show("generating", done, total),
                 finished=score,
+                share=share,
             )
         with clock("verify"):
             show("verifying", 0, None)
-            return [verdicts[index].result()[0] for index in range(count)]
+            return [verdicts[index].result()[0] for index in share]

@@ -3,9 +3,12 @@
 from statistics import fmean
 from typing import Any
 
+from rlvr.data import Prompt
 from rlvr.rollout import sample_groups
 from rlvr.train.log import completion_row
 from rlvr.train.run import Run
+from rlvr.train.scoring import Scored, scored_from_state, scored_state
+from rlvr.train.together import gather_or_stop
 
 
 def evaluate(run: Run) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -20,20 +23,8 @@ def evaluate(run: Run) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """
     metrics: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
-    sampling = run.recipe.evaluation_sampling
     for name, prompts in run.evaluation_prompts.items():
-        groups = sample_groups(
-            run.engine,
-            prompts,
-            run.recipe.evaluation.samples,
-            sampling,
-            run_seed=run.recipe.seed,
-            step=-1,
-            progress=lambda done, total, name=name: run.log.phase(
-                f"evaluating {name}", done, total
-            ),  # type: ignore[misc]
-        )
-        scored = [item for group in run.scorer.score(groups, sampling.max_tokens) for item in group]
+        scored = _answers(run, name, prompts)
         cut = [item.completion.finish_reason == "length" for item in scored]
         right = [item.grade.correct and not c for item, c in zip(scored, cut, strict=True)]
         metrics[f"eval/{name}/accuracy"] = fmean(right)
@@ -41,3 +32,30 @@ def evaluate(run: Run) -> tuple[dict[str, float], list[dict[str, Any]]]:
         metrics[f"eval/{name}/truncated"] = fmean(cut)
         rows += [completion_row(item, run.step, run.tokenizer, set_name=name) for item in scored]
     return metrics, rows
+
+
+def _answers(run: Run, name: str, prompts: list[Prompt]) -> list[Scored]:
+    """All completions of a set in order; each process answers and grades its share."""
+    sampling = run.recipe.evaluation_sampling
+
+    def show(done: int, total: int) -> None:
+        run.signals.check()
+        run.log.phase(f"evaluating {name}", done, total)
+
+    def own() -> list[Scored]:
+        groups = sample_groups(
+            run.engine,
+            prompts,
+            run.recipe.evaluation.samples,
+            sampling,
+            run_seed=run.recipe.seed,
+            step=-1,
+            progress=show,
+            share=run.share(len(prompts)),
+        )
+        return [item for group in run.scorer.score(groups, sampling.max_tokens) for item in group]
+
+    if run.ranks.count == 1:
+        return own()
+    states = gather_or_stop(run.ranks, lambda: [scored_state(item) for item in own()])
+    return [scored_from_state(item) for share in states for item in share]

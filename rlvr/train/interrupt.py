@@ -3,6 +3,11 @@
 Sampling and verifying change nothing that a checkpoint holds, so a signal stops them at once. The
 update and the writing of records do, so a signal that arrives then waits until they are through.
 A second signal does not wait.
+
+With several processes nobody may stop alone: the others would wait for it. There a signal is only
+noted (``deferred``); sampling looks at it at every sign of life, the rank that saw it says so where
+rollouts are put together, and all stop there. Further signals are ignored: a launcher sends its own
+after Ctrl-C.
 """
 
 import signal
@@ -20,9 +25,13 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """Turns SIGINT and SIGTERM into :class:`Stopped` at moments where the state is whole."""
+    """Turns SIGINT, SIGTERM and SIGUSR1 into :class:`Stopped` where the state is whole.
+
+    SIGUSR1 is what schedulers are told to send some time before they take a machine away.
+    """
 
     def __init__(self) -> None:
+        self.deferred = False
         self._shielded = False
         self._pending: int | None = None
         self._seen = 0
@@ -30,7 +39,7 @@ class StopSignals:
     @contextmanager
     def watch(self) -> Iterator["StopSignals"]:
         """Handle the signals within the block; only the main thread can."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield self
@@ -46,12 +55,24 @@ class StopSignals:
             yield
         finally:
             self._shielded = False
+        if not self.deferred:
+            self.check()
+
+    def check(self) -> None:
+        """Raise what was held back."""
         if self._pending is not None:
             raise Stopped(self._pending)
 
+    @property
+    def pending(self) -> int:
+        """Number of the signal that was held back, or 0."""
+        return self._pending or 0
+
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self._seen += 1
-        if self._shielded and self._seen == 1:
+        if self.deferred:
+            self._pending = self._pending or number
+        elif self._shielded and self._seen == 1:
             self._pending = number
         else:
             raise Stopped(number)

@@ -2,8 +2,9 @@
 
 ``metrics.jsonl`` gets a line when a step is finished, and another of the same step when it was
 evaluated or saved; readers merge lines of equal ``step``. ``timeline.jsonl`` says when each phase
-of a step began and ended. A run that is resumed drops the lines
-and files of steps after its checkpoint first: those steps are done again, and come out the same.
+of a step began and ended, ``accuracy.jsonl`` how many completions of each problem were right.
+A run that is resumed drops the lines and files of steps after its checkpoint first: those steps are
+done again, and come out the same.
 """
 
 import json
@@ -16,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rlvr.data import accuracy_counts
 from rlvr.train.scoring import Scored
 
 # Shown live, in this order: metric, label, format.
@@ -131,6 +133,12 @@ class RunLog:
         if scores or (figures and not self.console.is_terminal):
             self.say(f"step {step}/{self.total}  {figures}")
 
+    def accuracy(self, step: int, groups: Sequence[Sequence[Scored]]) -> None:
+        """Count a step's right completions by problem, in ``accuracy.jsonl``."""
+        graded = ((i.completion.problem_id, i.grade.correct) for group in groups for i in group)
+        with (self.folder / "accuracy.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "counts": accuracy_counts(graded)}) + "\n")
+
     def completions(self, kind: str, step: int, rows: Sequence[dict[str, Any]]) -> None:
         """Keep completions of a step as JSON lines; ``kind`` names the folder."""
         if not rows:
@@ -138,6 +146,40 @@ class RunLog:
         path = self.folder / kind / f"step_{step:06d}.jsonl"
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+class SilentLog(RunLog):
+    """Takes everything and leaves nothing: of the processes of a job one keeps records."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __enter__(self) -> "SilentLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def phase(
+        self, name: str, done: int = 0, total: int | None = None, lane: str = "learner"
+    ) -> None:
+        """Nothing."""
+
+    def span(self, lane: str, step: int, phase: str, begin: float, end: float) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def evaluated(self, step: int) -> bool:
+        """The first rank knows."""
+        return False
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        """Nothing."""
+
+    def completions(self, kind: str, step: int, rows: Sequence[dict[str, Any]]) -> None:
+        """Nothing."""
 
 
 def completion_row(
@@ -170,6 +212,11 @@ def completion_row(
         "policy_version": completion.policy_version,
     }
     return row if set_name is None else {**row, "set": set_name}
+
+
+def say(console: Console, text: str) -> None:
+    """One line as it is: words of data sets and paths may look like rich's markup."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def write_atomically(path: Path, text: str) -> None:

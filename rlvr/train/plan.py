@@ -12,7 +12,7 @@ from typing import Any
 from rlvr.data import load_problems
 from rlvr.policy import default_device
 from rlvr.policy.token_stats import default_chunk
-from rlvr.rollout import VllmEngineSettings
+from rlvr.rollout import VllmEngineSettings, VllmServerEngineSettings
 from rlvr.settings import to_yaml
 from rlvr.train.recipe import RLRecipe
 
@@ -86,6 +86,8 @@ def estimate_memory(recipe: RLRecipe, shape: ModelShape) -> dict[str, float]:
         # A second process with weights and cache of its own, and the weights on their way there.
         rows, cache_gib = 0, engine.kv_cache_gib or 1.0
         own = {"vLLM's process": 2 * width * shape.parameters + cache_gib * _GIB}
+    elif isinstance(engine, VllmServerEngineSettings):
+        rows, own = 0, {"weights on their way": float(width * shape.parameters)}
     else:
         rows, own = min(engine.max_rows, recipe.completions_per_step), {}
     generation = 2 * shape.key_value_width * shape.layers * length * rows * width

@@ -22,29 +22,34 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from rlvr.data import ProblemSampler, Prompt, load_template
+from rlvr.data import ProblemSampler, Prompt, load_problems, load_template
 from rlvr.data.preferences import EncodedPreference, encode_preferences, load_preferences
 from rlvr.learner import (
+    CheckpointWriter,
+    Launch,
     PreferenceBatch,
     PreferenceLearner,
     adapters_off,
+    check_one_process,
     checkpoint_path,
+    join,
     load_state,
     random_states,
     restore_random_states,
-    save_checkpoint,
 )
-from rlvr.policy import Policy, load_policy, load_tokenizer, save_policy, stop_token_ids
+from rlvr.policy import Policy, load_policy, load_tokenizer, policy_writer, stop_token_ids
+from rlvr.ranks import Ranks
 from rlvr.rollout import TransformersEngine
 from rlvr.train import run as runs
 from rlvr.train.clock import Clock
 from rlvr.train.evaluation import evaluate
 from rlvr.train.interrupt import Stopped, StopSignals
-from rlvr.train.log import RunLog, check_trackers
+from rlvr.train.log import RunLog, say
 from rlvr.train.preference_recipe import PreferenceRecipe
+from rlvr.train.prompts import usable_prompts
 from rlvr.train.recipe import RewardSettings
 from rlvr.train.rl import export
-from rlvr.train.run import Run, say
+from rlvr.train.run import Run
 from rlvr.train.scoring import Scorer
 
 _REFERENCE = "reference.safetensors"
@@ -61,6 +66,9 @@ class PreferenceRun:
     sampler: ProblemSampler
     learner: PreferenceLearner
     log: RunLog
+    checkpoints: CheckpointWriter
+    ranks: Ranks
+    signals: StopSignals
     evaluation_prompts: dict[str, list[Prompt]] = field(default_factory=dict)
     engine: TransformersEngine | None = None
     scorer: Scorer | None = None
@@ -77,15 +85,24 @@ class PreferenceRun:
         """The model being trained."""
         return self.learner.policy
 
+    def share(self, count: int) -> range:
+        """The places, of ``count`` prompts, that this process answers: all."""
+        return self.ranks.share(count)
+
     def save(self) -> None:
         """Write a checkpoint of the state after ``step`` steps, unless that was done already."""
-        folder = self.folder / "checkpoints"
-        if self.saved == checkpoint_path(folder, self.step):
+        if self.saved == checkpoint_path(self.checkpoints.folder, self.step):
             return
-        self.saved = save_checkpoint(
-            folder,
+        write_policy = policy_writer(self.policy, copy=self.checkpoints.background)
+
+        def write_model(path: Path) -> None:
+            write_policy(path)
+            if not self.policy.has_adapters:
+                self.tokenizer.save_pretrained(path / "model")
+
+        self.saved = self.checkpoints.save(
             self.step,
-            write_model=lambda path: save_policy(self.policy, path),
+            write_model,
             tensors={**self.learner.engine.state(), **random_states()},
             state={
                 "step": self.step,
@@ -93,12 +110,11 @@ class PreferenceRun:
                 "updates": self.learner.updates,
                 "skipped_updates": self.learner.skipped_updates,
             },
-            keep=self.recipe.checkpoint.keep,
         )
 
     def restore(self, checkpoint: Path) -> None:
         """Take everything but the weights (loaded already) from a checkpoint."""
-        state, tensors = load_state(checkpoint)
+        state, tensors = load_state(checkpoint, self.ranks)
         self.learner.engine.load_state(
             {key: value for key, value in tensors.items() if not key.startswith("rng/")}
         )
@@ -125,7 +141,7 @@ def train(
     """
     with (
         StopSignals().watch() as signals,
-        _open_run(recipe, resume, console or Console()) as run,
+        _open_run(recipe, resume, console or Console(), signals) as run,
     ):
         try:
             _evaluate_if_due(run, signals)
@@ -142,7 +158,7 @@ def train(
                 run.save()
             raise
         run.log.phase("exporting")
-        export(run.policy, run.tokenizer, run.folder)
+        export(run.policy, run.tokenizer, run.folder, run.ranks)
     return recipe.output
 
 
@@ -187,13 +203,14 @@ def _evaluate_if_due(run: PreferenceRun, signals: StopSignals) -> None:
 
 
 @contextmanager
-def _open_run(recipe: PreferenceRecipe, resume: bool, console: Console) -> Iterator[PreferenceRun]:
+def _open_run(
+    recipe: PreferenceRecipe, resume: bool, console: Console, signals: StopSignals
+) -> Iterator[PreferenceRun]:
     """Build a run, from its newest valid checkpoint where ``resume`` is set and there is one."""
-    runs.check_single_process()
-    runs.check_folder(recipe, resume)
-    folder = recipe.output / "checkpoints"
-    checkpoint = runs.checkpoint_to_resume(folder) if resume else None
-    check_trackers(recipe.log.track)
+    launch = join()
+    check_one_process(launch)
+    found = runs.starting_point(recipe, resume)
+    checkpoint = None if found is None else Path(found)
     torch.manual_seed(recipe.seed)
     tokenizer = load_tokenizer(recipe.model)
     with ExitStack() as stack:
@@ -205,7 +222,7 @@ def _open_run(recipe: PreferenceRecipe, resume: bool, console: Console) -> Itera
         prompts = _load_problems(recipe, tokenizer, scorer, console)
         policy = load_policy(recipe.model, saved=checkpoint)
         _check_fit(policy, [data, *held_out.values()])
-        learner = _build_learner(recipe, policy)
+        learner = _build_learner(recipe, policy, launch)
         run = PreferenceRun(
             recipe=recipe,
             tokenizer=tokenizer,
@@ -214,9 +231,18 @@ def _open_run(recipe: PreferenceRecipe, resume: bool, console: Console) -> Itera
             sampler=ProblemSampler(len(data), recipe.seed, shuffle=recipe.data.shuffle),
             learner=learner,
             log=None,  # type: ignore[arg-type]  # needs the step, which a checkpoint may set
+            checkpoints=CheckpointWriter(
+                recipe.output / "checkpoints",
+                recipe.checkpoint.keep,
+                launch.ranks,
+                background=recipe.checkpoint.background,
+            ),
+            ranks=launch.ranks,
+            signals=signals,
             evaluation_prompts=prompts,
             scorer=scorer,
         )
+        stack.callback(run.checkpoints.wait)
         if prompts:
             run.engine = TransformersEngine(policy, stop_token_ids(policy, tokenizer))
         if checkpoint is not None:
@@ -301,7 +327,9 @@ def _load_problems(
     template = load_template(recipe.evaluation.template or recipe.data.template)
     limit = recipe.data.max_prompt_tokens
     return {
-        name: runs.load_problem_set(name, source, template, tokenizer, limit, scorer, console)
+        name: usable_prompts(
+            name, load_problems(source), template, tokenizer, limit, scorer, console
+        )
         for name, source in recipe.evaluation.sets.items()
     }
 
@@ -329,7 +357,7 @@ def _check_fit(policy: Policy, batches: Sequence[PreferenceBatch]) -> None:
                 )
 
 
-def _build_learner(recipe: PreferenceRecipe, policy: Policy) -> PreferenceLearner:
+def _build_learner(recipe: PreferenceRecipe, policy: Policy, launch: Launch) -> PreferenceLearner:
     opened: Callable[[], AbstractContextManager[Policy]] | None = None
     if recipe.live_reference and policy.has_adapters:
         opened = lambda: adapters_off(policy)  # noqa: E731
@@ -344,6 +372,7 @@ def _build_learner(recipe: PreferenceRecipe, policy: Policy) -> PreferenceLearne
         reference=opened,
         ld_alpha=recipe.ld_alpha,
         weighting=recipe.weighting,
+        launch=launch,
     )
 
 

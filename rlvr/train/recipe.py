@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rlvr.data import Source, TemplateChoice, load_template
-from rlvr.learner import LearnerSettings
+from rlvr.learner import CriticSettings, LearnerSettings
 from rlvr.objective import (
     Advantage,
     Clip,
@@ -17,6 +17,7 @@ from rlvr.objective import (
     PolicyLoss,
     Reducer,
     Regulariser,
+    TokenFilter,
     TokenMean,
 )
 from rlvr.policy import ModelSettings
@@ -41,6 +42,9 @@ class DataSettings(Settings):
     """Problems whose prompt is longer are left out (and counted), never cut."""
     shuffle: bool = True
     """Visit the problems in a new random order in every epoch."""
+    relabel: dict[str, str] = Field(default_factory=dict)
+    """Reference answers to train with instead of the data's, by problem id: to see what a wrong
+    label does."""
 
 
 class RolloutSettings(Settings):
@@ -108,6 +112,20 @@ class CheckpointSettings(Settings):
     """Write a checkpoint after every so many steps; always after the last."""
     keep: int = Field(2, ge=1)
     """How many of the newest remain."""
+    background: bool = False
+    """Write while training goes on, from copies in host memory; one at a time. A kill loses at most
+    the checkpoint that is being written."""
+
+
+class WatchdogSettings(Settings):
+    """When a phase of the loop is taken to hang; the process is then ended with all stacks."""
+
+    factor: float = Field(20.0, gt=1)
+    """Times its median that a phase may last."""
+    least_s: float = Field(600.0, gt=0)
+    """Seconds that any phase may last."""
+    first_s: float = Field(7200.0, gt=0)
+    """Seconds that a phase may last which was not seen before."""
 
 
 class LogSettings(Settings):
@@ -120,6 +138,11 @@ class LogSettings(Settings):
     0 keeps none."""
     completions_every: int = Field(1, ge=1)
     """Keep them at every so many steps."""
+    watch_tokens: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Sets of words by name, such as exploratory: [but, wait]; count and probabilities of the
+    sampled tokens that are one of them are logged."""
+    watch_words: tuple[str, ...] = ()
+    """Words such as rethink; the share of responses that hold each is logged."""
 
 
 class RLRecipe(Settings):
@@ -143,10 +166,14 @@ class RLRecipe(Settings):
     """What a completion is worth."""
     advantage: Advantage = GroupAdvantage()
     """How rewards become advantages."""
+    critic: CriticSettings = CriticSettings()
+    """The critic, where ``advantage`` is gae: a second model that starts as the policy's."""
     policy_loss: PolicyLoss = Clip()
     """The policy-gradient loss."""
     correction: Correction = NoCorrection()
     """What is done about the difference between the engine's and the learner's probabilities."""
+    filters: tuple[TokenFilter, ...] = ()
+    """Which tokens take part in the policy loss; all where there is no filter."""
     regularisers: tuple[Regulariser, ...] = ()
     """Terms added to the loss."""
     reducer: Reducer = TokenMean()
@@ -157,6 +184,8 @@ class RLRecipe(Settings):
     """Held-out problems."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """What is kept to continue from."""
+    watchdog: WatchdogSettings | None = WatchdogSettings()
+    """Ends a run that hangs; null lets it."""
     log: LogSettings = LogSettings()
     """What is written for people."""
 
@@ -193,13 +222,13 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             "rollout.sampling.temperature = 0 gives every sample of a problem the same tokens, so "
             "there is nothing to learn from; choose one above 0"
         )
-    if sampling.truncates and recipe.policy_loss.name != "reinforce":
+    if sampling.truncates and recipe.policy_loss.name not in ("reinforce", "none"):
         faults.append(
             f"rollout.sampling.top_p = {sampling.top_p} and top_k = {sampling.top_k} sample from "
             "another distribution than the one whose ratio policy_loss "
             f"{recipe.policy_loss.name!r} takes; set top_p = 1 and top_k = 0"
         )
-    if rollout.samples_per_prompt < 2:
+    if rollout.samples_per_prompt < 2 and recipe.advantage.name in ("group", "rloo"):
         faults.append(
             f"rollout.samples_per_prompt = {rollout.samples_per_prompt}: advantage "
             f"{recipe.advantage.name!r} compares a completion with others of its prompt; sample at "
@@ -211,11 +240,11 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             f"rollout.prompts_per_step = {rollout.prompts_per_step} prompts; lower it"
         )
     engine, precision = rollout.engine, recipe.model.precision
-    if rollout.max_staleness and isinstance(engine, TransformersEngineSettings):
+    if rollout.max_staleness and not engine.overlaps:
         faults.append(
             f"rollout.max_staleness = {rollout.max_staleness} samples during the update, but "
-            "rollout.engine 'transformers' samples with the very weights that are updated; choose "
-            "the engine vllm, or max_staleness = 0"
+            f"rollout.engine {engine.name!r} has no weights of its own then; choose the engine "
+            "vllm or vllm_server (weight_transfer: folder, sleep: 0), or max_staleness = 0"
         )
     ratios = recipe.learner.ratio_against
     if ratios == "rollout" and recipe.correction.name != "none":
@@ -228,9 +257,15 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             f"rollout.engine.dtype = {engine.dtype!r} rounds otherwise than model.precision = "
             f"{precision!r}: the samples would drift away from the policy; set dtype to auto"
         )
-    names = [term.name for term in recipe.regularisers]
-    if len(set(names)) < len(names):
-        faults.append(f"regularisers {names} name one twice; merge their coefficients")
+    if recipe.checkpoint.background and recipe.advantage.name == "gae":
+        faults.append(
+            "checkpoint.background = true copies the policy before it goes on, but not the critic "
+            "of advantage 'gae'; set it to false"
+        )
+    for key, parts in (("regularisers", recipe.regularisers), ("filters", recipe.filters)):
+        names = [part.name for part in parts]
+        if len(set(names)) < len(names):
+            faults.append(f"{key} {names} name one twice; merge their coefficients")
     if recipe.learner.layout == "packed" and recipe.model.attention not in ("sdpa", "eager"):
         faults.append(
             f"learner.layout = 'packed' needs a block mask, which model.attention = "

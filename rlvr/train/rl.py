@@ -6,7 +6,8 @@ the engine samples from in the next step, or, if rollouts are sampled ahead, in 
 
     rlvr train recipes/smollm2_arithmetic.yaml
 
-Left out here: more than one process.
+With several processes every one runs this loop over the same rollouts; sampling, grading and the
+update are shared out, and the first keeps the records.
 """
 
 import shutil
@@ -17,8 +18,10 @@ import psutil
 import torch
 from rich.console import Console
 
-from rlvr.objective import Advantage
-from rlvr.policy import Policy, export_policy
+from rlvr.objective import Advantage, Gae
+from rlvr.policy import Policy
+from rlvr.ranks import Ranks
+from rlvr.rollout.weights import merged_buckets, write_model
 from rlvr.train.ahead import Rollouts, sampling_rollouts
 from rlvr.train.batch import build_batch, group_advantages, rollout_metrics
 from rlvr.train.clock import Clock
@@ -29,6 +32,8 @@ from rlvr.train.log import completion_row
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.run import Run, open_run
 from rlvr.train.scoring import Scored
+from rlvr.train.together import max_over_ranks, sum_over_ranks
+from rlvr.train.watch import token_ids, watched_tokens, watched_words
 
 
 def train(recipe: RLRecipe, *, resume: bool = False, console: Console | None = None) -> Path:
@@ -45,7 +50,7 @@ def train(recipe: RLRecipe, *, resume: bool = False, console: Console | None = N
     """
     with (
         StopSignals().watch() as signals,
-        open_run(recipe, resume=resume, console=console or Console()) as run,
+        open_run(recipe, resume=resume, console=console or Console(), signals=signals) as run,
         sampling_rollouts(run) as rollouts,
     ):
         try:
@@ -61,7 +66,7 @@ def train(recipe: RLRecipe, *, resume: bool = False, console: Console | None = N
                 run.save(rollouts.state())
             raise
         run.log.phase("exporting")
-        export(run.policy, run.tokenizer, run.folder)
+        export(run.policy, run.tokenizer, run.folder, run.ranks)
     return recipe.output
 
 
@@ -69,30 +74,40 @@ def train_step(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
     """Sample, verify, update, record."""
     step = run.step + 1
     clock = Clock(lambda *span: run.log.span("learner", step, *span))
-    rollout = rollouts.next(clock)
+    _stop_together(run)
+    with run.watch("rollout"):
+        rollout = rollouts.next(clock)
     batch = build_batch(rollout.groups, run.recipe.advantage, run.recipe.reward.truncated)
     with signals.shield():
         run.log.phase("updating")
-        with clock("update", counted=False):
+        with clock("update", counted=False), run.watch("update"):
             metrics = run.learner.update(batch)
         run.step = step
         rollouts.finished()
-        with clock("sync"):
+        with clock("sync"), run.watch("sync"):
             run.log.phase("syncing weights")
             metrics |= rollouts.publish()
-        metrics |= rollout_metrics(rollout.sampled) | rollout.metrics | rollout.seconds
-        metrics |= run.scorer.counters | clock.seconds
-        run.log.step(step, metrics | _rates(rollout, metrics, clock))
+        metrics |= (
+            rollout_metrics(rollout.sampled)
+            | _watched(run, rollout)
+            | rollout.metrics
+            | rollout.seconds
+        )
+        metrics |= sum_over_ranks(run.ranks, run.scorer.counters) | clock.seconds
+        run.log.step(step, metrics | _rates(run, rollout, metrics, clock))
+        run.log.accuracy(step, rollout.sampled)
         _keep_completions(run, step, rollout.groups, run.recipe.advantage)
 
 
 def _evaluate_if_due(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
     """Evaluate before the first step, every so often, and after the last, once each."""
     due = run.step % run.recipe.evaluation.every == 0 or run.step == run.recipe.steps
-    if not run.evaluation_prompts or not due or run.log.evaluated(run.step):
+    if not run.evaluation_prompts or not due:
+        return
+    if run.ranks.broadcast(run.log.evaluated(run.step)):
         return
     clock = Clock(lambda *span: run.log.span("learner", run.step, *span))
-    with rollouts.exclusive(), clock("evaluate"):
+    with rollouts.exclusive(), clock("evaluate"), run.watch("evaluation"):
         metrics, rows = evaluate(run)
     with signals.shield():
         run.log.completions("evaluations", run.step, rows)
@@ -105,17 +120,21 @@ def _save(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
     rollouts.settle()
     with signals.shield():
         run.log.phase("saving")
-        with clock("checkpoint"):
+        with clock("checkpoint"), run.watch("checkpoint"):
             run.save(rollouts.state())
         run.log.step(run.step, clock.seconds)
 
 
-def export(policy: Policy, tokenizer: Any, folder: Path) -> None:  # noqa: ANN401
-    """Write the final model folder of a run, whole or not at all."""
+def export(policy: Policy, tokenizer: Any, folder: Path, ranks: Ranks) -> None:  # noqa: ANN401
+    """Write a run's final model folder, adapters merged, whole or not at all; collective."""
     target, partial = folder / "model", folder / ".model.partial"
+    if not ranks.first:
+        for _ in merged_buckets(policy, torch.float32):
+            pass  # sharded weights are gathered by all
+        return
     for leftover in (partial, target):  # of a run that was killed here, or that is continued
         shutil.rmtree(leftover, ignore_errors=True)
-    export_policy(policy, partial)
+    write_model(policy, partial, torch.float32)
     tokenizer.save_pretrained(partial)
     partial.rename(target)
 
@@ -128,7 +147,8 @@ def _keep_completions(
         return
     whole = groups[: max(1, log.completions_per_step // run.recipe.rollout.samples_per_prompt)]
     flat = [item for group in whole for item in group]
-    advantages = group_advantages(whole, advantage).tolist()
+    known = group_advantages(whole, advantage).tolist()
+    advantages = [None] * len(flat) if isinstance(advantage, Gae) else known
     rows = [
         completion_row(item, step, run.tokenizer, advantage=value)
         for item, value in zip(flat, advantages, strict=True)
@@ -136,7 +156,21 @@ def _keep_completions(
     run.log.completions("completions", step, rows)
 
 
-def _rates(rollout: Rollout, metrics: dict[str, float], clock: "Clock") -> dict[str, float]:
+def _stop_together(run: Run) -> None:
+    """Where several processes have to stop, do it between two steps if not in sampling."""
+    if run.ranks.count > 1:
+        number = int(run.ranks.maximum(torch.tensor(run.signals.pending)))
+        if number:
+            raise Stopped(number)
+
+
+def _watched(run: Run, rollout: Rollout) -> dict[str, float]:
+    log = run.recipe.log
+    sets = {name: token_ids(words, run.tokenizer) for name, words in log.watch_tokens.items()}
+    return watched_tokens(rollout.sampled, sets) | watched_words(rollout.sampled, log.watch_words)
+
+
+def _rates(run: Run, rollout: Rollout, metrics: dict[str, float], clock: Clock) -> dict[str, float]:
     def tokens(groups: list[list[Scored]]) -> int:
         return sum(len(item.completion.token_ids) for group in groups for item in group)
 
@@ -150,4 +184,4 @@ def _rates(rollout: Rollout, metrics: dict[str, float], clock: "Clock") -> dict[
     if "time/generate" in metrics:  # unless it was sampled before the run was interrupted
         generated = tokens(rollout.sampled) / metrics["time/generate"]
         rates["throughput/generated_tokens_per_second"] = generated
-    return memory | rates
+    return max_over_ranks(run.ranks, memory) | rates

@@ -3,8 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -14,38 +14,47 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlvr.data import (
-    ProblemSampler,
-    Prompt,
-    Template,
-    encode_prompts,
-    load_problems,
-    load_template,
-    overlap,
-)
+from rlvr.data import ProblemSampler, Prompt
 from rlvr.learner import (
+    CheckpointWriter,
+    CriticTraining,
+    Launch,
     Learner,
     checkpoint_path,
+    join,
     latest_checkpoint,
     load_state,
     random_states,
     restore_random_states,
-    save_checkpoint,
+    written_by,
 )
-from rlvr.objective import Objective
-from rlvr.policy import Policy, load_policy, load_tokenizer, save_policy, stop_token_ids
+from rlvr.learner.watchdog import Watchdog
+from rlvr.objective import Gae, Objective
+from rlvr.policy import (
+    Policy,
+    load_critic,
+    load_policy,
+    load_tokenizer,
+    policy_writer,
+    save_critic,
+    stop_token_ids,
+)
+from rlvr.ranks import Ranks
 from rlvr.remedies import VLLM_PACKAGES
 from rlvr.rollout import Engine, build_engine
 from rlvr.settings import load_settings, to_yaml
-from rlvr.train.log import RunLog, check_trackers, write_atomically
+from rlvr.train.interrupt import StopSignals
+from rlvr.train.log import RunLog, SilentLog, check_trackers, say, write_atomically
 from rlvr.train.preference_recipe import PreferenceRecipe
+from rlvr.train.prompts import check_context, load_prompts
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.scoring import Scorer
+from rlvr.train.together import first_rank
 
 AnyRecipe = RLRecipe | PreferenceRecipe
 
 # What may differ between a run and its continuation: nothing that enters a gradient.
-_MAY_CHANGE = frozenset({"steps", "evaluation", "checkpoint", "log", "output"})
+_MAY_CHANGE = frozenset({"steps", "evaluation", "checkpoint", "watchdog", "log", "output"})
 _STACK = (
     "rlvr",
     "torch",
@@ -71,6 +80,12 @@ class Run:
     learner: Learner
     scorer: Scorer
     log: RunLog
+    checkpoints: CheckpointWriter
+    ranks: Ranks
+    rollout_ranks: Ranks
+    """The same processes, for the thread that samples."""
+    signals: StopSignals
+    watchdog: Watchdog | None = None
     step: int = 0
     rollouts_state: dict[str, Any] = field(default_factory=dict)
     """Where the sampling of rollouts stood at the checkpoint that the run was continued from."""
@@ -87,6 +102,21 @@ class Run:
         """The model being trained."""
         return self.learner.policy
 
+    @property
+    def central(self) -> bool:
+        """Whether the first rank speaks to the engine for all."""
+        return self.recipe.rollout.engine.name == "vllm_server"
+
+    def share(self, count: int) -> range:
+        """The places, of ``count`` prompts, that this rank samples."""
+        if self.central:
+            return range(count if self.ranks.first else 0)
+        return self.ranks.share(count)
+
+    def watch(self, phase: str) -> AbstractContextManager[None]:
+        """Have the watchdog end the process if the block hangs."""
+        return nullcontext() if self.watchdog is None else self.watchdog.phase(phase)
+
     def next_prompts(self, count: int) -> list[Prompt]:
         """The coming prompts; the sampler advances."""
         return [self.prompts[index] for index in self.sampler.next(count)]
@@ -101,33 +131,37 @@ class Run:
         ``rollouts`` is where their sampling stands.
         One that is there but was not read is damaged, and is written again.
         """
-        folder = self.folder / "checkpoints"
-        if self.saved == checkpoint_path(folder, self.step):
+        if self.saved == checkpoint_path(self.checkpoints.folder, self.step):
             return self.saved
+        write_policy = policy_writer(
+            self.policy, keep=self.ranks.first, copy=self.checkpoints.background
+        )
 
         def write_model(path: Path) -> None:
-            save_policy(self.policy, path)
+            write_policy(path)
+            if self.learner.critic is not None:
+                save_critic(self.learner.critic.model, path)
             if not self.policy.has_adapters:
                 self.tokenizer.save_pretrained(path / "model")
 
-        self.saved = save_checkpoint(
-            folder,
+        self.saved = self.checkpoints.save(
             self.step,
-            write_model=write_model,
+            write_model,
             tensors={**self.learner.engine.state(), **random_states()},
             state={
                 "step": self.step,
                 "rollouts": dict(rollouts),
                 "updates": self.learner.updates,
                 "skipped_updates": self.learner.skipped_updates,
+                "trained_rollouts": self.learner.rollouts,
+                "objective": self.learner.objective.state(),
             },
-            keep=self.recipe.checkpoint.keep,
         )
         return self.saved
 
     def restore(self, checkpoint: Path) -> None:
         """Take everything but the weights (loaded already) from a checkpoint."""
-        state, tensors = load_state(checkpoint)
+        state, tensors = load_state(checkpoint, self.ranks)
         self.learner.engine.load_state(
             {key: value for key, value in tensors.items() if not key.startswith("rng/")}
         )
@@ -136,22 +170,32 @@ class Run:
         self.sampler.load_state_dict(self.rollouts_state["sampler"])
         self.learner.updates = state["updates"]
         self.learner.skipped_updates = state["skipped_updates"]
+        self.learner.rollouts = state.get("trained_rollouts", 0)
+        self.learner.objective.load_state(state.get("objective", {}))
         self.step = state["step"]
         self.saved = checkpoint
 
 
 @contextmanager
-def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Run]:
+def open_run(
+    recipe: RLRecipe, *, resume: bool, console: Console, signals: StopSignals | None = None
+) -> Iterator[Run]:
     """Build a run, from its newest valid checkpoint where ``resume`` is set and there is one.
 
+    Every process of the job builds one; the first alone writes records and speaks.
+
     Raises:
-        ValueError: Anything the recipe names is missing or unusable, or the output folder holds
-            another run.
+        ValueError: Anything the recipe names is missing or unusable, the output folder holds
+            another run, or the recipe does not go with the launch.
     """
-    check_single_process()
-    check_folder(recipe, resume)
-    checkpoint = checkpoint_to_resume(recipe.output / "checkpoints") if resume else None
-    check_trackers(recipe.log.track)
+    signals = signals or StopSignals()
+    launch = join()
+    ranks = launch.ranks
+    check_launch(recipe, launch)
+    signals.deferred = ranks.count > 1
+    console = console if ranks.first else Console(quiet=True)
+    found = first_rank(ranks, lambda: starting_point(recipe, resume))
+    checkpoint = None if found is None else Path(found)
     torch.manual_seed(recipe.seed)
     tokenizer = load_tokenizer(recipe.model)
     with ExitStack() as stack:
@@ -160,7 +204,9 @@ def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Ru
             Scorer(recipe.reward, tokenizer, recipe.rollout.sampling.max_tokens)
         )
         prompts, evaluation_prompts = load_prompts(recipe, tokenizer, scorer, console)
-        learner = build_learner(recipe, checkpoint)
+        learner = build_learner(recipe, checkpoint, launch)
+        if not ranks.first:
+            torch.manual_seed(recipe.seed + ranks.rank)  # dropout differs between ranks
         check_context(recipe, learner.policy, [prompts, *evaluation_prompts.values()])
         stop_ids = stop_token_ids(learner.policy, tokenizer)
         run = Run(
@@ -172,33 +218,99 @@ def open_run(recipe: RLRecipe, *, resume: bool, console: Console) -> Iterator[Ru
             engine=stack.enter_context(
                 closing(
                     build_engine(
-                        recipe.rollout.engine, learner.policy, stop_ids, recipe.longest_sequence
+                        recipe.rollout.engine,
+                        learner.policy,
+                        stop_ids,
+                        recipe.longest_sequence,
+                        ranks,
                     )
                 )
             ),
             learner=learner,
             scorer=scorer,
             log=None,  # type: ignore[arg-type]  # needs the step, which a checkpoint may set
+            checkpoints=CheckpointWriter(
+                recipe.output / "checkpoints",
+                recipe.checkpoint.keep,
+                ranks,
+                background=recipe.checkpoint.background,
+            ),
+            ranks=ranks,
+            rollout_ranks=ranks.group(),
+            signals=signals,
         )
+        stack.callback(run.checkpoints.wait)
+        if ranks.count > 1 or launch.zero is not None:
+            say(console, launch.description)
         if checkpoint is not None:
             run.restore(checkpoint)
             say(console, f"resuming after step {run.step} from {checkpoint}")
-        if recipe.rollout.engine.name == "vllm":
-            console.print("starting vLLM")
+            _say_what_is_not_exact(console, written_by(checkpoint), ranks.count)
+        waited_for = {"vllm": "starting vLLM", "vllm_server": "waiting for vLLM servers"}
+        if recipe.rollout.engine.name in waited_for:
+            console.print(waited_for[recipe.rollout.engine.name])
         run.sync()
         # Only now: a recipe that cannot be carried out leaves no folder behind.
-        record_run(recipe)
-        run.log = stack.enter_context(
-            RunLog(
-                recipe.output,
-                recipe.steps,
-                resumed_step=run.step,
-                trackers=recipe.log.track,
-                config=recipe.model_dump(mode="json"),
-                console=console,
+        first_rank(ranks, lambda: record_run(recipe))
+        run.log = stack.enter_context(_open_log(run, console))
+        if recipe.watchdog is not None:
+            run.watchdog = stack.enter_context(
+                closing(Watchdog(ranks.rank, **recipe.watchdog.model_dump()))
             )
-        )
         yield run
+
+
+def _open_log(run: Run, console: Console) -> RunLog:
+    if not run.ranks.first:
+        return SilentLog()
+    return RunLog(
+        run.folder,
+        run.recipe.steps,
+        resumed_step=run.step,
+        trackers=run.recipe.log.track,
+        config=run.recipe.model_dump(mode="json"),
+        console=console,
+    )
+
+
+def check_launch(recipe: RLRecipe, launch: Launch) -> None:
+    """See that the recipe can be carried out by the processes there are.
+
+    Raises:
+        ValueError: It cannot; the message says what to change.
+    """
+    if _shards_weights(launch) and recipe.rollout.engine.name == "transformers":
+        raise ValueError(
+            "rollout.engine 'transformers' generates with the learner's own weights, which ZeRO 3 "
+            "parts over processes; use vllm or vllm_server, or launch with ZeRO 2"
+        )
+    if launch.ranks.count > 1 and recipe.rollout.max_staleness > 1:
+        raise ValueError(
+            f"rollout.max_staleness = {recipe.rollout.max_staleness} with several processes: which "
+            "weights a rollout gets would depend on each one's timing; set it to 0 or 1"
+        )
+
+
+def _shards_weights(launch: Launch | None) -> bool:
+    return launch is not None and launch.zero is not None and launch.zero["stage"] == 3
+
+
+def starting_point(recipe: AnyRecipe, resume: bool) -> str | None:
+    """See that the run can begin; the checkpoint to begin from, if there is one."""
+    check_folder(recipe, resume)
+    checkpoint = checkpoint_to_resume(recipe.output / "checkpoints") if resume else None
+    check_trackers(recipe.log.track)
+    return None if checkpoint is None else str(checkpoint)
+
+
+def _say_what_is_not_exact(console: Console, wrote: int, now: int) -> None:
+    if wrote != now:
+        say(
+            console,
+            f"the checkpoint was written by {wrote} processes and is taken up by {now}: weights "
+            "and optimizer are the same, but sums are taken in another order, and dropout draws "
+            "other numbers",
+        )
 
 
 def checkpoint_to_resume(folder: Path) -> Path | None:
@@ -215,16 +327,6 @@ def checkpoint_to_resume(folder: Path) -> Path | None:
             "step 0, or choose another output"
         )
     return found
-
-
-def check_single_process() -> None:
-    """Refuse to be one of several processes."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
-        raise ValueError(
-            f"started with {processes} processes, but a run has one so far; "
-            "use accelerate launch --num_processes 1"
-        )
 
 
 def check_folder(recipe: AnyRecipe, resume: bool) -> None:
@@ -282,14 +384,32 @@ def versions() -> dict[str, str]:
     return found
 
 
-def build_learner(recipe: RLRecipe, checkpoint: Path | None = None) -> Learner:
+def build_learner(
+    recipe: RLRecipe, checkpoint: Path | None = None, launch: Launch | None = None
+) -> Learner:
     """The policy, its reference where the objective needs one, and the optimizer."""
     objective = Objective(
-        recipe.policy_loss, recipe.regularisers, recipe.reducer, recipe.correction
+        recipe.policy_loss,
+        recipe.regularisers,
+        recipe.reducer,
+        recipe.correction,
+        recipe.filters,
     )
-    policy = load_policy(recipe.model, saved=checkpoint)
+    # Weights that do not fit on one GPU are taken apart in host memory.
+    device = torch.device("cpu") if _shards_weights(launch) else None
+    policy = load_policy(recipe.model, saved=checkpoint, device=device)
+    critic, needs_reference = None, objective.needs_reference
+    if isinstance(recipe.advantage, Gae):
+        if _shards_weights(launch):
+            raise ValueError(
+                "advantage 'gae' trains a critic, whose weights cannot be saved where weights are "
+                "sharded (ZeRO 3); use ZeRO 2 or another advantage"
+            )
+        model = load_critic(recipe.model, saved=checkpoint)
+        critic = CriticTraining(model, recipe.critic, recipe.advantage)
+        needs_reference |= recipe.advantage.kl_in_reward > 0
     reference = None
-    if objective.needs_reference and recipe.model.lora is None:
+    if needs_reference and recipe.model.lora is None:
         reference = load_policy(recipe.model).requires_grad_(False).eval()
     return Learner(
         policy,
@@ -298,94 +418,13 @@ def build_learner(recipe: RLRecipe, checkpoint: Path | None = None) -> Learner:
         temperature=recipe.rollout.sampling.temperature,
         total_updates=recipe.steps * recipe.learner.updates_per_rollout,
         reference=reference,
+        launch=launch,
+        critic=critic,
     )
-
-
-def check_context(recipe: RLRecipe, policy: Policy, prompts: Sequence[Sequence[Prompt]]) -> None:
-    """See that the model knows every prompt's tokens and that each leaves room for a completion.
-
-    Raises:
-        ValueError: One does not fit; it is named.
-    """
-    samplings = [recipe.rollout.sampling, *[recipe.evaluation_sampling] * (len(prompts) - 1)]
-    limit = policy.context_length
-    words = policy.causal_lm.get_input_embeddings().num_embeddings
-    for members, sampling in zip(prompts, samplings, strict=True):
-        for prompt in members:
-            if max(prompt.ids) >= words:
-                raise ValueError(
-                    f"problem {prompt.problem.id!r} holds token {max(prompt.ids)}, but the model "
-                    f"has {words} embeddings; set model.tokenizer to the model's own tokenizer"
-                )
-        longest = max(members, key=lambda prompt: len(prompt.ids))
-        if limit is not None and len(longest.ids) + sampling.max_tokens > limit:
-            raise ValueError(
-                f"problem {longest.problem.id!r} has a prompt of {len(longest.ids)} tokens, which "
-                f"with max_tokens {sampling.max_tokens} exceeds the model's context of {limit}; "
-                "lower max_tokens or data.max_prompt_tokens"
-            )
-
-
-def load_prompts(
-    recipe: RLRecipe,
-    tokenizer: Any,  # noqa: ANN401
-    scorer: Scorer,
-    console: Console,
-) -> tuple[list[Prompt], dict[str, list[Prompt]]]:
-    """Training prompts and evaluation prompts by set, without problems that cannot be graded."""
-    template = load_template(recipe.data.template)
-    limit = recipe.data.max_prompt_tokens
-
-    def load(name: str, source: Any) -> list[Prompt]:  # noqa: ANN401
-        return load_problem_set(name, source, template, tokenizer, limit, scorer, console)
-
-    training = load("data", recipe.data.source)
-    held_out = {name: load(name, source) for name, source in recipe.evaluation.sets.items()}
-    for name, prompts in held_out.items():
-        shared = overlap((p.problem for p in training), (p.problem for p in prompts))
-        if shared:
-            say(
-                console,
-                f"{name}: {len(shared)} problems are also trained on, the first {shared[0]!r}",
-            )
-    return training, held_out
-
-
-def load_problem_set(
-    name: str,
-    source: Any,  # noqa: ANN401
-    template: Template,
-    tokenizer: Any,  # noqa: ANN401
-    limit: int,
-    scorer: Scorer,
-    console: Console,
-) -> list[Prompt]:
-    """The encoded prompts of one source, without problems that cannot be graded.
-
-    Raises:
-        ValueError: None is left, or the source cannot be read.
-    """
-    problems = load_problems(source)
-    bad = dict(scorer.pool.check_golds([problem.answer for problem in problems]))
-    for index, reason in bad.items():
-        problem = problems[index]
-        say(console, f"{name}: problem {problem.id!r} is left out: {reason}")
-    usable = [problem for index, problem in enumerate(problems) if index not in bad]
-    if not usable:
-        raise ValueError(f"{name}: none of {len(problems)} reference answers can be graded")
-    encoded = encode_prompts(usable, template, tokenizer, limit)
-    if encoded.notice:
-        say(console, f"{name}: {encoded.notice}")
-    return list(encoded.prompts)
 
 
 def _no_folder(folder: Path, reason: str | None) -> str:
     return f"output {str(folder)!r} cannot be written ({reason}); choose another output"
-
-
-def say(console: Console, text: str) -> None:
-    """One line as it is: words of data sets and paths may look like rich's markup."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_same_recipe(old: AnyRecipe, new: AnyRecipe) -> None:

@@ -3,13 +3,21 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from rlvr.learner import CheckpointError, latest_checkpoint, load_state, save_checkpoint
+from rlvr.learner import (
+    CheckpointError,
+    CheckpointWriter,
+    latest_checkpoint,
+    load_state,
+    save_checkpoint,
+)
 from rlvr.learner.checkpoint import find_fault
+from rlvr.ranks import Ranks
 
 
 def save(folder, step, keep=3, size=10):
@@ -142,3 +150,57 @@ def test_a_really_full_disk_leaves_the_old_checkpoint_intact(tmp_path):
         assert latest_checkpoint(tmp_path).name == "step_000003"
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+class Slow:
+    """A model whose writing takes as long as the test likes."""
+
+    def __init__(self):
+        self.go = threading.Event()
+
+    def write(self, path: Path) -> None:
+        assert self.go.wait(30)
+        (path / "model").mkdir()
+        (path / "model" / "weights.bin").write_bytes(b"weights")
+
+
+def test_a_background_write_holds_what_was_there_when_it_began(tmp_path):
+    writer, model = CheckpointWriter(tmp_path, 2, Ranks(), background=True), Slow()
+    moments = torch.ones(4)
+    writer.save(1, model.write, {"exp_avg/a": moments}, {"step": 1})
+    moments.add_(1)
+    assert latest_checkpoint(tmp_path) is None, "it cannot be there yet"
+    model.go.set()
+    writer.wait()
+    state, tensors = load_state(latest_checkpoint(tmp_path))
+    assert state == {"step": 1}
+    assert tensors["exp_avg/a"].tolist() == [1.0] * 4
+
+
+def test_a_background_write_that_fails_is_raised_at_the_next_occasion(tmp_path):
+    writer = CheckpointWriter(tmp_path / "file", 2, Ranks(), background=True)
+    (tmp_path / "file").write_text("not a folder")
+    writer.save(1, lambda _: None, {}, {"step": 1})
+    with pytest.raises(CheckpointError, match="step 1 could not be written"):
+        writer.wait()
+    writer.wait()
+
+
+def test_slices_of_ranks_are_put_together(tmp_path):
+    """As ZeRO leaves them: pieces of flattened parameters, in any order, on some of the ranks."""
+    from safetensors.torch import save_file
+
+    whole = torch.arange(10.0)
+    pieces = [(6, whole[6:]), (0, whole[:6]), None]
+    for rank, piece in enumerate(pieces):
+        tensors = {"rng/cpu": torch.tensor([rank])}
+        if piece is not None:
+            tensors |= {"start/a": torch.tensor(piece[0]), "exp_avg/a": piece[1].clone()}
+            tensors["step/a"] = torch.tensor(3.0)
+        save_file(tensors, tmp_path / f"trainer_{rank}.safetensors")
+    (tmp_path / "state.json").write_text('{"ranks": 3}')
+    state, found = load_state(tmp_path)
+    assert state == {}
+    assert set(found) == {"exp_avg/a", "step/a"}
+    assert torch.equal(found["exp_avg/a"], whole)
+    assert float(found["step/a"]) == 3

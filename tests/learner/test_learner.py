@@ -17,37 +17,12 @@ from rlvr.objective import (
     ConstantLength,
     Counts,
     Entropy,
-    GroupAdvantage,
     Objective,
     SequenceMean,
     TokenMean,
 )
 from rlvr.policy import ModelSettings, load_policy
-from rlvr.types import Batch
-
-
-def make_batch(rewards, group=4, seed=0):
-    generator = random.Random(seed)
-    prompts = [[generator.randrange(3, 60) for _ in range(4 + g)] for g in range(len(rewards))]
-    prompts = [tuple(prompts[index // group]) for index in range(len(rewards))]
-    completions = [
-        tuple(generator.randrange(3, 60) for _ in range(generator.randrange(1, 9))) for _ in rewards
-    ]
-    mask = torch.zeros(len(rewards), max(map(len, completions)), dtype=torch.float64)
-    for row, completion in enumerate(completions):
-        mask[row, : len(completion)] = 1
-    index = torch.arange(len(rewards)) // group
-    values = torch.tensor(rewards, dtype=torch.float64)
-    advantages = GroupAdvantage()(values, index)
-    return Batch(
-        prompt_ids=tuple(prompts),
-        completion_ids=tuple(completions),
-        group_index_B=index,
-        rewards_B=values,
-        advantages_BT=advantages[:, None] * mask,
-        mask_BT=mask,
-        rollout_logprobs_BT=torch.zeros_like(mask),
-    )
+from tests.learner.batches import make_batch
 
 
 def learner_of(policy, objective, **settings):
@@ -184,9 +159,9 @@ def test_clipping_scales_the_gradient_to_the_limit(exact_policy):
     step = learner.engine.optimizer.step
 
     def measure():
+        step()  # which scales them
         total = sum(float(p.grad.square().sum()) for p in learner.engine.named.values())
         norms.append(total**0.5)
-        step()
 
     learner.engine.optimizer.step = measure
     assert learner.update(make_batch(REWARDS))["learner/grad_norm"] > 1e-3
@@ -358,3 +333,99 @@ def test_ratios_against_the_engine_use_its_log_probabilities_and_cost_no_pass(ex
     metrics = learner.update(halved)
     assert metrics["policy/ratio_max"] == pytest.approx(2.0)
     assert metrics["mismatch/difference"] == pytest.approx(math.log(2))
+
+
+def short_of_memory(learner, times, message="DefaultCPUAllocator: can't allocate memory: 9 bytes"):
+    """Let the second micro-batch of the next ``times`` attempts fail as an allocation does."""
+    backward, calls = learner.engine.backward, []
+
+    def failing(loss, **options):
+        calls.append(loss)
+        if times and len(calls) % 2 == 0 and len(calls) <= 2 * times:
+            raise RuntimeError(message)
+        backward(loss, **options)
+
+    learner.engine.backward = failing
+
+
+def test_out_of_memory_halves_the_budget_once_and_the_step_is_the_same(exact_policy):
+    batch = make_batch(REWARDS)
+    whole = learner_of(exact_policy, FULL, tokens_per_micro_batch=40)
+    assert whole.update(batch)["learner/out_of_memory"] == 0
+    learner = learner_of(exact_policy, FULL, tokens_per_micro_batch=40)
+    short_of_memory(learner, times=1)
+    assert learner.update(batch)["learner/out_of_memory"] == 1
+    assert learner.budget == 20
+    for (name, one), two in zip(
+        whole.policy.named_parameters(), learner.policy.parameters(), strict=True
+    ):
+        assert torch.allclose(one, two, atol=1e-9, rtol=0), name
+
+
+def test_out_of_memory_again_is_an_error_that_names_the_setting(exact_policy):
+    learner = learner_of(exact_policy, FULL, tokens_per_micro_batch=40)
+    short_of_memory(learner, times=2)
+    with pytest.raises(ValueError, match=r"lower learner\.tokens_per_micro_batch"):
+        learner.update(make_batch(REWARDS))
+
+
+def test_other_errors_are_not_taken_for_want_of_memory(exact_policy):
+    learner = learner_of(exact_policy, FULL, tokens_per_micro_batch=40)
+    short_of_memory(learner, times=1, message="shapes do not match")
+    with pytest.raises(RuntimeError, match="shapes"):
+        learner.update(make_batch(REWARDS))
+
+
+def test_the_share_of_weights_that_an_update_moved_is_measured(tiny_folder):
+    """A rate that moves float32 weights is lost in the rounding of most bfloat16 ones."""
+    shares = []
+    for precision, lr in (("float32", 1e-5), ("bfloat16", 1e-5), ("bfloat16", 1e-1)):
+        policy = load_policy(ModelSettings(path=str(tiny_folder), precision=precision))
+        learner = Learner(policy, Objective(Clip(), (), TokenMean()), LearnerSettings(lr=lr))
+        before = [p.detach().clone() for p in policy.parameters()]
+        metrics = learner.update(make_batch(REWARDS, dtype=torch.float32))
+        moved = sum(int((p != b).sum()) for p, b in zip(policy.parameters(), before, strict=True))
+        total = sum(b.numel() for b in before)
+        assert metrics["learner/changed"] == pytest.approx(moved / total)
+        shares.append((metrics["learner/changed"], metrics["learner/changed_compute"]))
+    assert shares[0][0] == shares[0][1] > 0.5
+    assert shares[1][1] < 0.5 * shares[1][0]
+    assert shares[2][1] > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_compiled_model_gives_the_same_gradient(tiny_folder):
+    results = []
+    for compiled in (False, True):
+        policy = load_policy(ModelSettings(path=str(tiny_folder), compile=compiled))
+        assert ("_orig_mod" in str(list(policy.state_dict()))) is False
+        learner = Learner(policy, Objective(Clip(), (), TokenMean()), LearnerSettings())
+        results.append(gradients(learner, make_batch(REWARDS, dtype=torch.float32)))
+    assert any(float(value.abs().max()) > 0 for value in results[0].values())
+    for name, value in results[1].items():
+        assert torch.allclose(value, results[0][name], atol=1e-6), name
+
+
+def test_fused_kernels_without_a_gpu_are_refused(tiny_folder):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match=r"model\.liger needs a GPU; set it to false"):
+        load_policy(ModelSettings(path=str(tiny_folder), liger=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_fused_kernels_give_the_same_gradient(tiny_folder, precision):
+    pytest.importorskip("liger_kernel")
+    results = []
+    for liger in (False, True):
+        settings = ModelSettings(path=str(tiny_folder), liger=liger, precision=precision)
+        learner = Learner(
+            load_policy(settings), Objective(Clip(), (), TokenMean()), LearnerSettings()
+        )
+        results.append(gradients(learner, make_batch(REWARDS, dtype=torch.float32)))
+    scale = max(float(value.abs().max()) for value in results[0].values())
+    tolerance = 1e-4 if precision == "float32" else 3e-2
+    for name, value in results[1].items():
+        assert float((value - results[0][name]).abs().max()) < tolerance * scale, name

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlvr.policy import Proxy, token_stats
+from rlvr.objective import Proxy
+from rlvr.policy import ProxyRequest, token_stats
 
 
 def plain(hidden, weight, bias, targets, temperature):
@@ -69,7 +70,7 @@ def test_proxy_mass_is_that_of_the_kept_tokens(threshold):
     hidden, weight = torch.randn(30, 5, dtype=torch.float64), torch.randn(11, 5).double()
     targets = torch.randint(0, 11, (30,))
     proxy = Proxy(threshold=threshold, kappa=0.05)
-    stats = token_stats(hidden, weight, targets, proxy=proxy, chunk_tokens=4)
+    stats = token_stats(hidden, weight, targets, proxy=ProxyRequest(proxy), chunk_tokens=4)
     logp, _, _ = plain(hidden, weight, None, targets, 1.0)
     p = logp.exp()
     tau = 0.05 * p.max(-1, keepdim=True).values if threshold == "min_p" else 0.05

@@ -97,6 +97,20 @@ class RunMaker:
         mean = float(np.clip(skill + noise(0, 0.05), 0, 1))
         return row | self.training(step, mean) | self.seconds(step)
 
+    def timeline(self, steps):
+        """Spans of a pipeline: the engine samples step s + 1 while the learner updates step s."""
+        spans = []
+        for step in range(1, steps + 1):
+            start = 1e9 + 7.0 * step
+            spans += [
+                ("engine", step, "generate", start, start + 6.5),
+                ("engine", step, "verify", start + 6.5, start + 6.9),
+                ("learner", step, "update", start + 7.0, start + 12.0),
+                ("learner", step, "wait", start + 12.0, start + 14.0),
+            ]
+        names = ("lane", "step", "phase", "begin", "end")
+        return [dict(zip(names, span, strict=True)) for span in spans]
+
     def training(self, step: int, mean: float) -> dict:
         noise = self.random.normal
         length = 16 + 12 * mean + noise(0, 0.6)

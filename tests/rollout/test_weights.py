@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from rlvr.rollout.weights import (
     proof_sequence,
     prove,
     sweep,
+    write_model,
 )
 
 
@@ -39,12 +41,60 @@ def adapted(tiny_folder):
 
 def test_adapters_are_merged_as_peft_merges_them_and_stay_as_they_are(adapted):
     before = copy.deepcopy(adapted.state_dict())
-    merged = merged_weights(adapted, torch.float32)
+    merged = dict(merged_weights(adapted, torch.float32))
     assert all(torch.equal(value, before[name]) for name, value in adapted.state_dict().items())
     expected = copy.deepcopy(adapted.model).merge_and_unload().state_dict()
     assert set(merged) == set(expected) - {"lm_head.weight"}
     for name, tensor in merged.items():
         assert torch.equal(tensor, expected[name]), name
+
+
+class Sharding:
+    """What a sharding learner does: parameters are empty but within a context, and say so."""
+
+    def __init__(self, policy):
+        self.whole = {parameter: parameter.data for parameter in policy.parameters()}
+        self.gathers = []
+        for parameter, data in self.whole.items():
+            parameter.ds_numel, parameter.ds_shape = data.numel(), data.shape
+            parameter.data = torch.empty(0)
+        policy.gathered = self.gathered
+
+    @contextmanager
+    def gathered(self, parameters):
+        self.gathers.append(sum(self.whole[parameter].numel() for parameter in parameters))
+        for parameter in parameters:
+            parameter.data = self.whole[parameter]
+        yield
+        for parameter in parameters:
+            parameter.data = torch.empty(0)
+
+
+@pytest.mark.parametrize("most", [1, 20_000, 10**9])
+def test_sharded_weights_are_gathered_by_bucket_and_come_out_whole(adapted, most):
+    expected = {name: value.clone() for name, value in merged_weights(adapted, torch.float32)}
+    largest = max(value.numel() for value in expected.values())
+    sharding = Sharding(adapted)
+    found = {name: value.clone() for name, value in merged_weights(adapted, torch.float32, most)}
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    buckets = len(sharding.gathers)
+    low, high = {1: (len(expected),) * 2, 20_000: (2, len(expected) - 1)}.get(most, (1, 1))
+    assert low <= buckets <= high
+    if most == 20_000:
+        adapters = 12_000  # at most in a bucket, of rank 2
+        assert max(sharding.gathers) <= max(most // 4, largest) + adapters
+    assert all(parameter.numel() == 0 for parameter in adapted.parameters())
+
+
+def test_a_folder_of_several_files_is_the_policy_too(adapted, tmp_path):
+    write_model(adapted, tmp_path, torch.float32, 20_000)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    again = load_policy(ModelSettings(path=str(tmp_path)))
+    sequence = proof_sequence(80, None)
+    difference = compare(learner_logprobs(again, sequence), learner_logprobs(adapted, sequence))
+    assert difference.largest < 1e-5
+    assert adapted.causal_lm.config.dtype == torch.float32
 
 
 def test_the_written_folder_is_the_policy(adapted, tmp_path):

@@ -81,7 +81,7 @@ def start(recipe_values, tmp_path, monkeypatch):
         values["rollout"]["engine"] = {"name": "vllm"}
         engines = []
 
-        def build(_settings, policy, stop_ids, _longest):
+        def build(_settings, policy, stop_ids, *_):
             engines.append(CopyEngine(policy, stop_ids, engine))
             return engines[-1]
 

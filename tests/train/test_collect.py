@@ -9,6 +9,7 @@ import torch
 from reward import Grade
 from rlvr.data import Prompt
 from rlvr.objective import GroupAdvantage
+from rlvr.ranks import Ranks
 from rlvr.rollout import Sample, Sampling
 from rlvr.rollout.engine import Assembly
 from rlvr.train.batch import build_batch
@@ -68,6 +69,7 @@ def fake_run(refill_rounds, size=100, prompts_per_step=6):
     return SimpleNamespace(
         recipe=SimpleNamespace(rollout=rollout, seed=0),
         engine=CountingEngine(),
+        rollout_ranks=Ranks(),
         scorer=EveryThirdIsFlat(),
         log=SimpleNamespace(phase=lambda *_: None),
         next_prompts=lambda count: [Prompt(problems[next(order)], (1,)) for _ in range(count)],

@@ -131,7 +131,9 @@ def test_killed_and_resumed_ends_bitwise_where_an_undisturbed_run_ends(
         assert path.read_text() == twin.read_text(), path.name
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)]
+)
 def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_been(
     recipe_values, undisturbed, tmp_path, number, code
 ):
@@ -173,6 +175,13 @@ def test_adapters_train_resume_and_export_merged(recipe_values):
     resumed = run_in_process(recipe_values, *overrides, resume=True)
     assert same_weights(weights(resumed), weights(whole))
     assert (resumed / "checkpoints" / "step_000006" / "adapter").is_dir()
+
+
+def test_checkpoints_written_in_the_background_are_those_of_their_step(recipe_values, undisturbed):
+    folder = run_in_process(recipe_values, "checkpoint.background=true", "steps=4")
+    assert len(list((folder / "checkpoints").glob("step_*"))) == 2
+    run_in_process(recipe_values, "checkpoint.background=true", resume=True)
+    assert same_weights(weights(folder), weights(undisturbed))
 
 
 def test_a_damaged_checkpoint_costs_steps_but_not_the_run(recipe_values, undisturbed):

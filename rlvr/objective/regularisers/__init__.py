@@ -4,9 +4,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from rlvr.objective.regularisers.adaptive_entropy import AdaptiveEntropy
 from rlvr.objective.regularisers.entropy import Entropy
 from rlvr.objective.regularisers.kl import KL
+from rlvr.objective.regularisers.kl_cov import KlCov
+from rlvr.objective.regularisers.lp_reg import LpReg
 
-Regulariser = Annotated[KL | Entropy, Field(discriminator="name")]
+Regulariser = Annotated[KL | Entropy | AdaptiveEntropy | KlCov | LpReg, Field(discriminator="name")]
 
-__all__ = ["KL", "Entropy", "Regulariser"]
+__all__ = ["KL", "AdaptiveEntropy", "Entropy", "KlCov", "LpReg", "Regulariser"]

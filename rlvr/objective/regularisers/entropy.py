@@ -7,11 +7,10 @@ to make the entropy of language models explode (Cui et al., arXiv:2505.22617, se
 
 from typing import Literal
 
-from rlvr.objective.terms import PerToken, Terms
-from rlvr.settings import Settings
+from rlvr.objective.terms import Part, PerToken, Terms
 
 
-class Entropy(Settings):
+class Entropy(Part):
     """Reward the policy for staying undecided."""
 
     name: Literal["entropy"] = "entropy"
@@ -24,9 +23,9 @@ class Entropy(Settings):
         return self.coefficient != 0
 
     @property
-    def needs_reference(self) -> bool:
-        """Never: the entropy is the policy's own."""
-        return False
+    def at_zero_advantage(self) -> bool:
+        """Every token has an entropy."""
+        return True
 
     def __call__(self, terms: Terms) -> PerToken:
         """-coefficient x entropy, [B, T]."""

@@ -15,11 +15,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlvr.objective.terms import PerToken, Terms
-from rlvr.settings import Settings
+from rlvr.objective.terms import Part, PerToken, Terms
 
 
-class KL(Settings):
+class KL(Part):
     """Pull towards the frozen reference model."""
 
     name: Literal["kl"] = "kl"
@@ -37,6 +36,11 @@ class KL(Settings):
     def needs_reference(self) -> bool:
         """Whether reference log-probabilities must be there."""
         return self.active
+
+    @property
+    def at_zero_advantage(self) -> bool:
+        """Every token is pulled."""
+        return True
 
     def __call__(self, terms: Terms) -> PerToken:
         """coefficient x estimator, [B, T]."""

@@ -38,5 +38,6 @@
     recipe,
   );
   Report.curves(document.getElementById("curves"), report);
+  Report.timeline = new Report.Timeline(document.getElementById("timeline"), report.timeline);
   Report.browser = new Report.Browser(document.getElementById("completions"), report);
 }

@@ -14,7 +14,7 @@ import torch
 
 from rlvr.settings import Settings
 
-_EPSILON = 1e-6
+EPSILON = 1e-6
 
 
 class GroupAdvantage(Settings):
@@ -39,9 +39,6 @@ class GroupAdvantage(Settings):
                 continue
             centred = values - values.mean()
             if self.scale == "std":
-                centred = centred / (values.std(correction=1) + _EPSILON)
+                centred = centred / (values.std(correction=1) + EPSILON)
             advantages[members] = centred
         return advantages.to(rewards_B.dtype)
-
-
-Advantage = GroupAdvantage

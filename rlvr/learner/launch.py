@@ -1,0 +1,119 @@
+"""Join the processes that ``accelerate launch`` started, and hold the models as it says.
+
+    nothing launched, or one process      LocalEngine
+    several processes                     DataParallelEngine
+    DeepSpeed with ZeRO stage 1, 2 or 3   ZeroEngine
+
+Nothing in a recipe says which: the launch configuration does (recipes/accelerate/).
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from rlvr.learner.engine import DataParallelEngine, Engine, LocalEngine
+from rlvr.learner.models import Models
+from rlvr.learner.settings import OptimizerSettings
+from rlvr.ranks import Ranks
+
+_NONE = (None, "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How the job was started: its processes, and DeepSpeed's ``zero_optimization`` if any."""
+
+    ranks: Ranks
+    zero: Mapping[str, Any] | None = None
+
+    @property
+    def description(self) -> str:
+        """For people: the engine and the number of processes."""
+        if self.zero is None:
+            return "one process" if self.ranks.count == 1 else f"data parallel x {self.ranks.count}"
+        return f"ZeRO {self.zero['stage']} x {self.ranks.count}"
+
+
+def join(timeout_s: float = 1800.0) -> Launch:
+    """Find the other processes, if there are any; collective.
+
+    Args:
+        timeout_s: Longest wait for another rank in a collective, in seconds.
+
+    Raises:
+        ValueError: The launch asks for something that the learner does not do.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before anything imports DeepSpeed
+    zero = _zero_section() if _flag("ACCELERATE_USE_DEEPSPEED") else None
+    if _flag("ACCELERATE_USE_FSDP"):
+        raise ValueError(
+            "the launch configuration asks for FSDP; use DeepSpeed's ZeRO 3 instead "
+            "(recipes/accelerate/zero3.yaml)"
+        )
+    if zero is not None:
+        _leave_out_compiled_collectives()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or zero is not None:
+        _join_group(timeout_s)
+    return Launch(Ranks(timeout_s), zero)
+
+
+def build_engine(
+    models: Models, settings: Mapping[str, OptimizerSettings], launch: Launch
+) -> Engine:
+    """The engine that the launch calls for."""
+    if launch.zero is not None:
+        # DeepSpeed takes seconds to import.
+        from rlvr.learner.zero import ZeroEngine
+
+        return ZeroEngine(models, settings, launch.ranks, launch.zero)
+    if launch.ranks.count > 1:
+        return DataParallelEngine(models, settings, launch.ranks)
+    return LocalEngine(models, settings)
+
+
+def _join_group(timeout_s: float) -> None:
+    from accelerate import PartialState
+
+    # Without a backend named, accelerate takes a DeepSpeed job on a CPU for a single process.
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    PartialState(backend=backend, timeout=timedelta(seconds=timeout_s))
+
+
+def _leave_out_compiled_collectives() -> None:
+    """On a CPU, have DeepSpeed use gloo alone.
+
+    It would compile its own shared-memory collectives when the group is joined: a minute, with a
+    compiler there, and a job killed in it leaves a lock that every later one waits for, for ever.
+    """
+    if not torch.cuda.is_available():
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _zero_section() -> dict[str, Any] | None:
+    """DeepSpeed's ``zero_optimization`` of the launch; None for stage 0, which shards nothing."""
+    from accelerate import DeepSpeedPlugin
+
+    section: dict[str, Any] = dict(DeepSpeedPlugin(zero3_init_flag=False).deepspeed_config)[
+        "zero_optimization"
+    ]
+    for name in ("offload_optimizer", "offload_param"):
+        device = (section.get(name) or {}).get("device")
+        if device in _NONE:
+            section.pop(name, None)
+        elif device != "cpu":
+            raise ValueError(
+                f"the launch configuration offloads to {device!r} ({name}), whose state a "
+                "checkpoint cannot hold; offload to cpu or none"
+            )
+    return section if section["stage"] > 0 else None
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "false").lower() in ("1", "true", "yes")

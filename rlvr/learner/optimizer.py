@@ -1,0 +1,86 @@
+"""AdamW, one tensor at a time, with a clip for each model and a count of the weights it moved.
+
+    m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) g^2
+    w <- w - lr (m^ / (sqrt(v^) + eps) + decay w)
+
+with bias-corrected m^ and v^ (Loshchilov and Hutter, arXiv:1711.05101). The same object serves
+whole parameters and the flat slices that an engine which shards them hands over, in several calls
+of :meth:`AdamW.step`; that is why norms are measured by the engine and only applied here.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim.adamw import adamw
+
+
+class AdamW(torch.optim.Optimizer):
+    """AdamW whose gradients are scaled per model just before they are used.
+
+    Args:
+        groups: Parameter groups with ``model``, ``lr``, ``betas``, ``eps`` and ``weight_decay``.
+        compute: The dtype that weights are rounded to for computing.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], compute: torch.dtype) -> None:
+        super().__init__(groups, {})
+        self.compute = compute
+        self.factors: dict[str, float] = {}
+        self._changed: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient."""
+        assert closure is None, "closures are not supported"
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, group)
+
+    def _move(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
+        assert parameter.grad is not None
+        parameter.grad.mul_(self.factors.get(group["model"], 1.0))
+        state = self.moments(parameter)
+        before = parameter.detach().clone()
+        adamw(
+            [parameter],
+            [parameter.grad],
+            [state["exp_avg"]],
+            [state["exp_avg_sq"]],
+            [],
+            [state["step"]],
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+        moved = [(before != parameter).sum()]
+        if self.compute != parameter.dtype:
+            moved.append((before.to(self.compute) != parameter.to(self.compute)).sum())
+        self._changed.append(torch.stack([moved[0], moved[-1]]))
+
+    def moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Step counter and moments of a parameter, made where there are none yet."""
+        state: dict[str, torch.Tensor] = self.state[parameter]
+        if not state:
+            # The fused kernel wants its counter beside the parameter.
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state
+
+    def take_changed(self) -> torch.Tensor:
+        """How many weights moved since the last call, float64 [2]: as held, and as computed with.
+
+        A move that is lost in rounding is none; padding of flat slices never moves.
+        """
+        total = torch.zeros(2, dtype=torch.float64)
+        for counts in self._changed:
+            total += counts.cpu()
+        self._changed = []
+        return total

@@ -1,0 +1,212 @@
+"""DeepSpeed's ZeRO behind the learner's engine: stages 1, 2 and 3, with offload.
+
+    stage 1   AdamW's moments and float32 master weights are parted over ranks
+    stage 2   and gradients
+    stage 3   and the weights: a layer's are gathered when it runs
+
+Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models"
+(arXiv:1910.02054). What is ours and why:
+
+- DeepSpeed divides gradients by the number of ranks, so losses are multiplied by it: gradients are
+  sums here. (Exact where the number is a power of two; elsewhere one rounding more.)
+- Weights stay float32 in DeepSpeed's eyes, and bfloat16 is autocast inside the policy, so that the
+  numbers are those of one process. It costs memory and traffic: 4 bytes a weight instead of 2.
+- Each model has its own clip, which DeepSpeed cannot do: its clipping is off, its norms are read
+  before the step, and our AdamW applies the factors.
+- Optimizer state is read and written as slices of named parameters, so a checkpoint holds nothing
+  pickled and can be taken up by another number of ranks or another engine.
+
+This file knows names inside DeepSpeed 0.19; tests/learner/test_engines.py holds it to them.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import nan
+from typing import Any
+
+import torch
+
+from rlvr.learner.engine import StepResult, check_names, give_back_freed_memory, prepare_step
+from rlvr.learner.models import Models, Outputs, parameter_groups
+from rlvr.learner.optimizer import AdamW
+from rlvr.learner.settings import OptimizerSettings
+from rlvr.policy import ModelInputs
+from rlvr.ranks import Ranks
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    """The part of one parameter, flattened, that this rank's optimizer moves.
+
+    It is elements ``start`` to ``start + count`` of the parameter, and the ``count`` elements from
+    ``offset`` on of ``flat``, which is what the optimizer calls its parameter.
+    """
+
+    flat: torch.Tensor
+    offset: int
+    start: int
+    count: int
+
+
+class ZeroEngine:
+    """Models and their AdamW sharded over ranks.
+
+    Args:
+        models: With equal weights on every rank; DeepSpeed takes them apart.
+        settings: Rates and clipping by model.
+        ranks: The processes.
+        zero: DeepSpeed's ``zero_optimization`` section.
+    """
+
+    equal_micro_batches = True
+    retries = False  # other ranks may be waiting inside a backward pass that this one has left
+
+    def __init__(
+        self,
+        models: Models,
+        settings: Mapping[str, OptimizerSettings],
+        ranks: Ranks,
+        zero: Mapping[str, Any],
+    ) -> None:
+        import deepspeed
+
+        self.models, self.settings, self.ranks = models, settings, ranks
+        if models.policy.device.type == "cpu":
+            give_back_freed_memory()
+        self.named = {name: parameter for _, name, parameter in models.trained()}
+        self.trained = sum(parameter.numel() for parameter in self.named.values())
+        self.stage = int(zero["stage"])
+        self.optimizer = AdamW(parameter_groups(models, settings), models.policy.compute_dtype)
+        self.engine, *_ = deepspeed.initialize(
+            model=models, optimizer=self.optimizer, config=deepspeed_config(zero, ranks.count)
+        )
+        self._make_moments()
+        if self.stage == 3:
+            models.policy.gathered = deepspeed.zero.GatheredParameters
+
+    @property
+    def zero(self) -> Any:  # noqa: ANN401
+        """DeepSpeed's wrapper of the optimizer."""
+        return self.engine.optimizer
+
+    def forward(self, inputs: ModelInputs, **options: Any) -> Outputs:  # noqa: ANN401
+        """Run the models on a micro-batch."""
+        outputs: Outputs = self.engine(inputs, **options)
+        return outputs
+
+    def backward(self, loss: torch.Tensor, *, last: bool = True) -> None:
+        """Add the gradient of ``loss``; ``last`` is the step's last micro-batch."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss * self.ranks.count)
+
+    def clear(self) -> None:
+        """Forget what the step has gathered."""
+        self.zero.zero_grad(set_to_none=True)
+
+    def step(self, fraction: float) -> StepResult:
+        """Clip, update at ``fraction`` of every model's peak rate, and clear the gradients."""
+        norms = self._norms()
+        finite = prepare_step(self.optimizer, self.settings, norms, fraction)
+        self.engine.step()  # finds the same norms, and skips where they are not finite
+        assert self.zero.overflow is not finite, "DeepSpeed and the learner disagree on a step"
+        moved = self.ranks.sum(self.optimizer.take_changed()) / self.trained
+        return StepResult(norms, not finite, *moved.tolist())
+
+    def _norms(self) -> dict[str, float]:
+        """Norm of each model's whole gradient; DeepSpeed says -1 where one is not finite."""
+        squares: dict[str, float] = {}
+        for group, norm in self._group_norms():
+            model = self.optimizer.param_groups[group]["model"]
+            square = norm**2 if norm >= 0 else nan
+            squares[model] = squares.get(model, 0.0) + square
+        return {model: square**0.5 for model, square in squares.items()}
+
+    def _group_norms(self) -> Iterator[tuple[int, float]]:
+        zero = self.zero
+        if self.stage == 3:
+            for index, norm in enumerate(zero._get_norm_groups()):
+                yield zero.sub_group_to_group_id[index], float(norm)
+            return
+        for group, parameters in enumerate(zero.params_in_partition):
+            if zero.cpu_offload:
+                yield group, float(zero.complete_grad_norm_calculation_for_cpu_offload(parameters))
+            else:
+                gradients = zero.averaged_gradients[group]
+                yield group, float(zero.get_grad_norm_direct(gradients, parameters))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """This rank's slices of the moments, with their ``start`` in the flattened parameter."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name, part in self._slices():
+            state = self.optimizer.state[part.flat]
+            for key in _MOMENTS:
+                tensors[f"{key}/{name}"] = state[key].narrow(0, part.offset, part.count).detach()
+            tensors[f"step/{name}"] = state["step"].detach().clone()  # of many, one counter
+            tensors[f"start/{name}"] = torch.tensor(part.start)
+        return tensors
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take back what any engine gave, whole parameters by name.
+
+        Raises:
+            ValueError: The state belongs to other parameters.
+        """
+        check_names(tensors, self.named)
+        for name, part in self._slices():
+            if f"step/{name}" not in tensors:
+                continue
+            state = self.optimizer.state[part.flat]
+            state["step"].copy_(tensors[f"step/{name}"])
+            for key in _MOMENTS:
+                whole = tensors[f"{key}/{name}"].flatten()
+                here = whole[part.start : part.start + part.count]
+                state[key].narrow(0, part.offset, part.count).copy_(here)
+
+    def _make_moments(self) -> None:
+        """Make all moments now, so that memory is known from the start and slices exist."""
+        zero = self.zero
+        if self.stage == 3:
+            flats = zero.fp32_partitioned_groups_flat
+        else:
+            flats = zero.single_partition_of_fp32_groups
+        for flat in flats:
+            self.optimizer.moments(flat)
+
+    def _slices(self) -> Iterator[tuple[str, _Slice]]:
+        for name, parameter in self.named.items():
+            part = self._sharded(parameter) if self.stage == 3 else self._parted(parameter)
+            if part is not None and part.count > 0:
+                yield name, part
+
+    def _sharded(self, parameter: Any) -> _Slice:  # noqa: ANN401
+        """Stage 3: each rank has an equal part of every parameter, the last one padded."""
+        zero = self.zero
+        group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
+        start = self.ranks.rank * size
+        count = min(size, parameter.ds_numel - start)
+        return _Slice(zero.fp32_partitioned_groups_flat[group], offset, start, count)
+
+    def _parted(self, parameter: Any) -> _Slice | None:  # noqa: ANN401
+        """Stages 1 and 2: each rank has an equal part of all parameters laid end to end."""
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            return None
+        here, held = mapping.lp_fragment_address, mapping.hp_fragment_address
+        flat = self.zero.single_partition_of_fp32_groups[mapping.param_group_index]
+        return _Slice(flat, held.start, here.start, held.numel)
+
+
+def deepspeed_config(zero: Mapping[str, Any], ranks: int) -> dict[str, Any]:
+    """What DeepSpeed is told; only its ``zero_optimization`` section comes from the launch."""
+    return {
+        "train_batch_size": ranks,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,  # the boundary is set by hand for every micro-batch
+        "gradient_clipping": 0.0,
+        "zero_optimization": dict(zero),
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+    }

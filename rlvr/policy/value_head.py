@@ -1,0 +1,76 @@
+"""The critic: a transformer of its own with a linear head that reads a value off every position.
+
+V(s_t) = w · h(s_t) + b, h(s_t) being the final hidden state at the position that predicts token t,
+so the value is that of the state before the token is drawn. The head starts at zero: the first
+values are 0 and the first advantages the returns, instead of noise. The transformer starts as the
+policy's and shares no weights with it.
+
+Schulman et al., arXiv:1707.06347; one model each for policy and value as in Ouyang et al.,
+arXiv:2203.02155, section 3.5.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rlvr.policy.batching import ModelInputs
+from rlvr.policy.model import ModelSettings, Policy, load_policy
+
+
+class Critic(nn.Module):
+    """Values of the states before the completion tokens of a micro-batch.
+
+    Args:
+        policy: Gives the transformer (and keeps it: hand over a policy of its own).
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        causal_lm = policy.causal_lm
+        self.backbone: Any = getattr(causal_lm, causal_lm.base_model_prefix)
+        self.precision = policy.precision
+        width = causal_lm.config.get_text_config().hidden_size
+        self.head = nn.Linear(width, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        # In the backbone's dtype and on its device.
+        self.head.to(next(self.backbone.parameters()))
+
+    def forward(self, inputs: ModelInputs) -> torch.Tensor:
+        """Values [N], in at least float32, of the states that ``inputs.targets_N`` follow."""
+        device = self.head.weight.device.type
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+            hidden_RLD = self.backbone(
+                input_ids=inputs.input_ids_RL,
+                attention_mask=inputs.attention_mask,
+                position_ids=inputs.position_ids_RL,
+                use_cache=False,
+            ).last_hidden_state
+        hidden_ND = hidden_RLD.flatten(0, 1)[inputs.predict_N]
+        # The head outside autocast: values differ by less than bfloat16 resolves.
+        values_N: torch.Tensor = self.head(hidden_ND.to(self.head.weight.dtype))[:, 0]
+        return values_N
+
+
+def load_critic(
+    settings: ModelSettings, *, saved: Path | None = None, device: torch.device | None = None
+) -> Critic:
+    """A fresh critic that starts as the policy's model, or one that :func:`save_critic` wrote.
+
+    Raises:
+        ValueError: No such model.
+    """
+    whole = settings.model_copy(update={"lora": None})
+    critic = Critic(load_policy(whole, device=device))
+    if saved is not None:
+        critic.load_state_dict(load_file(saved / "critic.safetensors"))
+    return critic
+
+
+def save_critic(critic: nn.Module, folder: Path) -> None:
+    """Write all its weights to ``folder/critic.safetensors``."""
+    tensors = {name: value.detach().contiguous() for name, value in critic.state_dict().items()}
+    save_file(tensors, folder / "critic.safetensors")

@@ -1,0 +1,269 @@
+"""One ``vllm serve`` at the other end of a network address: what it is asked, and what it answers.
+
+Token ids go in and come out through ``/inference/v1/generate``, log-probabilities come as numbers.
+Nothing that a server says is taken on trust: an answer that is not what was asked for counts as a
+failure of the server, like one that does not come.
+"""
+
+import json
+import math
+from typing import Any
+
+import aiohttp
+from packaging.version import InvalidVersion, Version
+
+from rlvr.rollout.engine import Sample
+from rlvr.rollout.serve import expected_version, remedy
+from rlvr.rollout.vllm_process import sampling_fields
+
+# What vLLM writes where it has no log-probability.
+_NO_LOGPROB = -9999.0
+_OVERLOADED = (408, 429)
+# Seconds for things that a living server does at once.
+_BRIEF_S = 10.0
+
+
+class ServerFailedError(RuntimeError):
+    """A server did not do what it was asked for; another one, or the same one later, may.
+
+    Attributes:
+        gone: Whether there was no answer at all.
+    """
+
+    def __init__(self, message: str, *, gone: bool = False) -> None:
+        super().__init__(message)
+        self.gone = gone
+
+
+class ServerRefusedError(ValueError):
+    """A server that is not as it has to be; asking again would change nothing."""
+
+
+class Server:
+    """A server, what is known of it, and what it has to do just now.
+
+    Args:
+        address: ``http://HOST:PORT``.
+        session: HTTP session of the event loop.
+        key: API key, sent as a bearer token; None sends none.
+        key_variable: Where the key comes from, for messages.
+        timeout_s: Longest time that any answer may take.
+
+    Attributes:
+        loaded: ``PublishedWeights.serial`` of the weights that it was proven to run; 0 is none.
+        examined: Whether its version and settings were looked at since it was last out.
+        in_flight: Completions that it is working at.
+        strikes: Answers in a row that were failures.
+        reason: Why it was given up last.
+        longest: Longest sequence it takes, once examined.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        session: aiohttp.ClientSession,
+        key: str | None,
+        key_variable: str,
+        timeout_s: float,
+    ) -> None:
+        self.address = address.rstrip("/")
+        self._session, self._key, self._key_variable = session, key, key_variable
+        self._timeout_s = timeout_s
+        self.loaded = 0
+        self.examined = False
+        self.in_flight = 0
+        self.strikes = 0
+        self.reason = "not asked yet"
+        self.longest: int | None = None
+
+    async def health(self, timeout_s: float) -> None:
+        """See that it answers.
+
+        Raises:
+            ServerFailedError: It does not, or says that its engine is dead.
+        """
+        await self._call("GET", "/health", timeout_s=timeout_s)
+
+    async def examine(self) -> None:
+        """See that it is a server as :func:`~rlvr.rollout.serve.serve_command` starts it.
+
+        Raises:
+            ServerRefusedError: Another version, a missing key, raw log-probabilities, no endpoint
+                for weights.
+            ServerFailedError: It did not answer.
+        """
+        await self._check_version()
+        models = await self._call("GET", "/v1/models", timeout_s=_BRIEF_S)
+        try:
+            self.longest = int(models["data"][0]["max_model_len"])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise self._garbage("/v1/models", models) from error
+        try:
+            await self._remote("sees_weights", folder="")
+        except ServerFailedError as error:
+            if "no attribute" not in str(error):
+                raise
+            raise self._refused("its workers lack --worker-extension-cls") from error
+        await self._check_logprobs()
+        self.examined = True
+
+    async def _check_version(self) -> None:
+        answer = await self._call("GET", "/version", timeout_s=_BRIEF_S)
+        try:
+            theirs = Version(answer["version"]).release
+        except (KeyError, TypeError, InvalidVersion) as error:
+            raise self._garbage("/version", answer) from error
+        if theirs != Version(expected_version()).release:
+            raise ServerRefusedError(
+                f"the server at {self.address} runs vLLM {answer['version']} and this side is made "
+                f"for {expected_version()}; install the same version on both"
+            )
+
+    async def _check_logprobs(self) -> None:
+        """Almost without temperature the sampled token's processed log-probability is near 0.
+
+        The raw one is that of temperature 1, which the model also gives to the same token as part
+        of a prompt.
+        """
+        prompt = [1, 2, 3]
+        sampling = {"temperature": 0.01, "top_p": 1.0, "top_k": 0, "max_tokens": 8, "stop_ids": []}
+        sample = await self.generate(prompt, 0, sampling)
+        raw = (await self.score([*prompt, *sample.token_ids]))[len(prompt) - 1 :]
+        apart = sum(abs(a - b) for a, b in zip(sample.logprobs, raw, strict=True))
+        if apart < 0.5 * sum(map(abs, raw)) - 0.05:
+            raise self._refused(
+                "it gives log-probabilities as they are before the temperature "
+                "(--logprobs-mode processed_logprobs is missing)"
+            )
+
+    async def reload(self, folder: str) -> None:
+        """Read the weights of a Hugging Face folder; to be settled.
+
+        Raises:
+            ServerRefusedError: It does not see the folder.
+            ServerFailedError: It failed.
+        """
+        if await self._remote("sees_weights", folder=folder) != "True":
+            raise ServerRefusedError(
+                f"the server at {self.address} does not see the weights in {folder}; name a folder "
+                "that all machines share: rollout.engine.weights_folder"
+            )
+        await self._remote("reload_weights", weights_path=folder)
+
+    async def settle(self, *, repair: bool) -> None:
+        """After new weights: pack output heads again, forget what was cached under the old ones."""
+        if repair:
+            await self._remote("repack_output_heads")
+        answer = await self._call("POST", "/reset_prefix_cache", timeout_s=self._timeout_s)
+        if answer.get("success") is not True:
+            raise ServerFailedError(f"{self.address}: its prefix cache is in use during a reload")
+
+    async def world_size(self) -> int:
+        """Devices of the server."""
+        answer = await self._call("GET", "/get_world_size", timeout_s=_BRIEF_S)
+        try:
+            return int(answer["world_size"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._garbage("/get_world_size", answer) from error
+
+    async def score(self, tokens: list[int]) -> list[float]:
+        """Log-probabilities of ``tokens[1:]`` at temperature 1."""
+        fields = {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}
+        answer = await self._generate(tokens, {**fields, "ignore_eos": True})
+        try:
+            rows = zip(tokens[1:], answer["prompt_logprobs"][1:], strict=True)
+            values = [float(row[str(token)]["logprob"]) for token, row in rows]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise self._garbage("the scored sequence", answer) from error
+        return values
+
+    async def generate(self, prompt: list[int], seed: int, sampling: dict[str, Any]) -> Sample:
+        """One completion; ``sampling`` has the fields of Sampling and stop_ids."""
+        answer = await self._generate(prompt, sampling_fields(sampling, seed))
+        try:
+            (choice,) = answer["choices"]
+            tokens = [int(token) for token in choice["token_ids"]]
+            content = choice["logprobs"]["content"]
+            logprobs = [float(row["logprob"]) for row in content]
+            named = [row["token_id"] for row in content]
+            finish = choice["finish_reason"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._garbage("a completion", answer) from error
+        sound = tokens and tokens == named and len(tokens) <= sampling["max_tokens"]
+        numbers = all(math.isfinite(value) and value > _NO_LOGPROB for value in logprobs)
+        if not (sound and numbers and finish in ("stop", "length")):
+            raise self._garbage("a completion", answer)
+        return Sample(tuple(tokens), tuple(logprobs), finish)
+
+    async def _generate(self, prompt: list[int], fields: dict[str, Any]) -> dict[str, Any]:
+        body = {"token_ids": prompt, "sampling_params": fields}
+        return await self._call("POST", "/inference/v1/generate", body, timeout_s=self._timeout_s)
+
+    async def _remote(self, method: str, **arguments: str) -> Any:  # noqa: ANN401
+        """Call a method of its workers; what the first of them returns, as text."""
+        body = {"method": method, "kwargs": arguments}
+        answer = await self._call("POST", "/collective_rpc", body, timeout_s=self._timeout_s)
+        try:
+            return answer["results"][0]
+        except (KeyError, IndexError, TypeError) as error:
+            raise self._garbage(method, answer) from error
+
+    async def _call(
+        self,
+        verb: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        timeout_s: float,
+    ) -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        try:
+            async with self._session.request(
+                verb, self.address + path, json=body, headers=headers, timeout=timeout
+            ) as response:
+                status, text = response.status, await response.text(errors="replace")
+        except TimeoutError as error:
+            message = f"{self.address}: no answer from {path} within {timeout_s:g} s"
+            raise ServerFailedError(message, gone=True) from error
+        except (aiohttp.ClientError, OSError) as error:
+            message = f"{self.address}: {type(error).__name__} at {path}: {_brief(str(error))}"
+            raise ServerFailedError(message, gone=True) from error
+        return self._understand(path, status, text)
+
+    def _understand(self, path: str, status: int, text: str) -> dict[str, Any]:
+        if status == 401:
+            state = "refuses the API key in" if self._key else "asks for an API key; set"
+            raise ServerRefusedError(
+                f"the server at {self.address} {state} the environment variable "
+                f"{self._key_variable}; it has to be the one the server was started with"
+            )
+        if status in (403, 404):
+            raise self._refused(f"it has no {path} (status {status})")
+        if status >= 500 or status in _OVERLOADED:
+            raise ServerFailedError(f"{self.address}: status {status} at {path}: {_brief(text)}")
+        if status >= 400:
+            raise ServerRefusedError(f"{self.address} refuses {path}: {_brief(text)}")
+        if path == "/health":
+            return {}
+        try:
+            answer = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise self._garbage(path, text) from error
+        if not isinstance(answer, dict):
+            raise self._garbage(path, text)
+        return answer
+
+    def _garbage(self, what: str, answer: Any) -> ServerFailedError:  # noqa: ANN401
+        return ServerFailedError(
+            f"{self.address}: what it answers about {what} makes no sense: {_brief(str(answer))}"
+        )
+
+    def _refused(self, why: str) -> ServerRefusedError:
+        return ServerRefusedError(
+            f"the server at {self.address} is not as it has to be: {why}; {remedy(self.address)}"
+        )
+
+
+def _brief(text: str) -> str:
+    return " ".join(text.split())[:300]

@@ -1,0 +1,63 @@
+"""What becomes of tokens and words that one wants to keep an eye on.
+
+For each set of words (say, those that open another line of thought): how often the policy samples
+one of them as a token, with what probability, and how these probabilities are spread; Huang et al.,
+arXiv:2510.03222, section 6, compare {but, wait, perhaps, alternatively, however} with words that
+mean nothing there. For each single word: in how many responses it stands at all; Wang et al.,
+arXiv:2504.20571, count "rethink", "recheck" and "recalculate". The paper does not state how it
+matches; here case is ignored and inflections count, once a response.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import exp
+from statistics import fmean
+from typing import Any
+
+from rlvr.train.scoring import Scored
+
+_BINS = 10
+
+
+def token_ids(words: Sequence[str], tokenizer: Any) -> frozenset[int]:  # noqa: ANN401
+    """Tokens that are one of the words by themselves, with or without a space or a capital."""
+    found = set()
+    for word in words:
+        for form in {word, word.capitalize()}:
+            for text in (form, f" {form}"):
+                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+                if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+                    found.add(int(ids[0]))
+    return frozenset(found)
+
+
+def watched_tokens(
+    groups: Sequence[Sequence[Scored]], sets: Mapping[str, frozenset[int]]
+) -> dict[str, float]:
+    """Count, mean probability and its histogram in tenths, by set, over all sampled tokens."""
+    probabilities: dict[str, list[float]] = {name: [] for name in sets}
+    for item in (item for group in groups for item in group):
+        completion = item.completion
+        for token, logprob in zip(completion.token_ids, completion.logprobs, strict=True):
+            for name, ids in sets.items():
+                if token in ids:
+                    probabilities[name].append(exp(logprob))
+    metrics: dict[str, float] = {}
+    for name, values in probabilities.items():
+        metrics[f"watch/{name}/count"] = float(len(values))
+        if not values:
+            continue
+        metrics[f"watch/{name}/probability"] = fmean(values)
+        tenths = [min(int(value * _BINS), _BINS - 1) for value in values]
+        for tenth in range(_BINS):
+            metrics[f"watch/{name}/tenth_{tenth}"] = tenths.count(tenth) / len(values)
+    return metrics
+
+
+def watched_words(groups: Sequence[Sequence[Scored]], words: Sequence[str]) -> dict[str, float]:
+    """Share of responses in which each word stands, and in which any does."""
+    if not words:
+        return {}
+    texts = [item.response.lower() for group in groups for item in group]
+    shares = {f"words/{word}": fmean(word.lower() in text for text in texts) for word in words}
+    any_of_them = fmean(any(word.lower() in text for word in words) for text in texts)
+    return {**shares, "words/any": any_of_them}

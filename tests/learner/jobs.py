@@ -1,0 +1,296 @@
+"""What the learner's tests run in several processes: ``python jobs.py CASES MODEL FOLDER``.
+
+Each case, named with commas between, is a function that every rank runs; the first rank writes what
+it found to FOLDER. In one process the same functions give what they are compared with.
+"""
+
+import copy
+import faulthandler
+import itertools
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from rlvr.learner import (
+    Learner,
+    LearnerSettings,
+    OptimizerSettings,
+    join,
+    load_state,
+    random_states,
+    save_checkpoint,
+)
+from rlvr.learner.launch import Launch, build_engine
+from rlvr.learner.models import Models
+from rlvr.objective import KL, Clip, Objective, TokenMean
+from rlvr.policy import (
+    LoraSettings,
+    ModelSettings,
+    load_policy,
+    padded_inputs,
+    policy_writer,
+)
+from rlvr.ranks import Ranks
+from tests.learner.batches import (
+    make_batch,
+    policy_losses,
+    reducers,
+    regularisers,
+    rollouts,
+)
+
+STEPS = 20
+SETTINGS = {
+    "lr": 1e-3,
+    "tokens_per_micro_batch": 40,
+    "updates_per_rollout": 2,
+    "max_grad_norm": 0.5,
+    "weight_decay": 0.1,
+    "layout": "padded",
+}
+PLAIN = Objective(Clip(), (), TokenMean())
+FULL = Objective(Clip(), (KL(coefficient=0.05),), TokenMean())
+REWARDS = [1.0, 0, 0, 1, 0, 0, 0, 1, 0, 1, 1, 0]
+
+
+class Alone(Ranks):
+    """This process as if there were no other."""
+
+    def __init__(self):
+        self.rank, self.count, self.local_rank, self._group = 0, 1, 0, None
+        self.timeout_s = 60.0
+
+
+def build(model, launch, objective=FULL, lora=None, **settings):
+    torch.manual_seed(0)
+    policy = load_policy(ModelSettings(path=model, lora=lora))
+    reference = None
+    if objective.needs_reference and lora is None:
+        reference = load_policy(ModelSettings(path=model)).requires_grad_(False).eval()
+    options = LearnerSettings(**{**SETTINGS, **settings})
+    return Learner(policy, objective, options, reference=reference, launch=launch)
+
+
+def weights(learner):
+    """All weights, whole, on every rank."""
+    found = {}
+    for name, parameter in learner.policy.named_parameters():
+        with learner.policy.gathered([parameter]):
+            found[name] = parameter.detach().cpu().clone()
+    return found
+
+
+def keep(launch, path, tensors):
+    if launch.ranks.first:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+
+
+def log_of(rows):
+    names = ("policy/loss", "learner/grad_norm", "policy/entropy", "policy/kl_reference")
+    names += ("learner/changed", "learner/skipped_updates", "learner/rows_run")
+    return {
+        f"log:{name}": torch.tensor([row[name] for row in rows], dtype=torch.float64)
+        for name in names
+    }
+
+
+def train(model, folder, launch):
+    """Twenty rollouts of two updates each: losses, norms and final weights."""
+    learner = build(model, launch)
+    rows = [learner.update(batch) for batch in rollouts(STEPS)]
+    keep(launch, folder / "train.safetensors", weights(learner) | log_of(rows))
+
+
+def poisoned(model, folder, launch):
+    """A gradient that is not finite, on one rank's rows alone, between two sound ones."""
+    learner = build(model, launch, PLAIN, updates_per_rollout=1)
+    found = {}
+    for name, factor in (("first", 1.0), ("poisoned", float("inf")), ("last", 1.0)):
+        batch = make_batch(REWARDS, dtype=torch.float32)
+        batch.advantages_BT[0] *= factor
+        metrics = learner.update(batch)
+        found |= {f"{name}/{key}": value for key, value in weights(learner).items()}
+        found[f"{name}/skipped"] = torch.tensor(metrics["learner/skipped_updates"])
+    keep(launch, folder / "poisoned.safetensors", found)
+
+
+def beside(model, folder, launch):
+    """A policy and a critic in one engine, each with its own rate, decay and clip."""
+    torch.manual_seed(0)
+    policy = load_policy(ModelSettings(path=model))
+    critic = Critic(copy.deepcopy(policy.causal_lm))
+    models = Models(policy, {"critic": critic})
+    rates = {
+        "policy": OptimizerSettings(lr=1e-3, max_grad_norm=1e-3),
+        "critic": OptimizerSettings(lr=1e-2, weight_decay=0.5, max_grad_norm=None),
+    }
+    engine = build_engine(models, rates, launch)
+    norms = []
+    for step in range(4):
+        batch = make_batch(REWARDS, seed=step, dtype=torch.float32)
+        rows = launch.ranks.share(len(batch))
+        inputs = padded_inputs(batch.prompt_ids, batch.completion_ids, rows)
+        outputs = engine.forward(inputs, beside=True)
+        loss = (outputs.beside["critic"] - 1).square().sum() - outputs.stats.logprobs_N.sum()
+        engine.backward(loss / 50, last=True)
+        result = engine.step(1.0)
+        norms.append([result.grad_norms["policy"], result.grad_norms["critic"]])
+    found = {"norms": torch.tensor(norms)}
+    for name, parameter in models.named_parameters():
+        with policy.gathered([parameter]):
+            found[name] = parameter.detach().clone()
+    keep(launch, folder / "beside.safetensors", found)
+
+
+class Critic(torch.nn.Module):
+    """A backbone with one number for every completion token."""
+
+    def __init__(self, causal_lm):
+        super().__init__()
+        self.backbone = causal_lm.model
+        torch.manual_seed(1)
+        self.value = torch.nn.Linear(causal_lm.config.hidden_size, 1)
+
+    def forward(self, inputs):
+        hidden = self.backbone(
+            input_ids=inputs.input_ids_RL,
+            attention_mask=inputs.attention_mask,
+            position_ids=inputs.position_ids_RL,
+            use_cache=False,
+        ).last_hidden_state
+        return self.value(hidden.flatten(0, 1)[inputs.predict_N])[:, 0]
+
+
+def adapters(model, folder, launch):
+    """LoRA: trained weights, reference log-probabilities, and the adapter as it is saved."""
+    learner = build(model, launch, lora=LoraSettings(rank=2), lr=3e-3, epsilon=1e-4)
+    rows = [learner.update(batch) for batch in rollouts(6)]
+    batch = make_batch(REWARDS, dtype=torch.float32)
+    with learner.policy.reference():
+        reference_BT = learner.logprobs(batch)
+    found = {"reference": reference_BT, "logprobs": learner.logprobs(batch)}
+    write = policy_writer(learner.policy, keep=launch.ranks.first)
+    if launch.ranks.first:
+        write(folder)
+    keep(launch, folder / "adapters.safetensors", found | weights(learner) | log_of(rows))
+
+
+def resume(model, folder, launch):
+    """Save after three rollouts, go on from it, and see that nothing was lost."""
+    learner = build(model, launch)
+    batches = list(rollouts(6))
+    for batch in batches[:3]:
+        learner.update(batch)
+    path = save(learner, folder, launch, 3)
+    for batch in batches[3:]:
+        learner.update(batch)
+    keep(launch, folder / "undisturbed.safetensors", weights(learner))
+    again = continued(model, path, launch)
+    for batch in batches[3:]:
+        again.update(batch)
+    keep(launch, folder / "resumed.safetensors", weights(again))
+
+
+def save(learner, folder, launch, step):
+    return save_checkpoint(
+        folder / "checkpoints",
+        step,
+        write_model=policy_writer(learner.policy, keep=launch.ranks.first),
+        tensors={**learner.engine.state(), **random_states()},
+        state={"updates": learner.updates},
+        keep=3,
+        ranks=launch.ranks,
+    )
+
+
+def continued(model, path, launch):
+    """A learner from a checkpoint, whoever wrote it."""
+    state, tensors = load_state(path, launch.ranks)
+    policy = load_policy(ModelSettings(path=model), saved=path)
+    reference = load_policy(ModelSettings(path=model)).requires_grad_(False).eval()
+    learner = Learner(policy, FULL, LearnerSettings(**SETTINGS), reference=reference, launch=launch)
+    learner.engine.load_state({k: v for k, v in tensors.items() if not k.startswith("rng/")})
+    learner.updates = state["updates"]
+    return learner
+
+
+def gradients_of(learner, batch):
+    """The whole gradient of one optimizer step, on every rank."""
+    found = {}
+
+    def catch(_fraction):
+        if hasattr(learner.engine, "zero"):
+            from deepspeed.utils import safe_get_full_grad as whole
+        else:
+            learner.engine._sum_gradients()
+
+            def whole(parameter):
+                return parameter.grad
+
+        for name, parameter in learner.engine.named.items():
+            found[name] = whole(parameter).clone()
+        raise Caught
+
+    learner.engine.step = catch
+    try:
+        learner.update(batch)
+    except Caught:
+        return found
+    raise AssertionError("no step was taken")
+
+
+class Caught(Exception):
+    pass
+
+
+def objectives():
+    """Every policy loss, regulariser and reducer, each at least once."""
+    losses, terms, means = policy_losses(), regularisers(), reducers()
+    for index in range(max(len(losses), len(means))):
+        loss, mean = losses[index % len(losses)], means[index % len(means)]
+        yield Objective(loss, tuple(terms) if index % 2 else (), mean)
+
+
+def gradients(model, folder, launch):
+    """The gradient of every loss here against that of one process, at several budgets."""
+    worst, compared = 0.0, 0
+    sharded = launch.zero is not None
+    dtype = torch.float32 if sharded else torch.float64
+    budgets = (30,) if sharded else (1, 30, 10_000)
+    for objective, budget in itertools.product(objectives(), budgets):
+        batch = make_batch(REWARDS, dtype=dtype)
+        batch = replace(batch, rollout_logprobs_BT=batch.mask_BT * -4.0)
+        settings = {"updates_per_rollout": 1, "tokens_per_micro_batch": budget}
+        settings["ratio_against"] = "rollout"
+        pair = []
+        for how in (Launch(Alone()), launch):
+            learner = build(model, how, objective, **settings)
+            if not sharded:
+                learner.policy.double()
+            if learner.reference is not None:
+                learner.reference.to(dtype)
+            pair.append(gradients_of(learner, batch))
+        scale = max(float(value.abs().max()) for value in pair[0].values())
+        assert scale > 0
+        for name, value in pair[0].items():
+            worst = max(worst, float((pair[1][name] - value).abs().max()) / scale)
+            compared += 1
+    if launch.ranks.first:
+        text = json.dumps({"worst": worst, "compared": compared})
+        (folder / "gradients.json").write_text(text)
+
+
+def run_case(case, model, folder, launch):
+    globals()[case](str(model), Path(folder), launch)
+
+
+if __name__ == "__main__":
+    faulthandler.dump_traceback_later(float(os.environ.get("JOB_TIMEOUT_S", 400)), exit=True)
+    job = join(timeout_s=60)
+    for case in sys.argv[1].split(","):
+        run_case(case, sys.argv[2], sys.argv[3], job)

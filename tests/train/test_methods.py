@@ -1,0 +1,86 @@
+"""Methods with state of their own through the whole loop; training on one problem."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from rlvr.cli import app
+from rlvr.data import load_problems, read_history
+from rlvr.train.prompts import relabelled
+from tests.train.test_rl import figures, run_in_process
+
+PPO = {
+    "advantage": {"name": "gae", "kl_in_reward": 0.01},
+    "critic": {"lr": 1e-3, "warmup_rollouts": 1},
+}
+LP_REG = {
+    "policy_loss": {"name": "ratio", "cap": 10.0},
+    "regularisers": [
+        {"name": "lp_reg", "rho": 0.3, "kl": "full"},
+        {"name": "adaptive_entropy", "target": 5.0, "step": 0.01},
+    ],
+    "filters": [{"name": "clip_cov", "fraction": 0.05}],
+}
+
+
+@pytest.mark.parametrize("method", [PPO, LP_REG], ids=["ppo", "lp_reg"])
+def test_a_run_in_two_parts_ends_where_one_in_one_part_ends(recipe_values, tmp_path, method):
+    """Critic, controller and draws go on from the checkpoint."""
+    values = {**recipe_values, **method, "steps": 4}
+    whole = run_in_process({**values, "output": str(tmp_path / "whole")})
+    parts = {**values, "output": str(tmp_path / "parts")}
+    run_in_process(parts, "steps=2")
+    parts = run_in_process(parts, resume=True)
+    one, two = (load_file(folder / "model" / "model.safetensors") for folder in (whole, parts))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    last = figures(whole)[-1]
+    if method is PPO:
+        assert any("critic/explained_variance" in row for row in figures(whole))
+        critics = [
+            load_file(next(folder.glob("checkpoints/step_*4/**/critic.safetensors")))
+            for folder in (whole, parts)
+        ]
+        assert all(torch.equal(critics[0][name], critics[1][name]) for name in critics[0])
+    else:
+        weights = [
+            row["policy/entropy_coefficient"] for row in figures(parts) if "lp_reg/low" in row
+        ]
+        assert weights == pytest.approx([0.01 * (2 * step + 1) for step in range(4)])
+    assert last["step"] == 4
+
+
+def test_one_problem_fills_a_step_with_groups_of_its_own(recipe_values, tmp_path):
+    source = {"name": "arithmetic", "digits": 1, "size": 1}
+    values = {**recipe_values, "steps": 2, "data": {**recipe_values["data"], "source": source}}
+    folder = run_in_process(values, "evaluation.every=50", "log.completions_per_step=100")
+    rows = [json.loads(line) for line in (folder / "accuracy.jsonl").open()]
+    assert [row["step"] for row in rows] == [1, 2]
+    for row in rows:
+        ((right, total),) = row["counts"].values()
+        assert total == 36
+        assert 0 <= right <= 36
+    kept = [json.loads(line) for line in (folder / "completions" / "step_000001.jsonl").open()]
+    assert len({item["group"] for item in kept}) == 6, "separate groups, not one of 36"
+    assert len({item["sample"] for item in kept}) == 36, "samples of their own"
+    history = read_history(folder)
+    assert [len(values) for values in history.values()] == [2]
+    out = tmp_path / "chosen.jsonl"
+    result = CliRunner().invoke(app, ["select", str(folder), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    (row,) = [json.loads(line) for line in out.open()]
+    assert (row["id"], row["visits"]) == (next(iter(history)), 2)
+
+
+def test_a_label_is_replaced_by_id_or_refused(recipe_values):
+    from rlvr.data import ArithmeticSource
+
+    problems = load_problems(ArithmeticSource(digits=1, size=5))
+    changed = relabelled(problems, {problems[2].id: "929725"})
+    assert [p.answer for p in changed] == [
+        "929725" if index == 2 else p.answer for index, p in enumerate(problems)
+    ]
+    with pytest.raises(ValueError, match="'nobody'"):
+        relabelled(problems, {"nobody": "1"})

@@ -1,0 +1,152 @@
+"""A run in several processes: the run of one process, records of the first, and nothing lost.
+
+Two processes on the CPU, data parallel and ZeRO 2, sample with the same seeds as one, so they get
+the same rollouts while weights agree; sums are taken in another order, so weights drift apart by
+rounding, and once a token comes out otherwise by more. Within one way of launching all is bitwise.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlvr.train.log import read_metrics
+from tests.learner.launching import command, environment
+from tests.train.test_rl import ROOT, figures, run_in_process, weights
+
+pytestmark = [pytest.mark.deepspeed, pytest.mark.timeout(1500)]
+CONFIGS = ("multi_cpu", "zero2")
+
+
+def start(config, values, tmp_path, *arguments, processes=2):
+    """Start ``accelerate launch -m rlvr train`` in a session of its own."""
+    recipe = tmp_path / f"{Path(values['output']).name}.yaml"
+    recipe.write_text(yaml.safe_dump(values))
+    line = command(config, "-m", "rlvr", "train", recipe, *arguments, processes=processes)
+    return subprocess.Popen(
+        line,
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(config, values, tmp_path, *arguments, processes=2):
+    process = start(config, values, tmp_path, *arguments, processes=processes)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output[-6000:]
+    return Path(values["output"]), output
+
+
+def furthest(one, two):
+    assert set(one) == set(two)
+    return max(float((one[name] - two[name]).abs().max()) for name in one)
+
+
+def wait_for(condition, process, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < deadline, "the run did not get that far in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture(params=CONFIGS)
+def config(request):
+    return request.param
+
+
+@pytest.fixture
+def values(recipe_values):
+    """Fewer steps; a rate at which rounding does not flip a token within them."""
+    learner = {**recipe_values["learner"], "lr": 1e-4}
+    return {**recipe_values, "steps": 4, "learner": learner}
+
+
+def test_two_processes_do_the_run_of_one(config, values, tmp_path):
+    alone = run_in_process({**values, "output": str(tmp_path / "alone")})
+    folder, output = run(config, values, tmp_path)
+    assert furthest(weights(folder), weights(alone)) < 1e-5
+    ours, theirs = figures(folder), figures(alone)
+    assert [set(row) for row in ours] == [set(row) for row in theirs]
+    for mine, its in zip(ours, theirs, strict=True):
+        for name in (
+            n for n in mine if n.startswith(("reward/", "completion/", "policy/", "eval/"))
+        ):
+            assert mine[name] == pytest.approx(its[name], abs=1e-4), name
+        for name in {"learner/rows_run", "learner/lr", "learner/updates"} & set(mine):
+            assert mine[name] == its[name], name
+    for path in alone.glob("completions/step_*.jsonl"):
+        twin = folder / path.relative_to(alone)
+        assert len(path.read_text().splitlines()) == len(twin.read_text().splitlines())
+    assert output.count("step 3/4") == 1, "one process speaks"
+
+
+def test_killed_at_random_moments_and_resumed_it_ends_where_it_would_have_ended(
+    config, values, tmp_path
+):
+    """kill -9 of launcher and ranks alike: generating, updating, evaluating or writing."""
+    undisturbed, _ = run(config, {**values, "output": str(tmp_path / "undisturbed")}, tmp_path)
+    folder, generator, kills = Path(values["output"]), random.Random(config), 0
+    for _ in range(3):
+        process = start(config, values, tmp_path, "--resume")
+        began = time.time()
+        marks = (folder / "timeline.jsonl", folder / "metrics.jsonl")
+        wait_for(lambda: any(m.exists() and m.stat().st_mtime > began for m in marks), process)  # noqa: B023
+        time.sleep(generator.random() * 2)
+        os.killpg(process.pid, signal.SIGKILL)
+        kills += process.wait(timeout=30) == -signal.SIGKILL
+    assert kills, "at least one kill must have come before the end"
+    run(config, values, tmp_path, "--resume")
+    assert furthest(weights(folder), weights(undisturbed)) == 0.0
+    assert figures(folder) == figures(undisturbed)
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_a_signal_stops_all_processes_at_the_same_step_and_nothing_is_lost(
+    config, values, tmp_path
+):
+    undisturbed, _ = run(config, {**values, "output": str(tmp_path / "undisturbed")}, tmp_path)
+    values = {**values, "checkpoint": {"every": 100}}
+    process = start(config, values, tmp_path)
+    folder = Path(values["output"])
+    wait_for((folder / "completions" / "step_000002.jsonl").exists, process)
+    began = time.monotonic()
+    os.kill(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert time.monotonic() - began < 60, output[-3000:]
+    assert len(list((folder / "checkpoints").glob("step_*"))) == 1, output[-3000:]
+    run(config, values, tmp_path, "--resume")
+    assert furthest(weights(folder), weights(undisturbed)) == 0.0
+
+
+def test_another_number_of_processes_goes_on_and_says_what_is_not_exact(values, tmp_path):
+    undisturbed = run_in_process({**values, "output": str(tmp_path / "undisturbed")})
+    run("zero2", {**values, "steps": 2}, tmp_path)
+    folder, output = run("cpu", values, tmp_path, "--resume", processes=1)
+    assert "written by 2 processes and is taken up by 1" in output
+    assert furthest(weights(folder), weights(undisturbed)) < 1e-5
+    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")][-1] == 4
+
+
+def test_adapters_are_merged_on_export(config, values, tmp_path):
+    values["model"] = {**values["model"], "lora": {"rank": 2}}
+    alone = run_in_process({**values, "output": str(tmp_path / "alone")})
+    folder, _ = run(config, values, tmp_path)
+    assert furthest(weights(folder), weights(alone)) < 1e-4
+
+
+def test_what_does_not_go_with_a_launch_is_refused_in_one_line(values, tmp_path):
+    process = start("zero3", values, tmp_path)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode != 0
+    assert "which ZeRO 3 parts over processes; use vllm" in output
+    assert not Path(values["output"]).exists()
