@@ -71,7 +71,7 @@ def test_help_answers_at_once_without_loading_torch():
     started = time.perf_counter()
     done = rlvr("--help")
     assert time.perf_counter() - started < 5
-    for verb in ("train", "quickstart", "report", "grade", "import-gguf", "doctor", "settings"):
+    for verb in ("train", "eval", "score", "compare", "report", "grade", "doctor", "settings"):
         assert verb in done.stdout
     code = "import sys, rlvr.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
@@ -90,3 +90,26 @@ def test_missing_files_are_named_in_one_line(arguments, part):
     assert done.returncode == 2, done.stdout
     assert len(done.stderr.strip().splitlines()) == 1
     assert part in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["eval"], "give a model folder"),
+        (["eval", "m", "--n", "0"], "greater than or equal to 1"),
+        (["score", "nowhere"], "is no evaluation"),
+        (["compare", "nowhere"], "needs two evaluations"),
+    ],
+)
+def test_evaluation_faults_take_one_line(arguments, part):
+    done = rlvr(*arguments)
+    assert done.returncode == 2, done.stdout
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert part in done.stderr
+
+
+def test_benchmarks_and_protocols_are_listed():
+    done = rlvr("eval", "--list")
+    assert done.returncode == 0, done.stderr
+    for name in ("math500", "gsm8k", "one_shot_rlvr", "lighteval"):
+        assert name in done.stdout

@@ -49,7 +49,7 @@ def test_every_setting_has_a_help_text(schema):
 
 def test_files_that_the_paper_index_names_exist():
     page = (ROOT / "docs" / "papers.md").read_text()
-    names = re.findall(r"`((?:rlvr|reward|recipes|tests)/[\w/.]+)`", page)
+    names = re.findall(r"`((?:rlvr|reward|eval|recipes|tests)/[\w/.]+)`", page)
     assert len(names) > 10
     assert [name for name in names if not (ROOT / name).is_file()] == []
 

@@ -23,7 +23,8 @@ _MISSING = object()
 
 
 class Fields(Settings):
-    """Which columns of the data hold what; ``a.b`` reaches into a column that holds a mapping."""
+    """Which columns of the data hold what; ``a.b`` reaches into a column that holds a mapping, and
+    ``a.0`` takes the first item of one that holds a list."""
 
     problem: str = "problem"
     """Column with the problem's text, which becomes one user message."""
@@ -288,12 +289,15 @@ def _named(row: Row, id_field: str | None) -> str:
 
 
 def _get(values: Mapping[str, Any], name: str) -> Any:  # noqa: ANN401  (data holds anything)
-    """The column ``name``, or what ``a.b`` reaches inside column ``a``."""
+    """The column ``name``, or what ``a.b`` (or ``a.0``) reaches inside column ``a``."""
     if name in values:
         return values[name]
     found: Any = values
     for part in name.split("."):
-        if not isinstance(found, Mapping) or part not in found:
+        if isinstance(found, list) and part.isdecimal() and int(part) < len(found):
+            found = found[int(part)]
+        elif isinstance(found, Mapping) and part in found:
+            found = found[part]
+        else:
             return _MISSING
-        found = found[part]
     return found

@@ -19,6 +19,8 @@ Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Paramet
 This file knows names inside DeepSpeed 0.19; tests/learner/test_engines.py holds it to them.
 """
 
+import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import nan
@@ -72,6 +74,9 @@ class ZeroEngine:
     ) -> None:
         import deepspeed
 
+        # Of our own optimizer being "untested", and of names that DeepSpeed itself calls.
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", ".*is deprecated. Please use", FutureWarning, "torch")
         self.models, self.settings, self.ranks = models, settings, ranks
         if models.policy.device.type == "cpu":
             give_back_freed_memory()

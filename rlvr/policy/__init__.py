@@ -24,7 +24,7 @@ from rlvr.policy.model import (
 )
 from rlvr.policy.proxy import ProxyRequest, ProxyRows
 from rlvr.policy.token_stats import TokenStats, token_stats
-from rlvr.policy.value_head import Critic, load_critic, save_critic
+from rlvr.policy.value_head import Critic, critic_writer, load_critic
 
 __all__ = [
     "Critic",
@@ -36,6 +36,7 @@ __all__ = [
     "ProxyRequest",
     "ProxyRows",
     "TokenStats",
+    "critic_writer",
     "default_device",
     "evaluating",
     "export_policy",
@@ -48,7 +49,6 @@ __all__ = [
     "plan_packed",
     "plan_padded",
     "policy_writer",
-    "save_critic",
     "save_policy",
     "stop_token_ids",
     "token_stats",

@@ -9,6 +9,7 @@ Schulman et al., arXiv:1707.06347; one model each for policy and value as in Ouy
 arXiv:2203.02155, section 3.5.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class Critic(nn.Module):
 def load_critic(
     settings: ModelSettings, *, saved: Path | None = None, device: torch.device | None = None
 ) -> Critic:
-    """A fresh critic that starts as the policy's model, or one that :func:`save_critic` wrote.
+    """A fresh critic that starts as the policy's model, or one that :func:`critic_writer` wrote.
 
     Raises:
         ValueError: No such model.
@@ -70,7 +71,26 @@ def load_critic(
     return critic
 
 
-def save_critic(critic: nn.Module, folder: Path) -> None:
-    """Write all its weights to ``folder/critic.safetensors``."""
-    tensors = {name: value.detach().contiguous() for name, value in critic.state_dict().items()}
-    save_file(tensors, folder / "critic.safetensors")
+def critic_writer(
+    critic: nn.Module | None, policy: Policy, *, keep: bool = True, copy: bool = False
+) -> Callable[[Path], None]:
+    """What writes all weights to ``folder/critic.safetensors``; they are gathered now.
+
+    Args:
+        critic: None writes nothing.
+        policy: Says how sharded parameters are gathered.
+        keep: Hold on to them; only the process that is to write needs to.
+        copy: Hold copies, which training does not change.
+    """
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in () if critic is None else critic.state_dict(keep_vars=True).items():
+        with policy.gathered([tensor] if isinstance(tensor, nn.Parameter) else []):
+            if keep:
+                must_copy = copy or hasattr(tensor, "ds_id")
+                state[name] = tensor.detach().to("cpu", copy=must_copy).contiguous()
+
+    def write(folder: Path) -> None:
+        if state:
+            save_file(state, folder / "critic.safetensors")
+
+    return write

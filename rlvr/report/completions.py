@@ -14,6 +14,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from rlvr.page import embed
 from rlvr.report.lines import read_lines
 
 MAX_ROWS = 5_000
@@ -83,15 +84,6 @@ def choose_completions(
     return Completions(
         tuple(file for file in files if file.rows), _left_out(paths, files) + tuple(notes)
     )
-
-
-def embed(value: object) -> str:
-    """JSON that may stand inside a script element: it holds no ``<`` and no lone surrogate.
-
-    Source: HTML Living Standard, "Restrictions for contents of script elements".
-    """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode("utf-8", errors="replace").decode("utf-8").replace("<", "\\u003c")
 
 
 def spread_order(count: int) -> list[int]:

@@ -4,11 +4,11 @@ import html
 from pathlib import Path
 from typing import Any
 
+from rlvr.page import asset, content_policy, embed, write_page
 from rlvr.preference.explain import describe, named_neighbours
 from rlvr.preference.lattice import covers, order, single_model_losses
-from rlvr.report.completions import embed
-from rlvr.report.page import asset, content_policy
 
+_PACKAGE = "rlvr.report"
 _WIDTH, _STEP, _TOP = 960, 110, 50
 
 
@@ -20,7 +20,7 @@ def write_lattice(out: Path) -> Path:
     """
     if out.is_dir():
         raise ValueError(f"{out} is a folder; name the HTML file to write")
-    script, style = asset("lattice.js"), asset("lattice.css")
+    script, style = asset(_PACKAGE, "lattice.js"), asset(_PACKAGE, "lattice.css")
     data = embed({"plain": _facts(False), "reference": _facts(True)})
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -28,15 +28,14 @@ def write_lattice(out: Path) -> Path:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
         f"<title>Preference losses as logic</title><style>{style}</style></head><body>"
-        f"{asset('lattice.html')}"
+        f"{asset(_PACKAGE, 'lattice.html')}"
         f'<main><svg viewBox="0 0 {_WIDTH} {2 * _TOP + 4 * _STEP}" role="group" '
         f'aria-label="Lattice of losses">{_drawing()}</svg>'
         '<section id="detail" aria-live="polite"></section></main>'
         f'<script type="application/json" id="losses">{data}</script>'
         f"<script>{script}</script></body></html>\n"
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    write_page(out, page)
     return out
 
 

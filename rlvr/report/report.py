@@ -4,12 +4,10 @@ The page is written beside its place and moved there, so a reader never meets ha
 older report survives a full disk.
 """
 
-import os
-import tempfile
 from pathlib import Path
 
+from rlvr.page import embed, write_page
 from rlvr.report.charts import plan_charts
-from rlvr.report.completions import embed
 from rlvr.report.headline import headline
 from rlvr.report.page import render
 from rlvr.report.run_folder import RunFolder, read_run
@@ -37,8 +35,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
             f"{out} is a folder; name the HTML file to write, such as {out}/report.html"
         )
     page = _page(read_run(run))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _write_atomically(out, page)
+    write_page(out, page)
     return out
 
 
@@ -62,17 +59,3 @@ def _page(run: RunFolder) -> str:
     }
     data = {"report": embed(index), **{file.id: file.text for file in files}}
     return render(head["title"], head["summary"], data)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text.encode("utf-8", errors="replace"))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -324,6 +324,9 @@ class VllmEngine(Engine):
             "gpu_memory_utilization": settings.memory_share,
             "kv_cache_memory_bytes": None if cache_gib is None else int(cache_gib * 2**30),
             "block_size": settings.block_size or (_CPU_BLOCK if cpu else None),
+            # vLLM takes the draw of an unfinished prompt back by the generator's offset, which a
+            # CPU generator has not: there, prompts run whole.
+            "enable_chunked_prefill": False if cpu else None,
             "enable_sleep_mode": settings.sleep > 0,
             "weight_transfer_config": None
             if settings.weight_transfer == "folder"

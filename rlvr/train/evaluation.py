@@ -1,8 +1,9 @@
 """Held-out problems, answered by the running policy with the running engine."""
 
-from statistics import fmean
+from collections.abc import Sequence
 from typing import Any
 
+from eval.metrics import REFERENCE, Outcome, ProblemOutcomes, training_metrics
 from rlvr.data import Prompt
 from rlvr.rollout import sample_groups
 from rlvr.train.log import completion_row
@@ -25,24 +26,22 @@ def evaluate(run: Run) -> tuple[dict[str, float], list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
     for name, prompts in run.evaluation_prompts.items():
         scored = _answers(run, name, prompts)
-        cut = [item.completion.finish_reason == "length" for item in scored]
-        right = [item.grade.correct and not c for item, c in zip(scored, cut, strict=True)]
-        metrics[f"eval/{name}/accuracy"] = fmean(right)
-        metrics[f"eval/{name}/length"] = fmean(len(item.completion.token_ids) for item in scored)
-        metrics[f"eval/{name}/truncated"] = fmean(cut)
-        rows += [completion_row(item, run.step, run.tokenizer, set_name=name) for item in scored]
+        found = training_metrics([problem_outcomes(group) for group in scored], name)
+        metrics |= {f"eval/{name}/{figure}": value for figure, value in found.items()}
+        flat = [item for group in scored for item in group]
+        rows += [completion_row(item, run.step, run.tokenizer, set_name=name) for item in flat]
     return metrics, rows
 
 
-def _answers(run: Run, name: str, prompts: list[Prompt]) -> list[Scored]:
-    """All completions of a set in order; each process answers and grades its share."""
+def _answers(run: Run, name: str, prompts: list[Prompt]) -> list[list[Scored]]:
+    """All groups of a set in order; each process answers and grades its share."""
     sampling = run.recipe.evaluation_sampling
 
     def show(done: int, total: int) -> None:
         run.signals.check()
         run.log.phase(f"evaluating {name}", done, total)
 
-    def own() -> list[Scored]:
+    def own() -> list[list[Scored]]:
         groups = sample_groups(
             run.engine,
             prompts,
@@ -53,9 +52,23 @@ def _answers(run: Run, name: str, prompts: list[Prompt]) -> list[Scored]:
             progress=show,
             share=run.share(len(prompts)),
         )
-        return [item for group in run.scorer.score(groups, sampling.max_tokens) for item in group]
+        return run.scorer.score(groups, sampling.max_tokens)
 
     if run.ranks.count == 1:
         return own()
-    states = gather_or_stop(run.ranks, lambda: [scored_state(item) for item in own()])
-    return [scored_from_state(item) for share in states for item in share]
+    states = gather_or_stop(
+        run.ranks, lambda: [[scored_state(item) for item in group] for group in own()]
+    )
+    return [[scored_from_state(item) for item in group] for share in states for group in share]
+
+
+def problem_outcomes(group: Sequence[Scored]) -> ProblemOutcomes:
+    """A graded group as evaluation sees it: what was cut at the limit counts as wrong."""
+    outcomes = []
+    for item in group:
+        cut = item.completion.finish_reason == "length"
+        right = item.grade.correct and not cut
+        answered = item.grade.status != "no_answer"
+        length = len(item.completion.token_ids)
+        outcomes.append(Outcome(right, cut, answered, length, REFERENCE if right else None))
+    return ProblemOutcomes(group[0].completion.problem_id, tuple(outcomes))

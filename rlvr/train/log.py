@@ -171,6 +171,9 @@ class SilentLog(RunLog):
     def say(self, text: str) -> None:
         """Nothing."""
 
+    def accuracy(self, step: int, groups: Sequence[Sequence[Scored]]) -> None:
+        """Nothing."""
+
     def evaluated(self, step: int) -> bool:
         """The first rank knows."""
         return False

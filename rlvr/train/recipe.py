@@ -257,11 +257,6 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             f"rollout.engine.dtype = {engine.dtype!r} rounds otherwise than model.precision = "
             f"{precision!r}: the samples would drift away from the policy; set dtype to auto"
         )
-    if recipe.checkpoint.background and recipe.advantage.name == "gae":
-        faults.append(
-            "checkpoint.background = true copies the policy before it goes on, but not the critic "
-            "of advantage 'gae'; set it to false"
-        )
     for key, parts in (("regularisers", recipe.regularisers), ("filters", recipe.filters)):
         names = [part.name for part in parts]
         if len(set(names)) < len(names):

@@ -32,11 +32,11 @@ from rlvr.learner.watchdog import Watchdog
 from rlvr.objective import Gae, Objective
 from rlvr.policy import (
     Policy,
+    critic_writer,
     load_critic,
     load_policy,
     load_tokenizer,
     policy_writer,
-    save_critic,
     stop_token_ids,
 )
 from rlvr.ranks import Ranks
@@ -136,11 +136,14 @@ class Run:
         write_policy = policy_writer(
             self.policy, keep=self.ranks.first, copy=self.checkpoints.background
         )
+        critic = None if self.learner.critic is None else self.learner.critic.model
+        write_critic = critic_writer(
+            critic, self.policy, keep=self.ranks.first, copy=self.checkpoints.background
+        )
 
         def write_model(path: Path) -> None:
             write_policy(path)
-            if self.learner.critic is not None:
-                save_critic(self.learner.critic.model, path)
+            write_critic(path)
             if not self.policy.has_adapters:
                 self.tokenizer.save_pretrained(path / "model")
 
@@ -400,12 +403,7 @@ def build_learner(
     policy = load_policy(recipe.model, saved=checkpoint, device=device)
     critic, needs_reference = None, objective.needs_reference
     if isinstance(recipe.advantage, Gae):
-        if _shards_weights(launch):
-            raise ValueError(
-                "advantage 'gae' trains a critic, whose weights cannot be saved where weights are "
-                "sharded (ZeRO 3); use ZeRO 2 or another advantage"
-            )
-        model = load_critic(recipe.model, saved=checkpoint)
+        model = load_critic(recipe.model, saved=checkpoint, device=device)
         critic = CriticTraining(model, recipe.critic, recipe.advantage)
         needs_reference |= recipe.advantage.kl_in_reward > 0
     reference = None
@@ -418,8 +416,8 @@ def build_learner(
         temperature=recipe.rollout.sampling.temperature,
         total_updates=recipe.steps * recipe.learner.updates_per_rollout,
         reference=reference,
-        launch=launch,
         critic=critic,
+        launch=launch,
     )
 
 

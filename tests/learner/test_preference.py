@@ -7,9 +7,16 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from rlvr.learner import LearnerSettings, PreferenceBatch, PreferenceLearner, adapters_off
+from rlvr.learner import (
+    Launch,
+    LearnerSettings,
+    PreferenceBatch,
+    PreferenceLearner,
+    adapters_off,
+)
 from rlvr.policy import LoraSettings, ModelSettings, load_policy
 from rlvr.preference.losses import LOSSES, Pairs, Side, mixed_loss
+from rlvr.ranks import Ranks
 
 
 def pairs(count=6, seed=0):
@@ -208,3 +215,13 @@ def test_unpaired_losses_part_desirable_from_undesirable(tiny_folder, name):
     assert before["preference/desirable_log_ratio"] == 0
     assert after["preference/desirable_log_ratio"] > after["preference/undesirable_log_ratio"]
     assert after["preference/kl_baseline"] >= 0
+
+
+@pytest.mark.parametrize(("count", "zero"), [(2, None), (1, {"stage": 2})])
+def test_a_launch_that_shares_the_work_is_refused(exact_policy, count, zero):
+    ranks = Ranks()
+    ranks.count = count
+    with pytest.raises(ValueError, match="use accelerate launch --num_processes 1"):
+        PreferenceLearner(
+            exact_policy, [LOSSES["simpo"]()], LearnerSettings(), launch=Launch(ranks, zero)
+        )

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from rlvr.policy import ModelSettings, packed_inputs, padded_inputs
-from rlvr.policy.value_head import Critic, load_critic, save_critic
+from rlvr.policy import ModelSettings, load_policy, packed_inputs, padded_inputs
+from rlvr.policy.value_head import Critic, critic_writer, load_critic
 
 PROMPTS = [[5, 6, 7], [5, 6, 7], [9, 8]]
 COMPLETIONS = [[10, 11], [12], [13, 14, 15, 16]]
@@ -52,7 +52,7 @@ def test_it_starts_at_zero_and_is_saved_whole(tiny_folder, tmp_path):
     with torch.no_grad():
         for parameter in critic.parameters():
             parameter.add_(0.1)
-    save_critic(critic, tmp_path)
+    critic_writer(critic, load_policy(settings))(tmp_path)
     again = load_critic(settings, saved=tmp_path)
     assert torch.equal(again(inputs), critic(inputs))
     assert critic(inputs).abs().max() > 0

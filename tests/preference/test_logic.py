@@ -106,7 +106,7 @@ def random_structure(generator, atoms):
 STRUCTURES = [
     random_structure(generator, tuple(ATOMS[: generator.choice([1, 2, 2, 3, 4])]))
     for generator in [random.Random(11)]
-    for _ in range(1000)
+    for _ in range(200)
 ]
 
 

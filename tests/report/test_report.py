@@ -142,7 +142,7 @@ def test_a_failed_write_keeps_the_old_page_and_leaves_nothing_behind(run, monkey
     def full(_descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rlvr.report.report.os.fsync", full)
+    monkeypatch.setattr("rlvr.page.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_report(run)
     assert page.read_text() == before

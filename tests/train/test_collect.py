@@ -70,6 +70,7 @@ def fake_run(refill_rounds, size=100, prompts_per_step=6):
         recipe=SimpleNamespace(rollout=rollout, seed=0),
         engine=CountingEngine(),
         rollout_ranks=Ranks(),
+        share=range,
         scorer=EveryThirdIsFlat(),
         log=SimpleNamespace(phase=lambda *_: None),
         next_prompts=lambda count: [Prompt(problems[next(order)], (1,)) for _ in range(count)],

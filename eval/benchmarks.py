@@ -1,0 +1,331 @@
+"""The benchmarks by name: where they are on the Hub, which columns hold what, how many problems.
+
+A folder of files takes the place of the Hub where one is given (``--data`` or ``RLVR_BENCHMARKS``):
+it holds ``math500.jsonl`` and so on, one object a line with ``problem``, ``answer`` and, where the
+benchmark has them, ``id``, ``subject`` and ``level``. A file of one's own is a benchmark too:
+``path.jsonl`` or ``name=path.jsonl``.
+
+Left out: few-shot examples, and judging by another model.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlvr.data import Fields, FileSource, HubSource, load_problems
+from rlvr.types import Problem
+
+FOLDER_VARIABLE = "RLVR_BENCHMARKS"
+_ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """One entry of the registry.
+
+    ``typical_tokens`` is how long a 1.5B reasoning model's responses are on average (One-Shot RLVR,
+    arXiv 2504.20571, table 19; GSM8K estimated): longest first is the order of generation.
+    ``fingerprint`` is that of the problems and answers the specification was checked with.
+    """
+
+    name: str
+    title: str
+    rows: int
+    hub: HubSource
+    typical_tokens: int
+    fingerprint: str
+    subject: str | None = None
+    level: str | None = None
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A benchmark's problems and where they came from.
+
+    The problems' metadata holds ``subject`` and ``level`` where the benchmark has them.
+    """
+
+    name: str
+    title: str
+    problems: tuple[Problem, ...]
+    origin: str
+    fingerprint: str
+    typical_tokens: int
+    total: int
+    """Problems before any limit."""
+
+
+def _hub(path: str, split: str, fields: Fields, subset: str | None = None) -> HubSource:
+    return HubSource(
+        path=path, subset=subset, split=split, revision="main", fields=fields, duplicates="keep"
+    )
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    item.name: item
+    for item in (
+        Benchmark(
+            name="math500",
+            title="MATH-500",
+            rows=500,
+            hub=_hub(
+                "HuggingFaceH4/MATH-500",
+                "test",
+                Fields(id="unique_id", metadata=("subject", "level")),
+            ),
+            typical_tokens=740,
+            fingerprint="fa5e48dc01d9bd25",
+            subject="subject",
+            level="level",
+            aliases=("math-500", "math_500"),
+        ),
+        Benchmark(
+            name="aime24",
+            title="AIME 2024",
+            rows=30,
+            hub=_hub("HuggingFaceH4/aime_2024", "train", Fields()),
+            typical_tokens=1352,
+            fingerprint="7437f4fe0e1ccec5",
+            aliases=("aime2024", "aime_2024"),
+        ),
+        Benchmark(
+            name="aime25",
+            title="AIME 2025",
+            rows=30,
+            hub=_hub("math-ai/aime25", "test", Fields()),
+            typical_tokens=1251,
+            fingerprint="80015374afc23c55",
+            aliases=("aime2025", "aime_2025"),
+        ),
+        Benchmark(
+            name="amc23",
+            title="AMC 2023",
+            rows=40,
+            hub=_hub("math-ai/amc23", "test", Fields(problem="question", numbers_as_text=True)),
+            typical_tokens=986,
+            fingerprint="bb216b8346f24156",
+            aliases=("amc2023", "amc_2023"),
+        ),
+        Benchmark(
+            name="minerva",
+            title="Minerva Math",
+            rows=272,
+            hub=_hub("math-ai/minervamath", "test", Fields(problem="question")),
+            typical_tokens=905,
+            fingerprint="6b168c63f66aca14",
+            subject="subject",
+            aliases=("minerva_math", "minervamath"),
+        ),
+        Benchmark(
+            name="olympiadbench",
+            title="OlympiadBench (English, text only)",
+            rows=675,
+            hub=_hub(
+                "Hothan/OlympiadBench",
+                "train",
+                Fields(problem="question", answer="final_answer.0", metadata=("subfield",)),
+                subset="OE_TO_maths_en_COMP",
+            ),
+            typical_tokens=1089,
+            fingerprint="7ad600f1464b3baf",
+            subject="subject",
+            aliases=("olympiad", "olympiad_bench"),
+        ),
+        Benchmark(
+            name="gsm8k",
+            title="GSM8K",
+            rows=1319,
+            hub=_hub(
+                "openai/gsm8k",
+                "test",
+                Fields(problem="question", answer_after="####"),
+                subset="main",
+            ),
+            typical_tokens=300,
+            fingerprint="cd70594300ac01b8",
+            aliases=("gsm8k_test",),
+        ),
+    )
+}
+
+_FILES = {"minerva": "minerva_math", "gsm8k": "gsm8k_test"}
+
+
+def load_benchmark(
+    choice: str, folder: Path | None = None, limit: int | None = None, only: Sequence[str] = ()
+) -> Loaded:
+    """Load a benchmark by name (``math500``, ``math500@REVISION``), or a file (``[name=]path``).
+
+    Args:
+        choice: What the command line says.
+        folder: Files that stand in for the Hub; None looks at ``RLVR_BENCHMARKS``.
+        limit: Take this many problems, evenly spread over the file.
+        only: Ids of problems to take, instead.
+
+    Raises:
+        ValueError: Unknown name (the nearest are named), unreadable data, missing fields.
+    """
+    loaded = _load_file(choice) if _is_file(choice) else _load_named(choice, folder)
+    if limit is None and not only:
+        return loaded
+    problems = _selected(loaded, limit, only)
+    return Loaded(
+        name=loaded.name,
+        title=loaded.title,
+        problems=tuple(problems),
+        origin=loaded.origin,
+        fingerprint=fingerprint(problems),
+        typical_tokens=loaded.typical_tokens,
+        total=loaded.total,
+    )
+
+
+def fingerprint(problems: Iterable[Problem]) -> str:
+    """16 hexadecimal digits that change with any problem, answer or their order."""
+    digest = hashlib.sha256()
+    for problem in problems:
+        texts = [*(turn["content"].strip() for turn in problem.messages), problem.answer]
+        digest.update(json.dumps(texts).encode())
+    return digest.hexdigest()[:16]
+
+
+def known_benchmark(name: str) -> Benchmark:
+    """The registry's entry of a name or alias.
+
+    Raises:
+        ValueError: There is none; the nearest are named.
+    """
+    key = name.lower()
+    found = BENCHMARKS.get(key)
+    found = found or next((item for item in BENCHMARKS.values() if key in item.aliases), None)
+    if found is None:
+        near = difflib.get_close_matches(key, BENCHMARKS, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise ValueError(
+            f"unknown benchmark {name!r}; {hint}known: {', '.join(BENCHMARKS)} (or a file of your "
+            "own: problems.jsonl, or name=problems.jsonl)"
+        )
+    return found
+
+
+def _is_file(choice: str) -> bool:
+    return "=" in choice or choice.lower().endswith(_ENDINGS)
+
+
+def _load_named(choice: str, folder: Path | None) -> Loaded:
+    name, _, revision = choice.partition("@")
+    benchmark = known_benchmark(name)
+    given = folder or (Path(os.environ[FOLDER_VARIABLE]) if FOLDER_VARIABLE in os.environ else None)
+    if given is None:
+        source = benchmark.hub
+        if revision:
+            source = source.model_copy(update={"revision": revision})
+        problems = load_problems(source)
+        origin = f"Hub {source.path}@{source.revision} {source.subset or ''}".rstrip()
+    else:
+        if revision:
+            raise ValueError(
+                f"{choice!r} names a revision of the Hub, but a folder is set: {given}"
+            )
+        path = _file_in(given, benchmark)
+        problems = load_problems(_file_source(path, benchmark.subject, benchmark.level))
+        origin = f"file {path.name}"
+    found = [_tagged(problem) for problem in problems]
+    if len(found) != benchmark.rows:
+        warnings.warn(
+            f"{benchmark.name} has {len(found)} problems instead of {benchmark.rows} ({origin}); "
+            "its scores do not compare with published ones",
+            stacklevel=3,
+        )
+    return Loaded(
+        name=benchmark.name,
+        title=benchmark.title,
+        problems=tuple(found),
+        origin=origin,
+        fingerprint=fingerprint(found),
+        typical_tokens=benchmark.typical_tokens,
+        total=len(found),
+    )
+
+
+def _file_in(folder: Path, benchmark: Benchmark) -> Path:
+    names = (_FILES.get(benchmark.name, benchmark.name), benchmark.name, *benchmark.aliases)
+    for name in names:
+        for ending in _ENDINGS:
+            if (folder / f"{name}{ending}").is_file():
+                return folder / f"{name}{ending}"
+    raise ValueError(
+        f"folder {str(folder)!r} holds no file for {benchmark.name}: {names[0]}.jsonl is missing"
+    )
+
+
+def _load_file(choice: str) -> Loaded:
+    name, mark, rest = choice.partition("=")
+    path = Path(rest if mark else choice)
+    name = name if mark else path.stem
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(
+            f"benchmark name {name!r}: letters, digits, dots, underscores and hyphens only; write "
+            "name=path"
+        )
+    columns = _columns(path)
+    source = _file_source(
+        path,
+        "subject" if "subject" in columns else None,
+        "level" if "level" in columns else None,
+    )
+    problems = tuple(_tagged(problem) for problem in load_problems(source))
+    return Loaded(
+        name=name,
+        title=name,
+        problems=problems,
+        origin=f"file {path.name}",
+        fingerprint=fingerprint(problems),
+        typical_tokens=1000,
+        total=len(problems),
+    )
+
+
+def _file_source(path: Path, subject: str | None, level: str | None) -> FileSource:
+    metadata = tuple(name for name in (subject, level) if name)
+    fields = Fields(metadata=metadata, numbers_as_text=True)
+    return FileSource(path=path, fields=fields, duplicates="keep")
+
+
+def _columns(path: Path) -> set[str]:
+    """Fields of a file's first row; none where it cannot be told, which the reader then reports."""
+    if path.suffix.lower() != ".jsonl" or not path.is_file():
+        return set()
+    with path.open(encoding="utf-8-sig", errors="replace") as lines:
+        first = next((line for line in lines if line.strip()), "")
+    try:
+        row = json.loads(first)
+    except (json.JSONDecodeError, RecursionError):
+        return set()
+    return set(row) if isinstance(row, dict) else set()
+
+
+def _tagged(problem: Problem) -> Problem:
+    """The problem with ``subject`` and ``level`` as text, whatever the columns are called."""
+    values = {
+        "subject": problem.metadata.get("subject", problem.metadata.get("subfield")),
+        "level": problem.metadata.get("level"),
+    }
+    metadata = {name: str(value) for name, value in values.items() if value is not None}
+    return Problem(problem.id, problem.messages, problem.answer, problem.source, metadata)
+
+
+def _selected(loaded: Loaded, limit: int | None, only: Sequence[str]) -> list[Problem]:
+    if only:
+        wanted = set(only)
+        return [problem for problem in loaded.problems if problem.id in wanted]
+    count = len(loaded.problems)
+    taken = min(limit or count, count)
+    return [loaded.problems[index * count // taken] for index in range(taken)]

@@ -1,0 +1,346 @@
+"""Evaluations side by side: paired tests, problems won and lost, a leaderboard.
+
+Every comparison is with the first evaluation, benchmark by benchmark, over the problems that both
+have (same id, same question, same reference). Greedy answers are compared by McNemar's exact test,
+averages of samples by a paired bootstrap over problems.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from eval.files import PLAN, PROBLEMS, SCORES, Row, read_json, read_lines
+from eval.metrics import ProblemOutcomes
+from eval.results import plain_table
+from eval.score import outcomes_by_benchmark
+from eval.statistics import Paired, holm, mcnemar, paired_bootstrap
+from eval.swiss import Standing, standings
+
+_FEW = 6
+"""Below so many models a tournament says little more than the number of benchmarks won."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A scored evaluation: its name, plan, and outcomes by benchmark and problem."""
+
+    name: str
+    plan: Row
+    outcomes: dict[str, dict[str, ProblemOutcomes]]
+    questions: dict[tuple[str, str], tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One model against the baseline on one benchmark.
+
+    ``metric`` is greedy or avg@n; ``won`` and ``lost`` are the problems that changed, most changed
+    first; ``p_holm`` is adjusted for all tests of the comparison.
+    """
+
+    model: str
+    benchmark: str
+    metric: str
+    problems: int
+    first: float
+    second: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    won: tuple[str, ...]
+    lost: tuple[str, ...]
+    p_holm: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """All of it."""
+
+    runs: tuple[Scored, ...]
+    comparisons: tuple[Comparison, ...]
+    benchmarks: tuple[str, ...]
+    results_MK: np.ndarray
+    standings: tuple[Standing, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+def compare(
+    folders: Sequence[Path], *, tournaments: int = 10_000, seed: int = 0, resamples: int = 200
+) -> Compared:
+    """Compare scored evaluations; the first is the baseline.
+
+    Raises:
+        ValueError: Fewer than two, one that was not scored, or none with problems in common.
+    """
+    if len(folders) < 2:
+        raise ValueError("a comparison needs two evaluations; name a second folder")
+    runs = _named([read_scored(folder) for folder in folders])
+    tests = [
+        test
+        for run in runs[1:]
+        for benchmark in runs[0].outcomes
+        if benchmark in run.outcomes
+        for test in _tests(runs[0], run, benchmark, seed)
+    ]
+    if not tests:
+        raise ValueError(
+            f"{folders[0]} has no problem in common with {', '.join(map(str, folders[1:]))}; "
+            "evaluate them on the same benchmarks"
+        )
+    adjusted = holm([test.p for test in tests])
+    comparisons = tuple(
+        _with_holm(test, value) for test, value in zip(tests, adjusted, strict=True)
+    )
+    benchmarks = tuple(n for n in runs[0].outcomes if all(n in run.outcomes for run in runs))
+    table = np.array([[_mean(run.outcomes[n]) for n in benchmarks] for run in runs])
+    places: list[Standing] = []
+    if len(runs) > 2 and benchmarks:
+        places = standings(
+            table,
+            tournaments=tournaments,
+            seed=seed,
+            resample=lambda random: _resampled(runs, benchmarks, random),
+            resamples=resamples,
+        )
+    return Compared(runs, comparisons, benchmarks, table, tuple(places), tuple(_notes(runs, tests)))
+
+
+def read_scored(folder: Path) -> Scored:
+    """Read a scored evaluation.
+
+    Raises:
+        ValueError: The folder holds none.
+    """
+    plan = read_json(folder / PLAN, "what was sampled")
+    if not (folder / SCORES).is_file():
+        raise ValueError(f"{str(folder)!r} is not scored yet; run: rlvr score {folder}")
+    problems = {
+        (row["benchmark"], row["problem"]): row for row in read_lines(folder / PROBLEMS).rows
+    }
+    outcomes = outcomes_by_benchmark(plan, problems, read_lines(folder / SCORES).rows)
+    return Scored(
+        folder.resolve().name,
+        plan,
+        {name: {item.problem_id: item for item in found} for name, found in outcomes.items()},
+        {place: (row["question"], row["answer"]) for place, row in problems.items()},
+    )
+
+
+def _named(runs: Sequence[Scored]) -> tuple[Scored, ...]:
+    """Runs with names that differ: folders of equal name are numbered."""
+    names: list[str] = []
+    for run in runs:
+        name, number = run.name, 2
+        while name in names:
+            name, number = f"{run.name}-{number}", number + 1
+        names.append(name)
+    return tuple(
+        Scored(name, run.plan, run.outcomes, run.questions)
+        for name, run in zip(names, runs, strict=True)
+    )
+
+
+def _tests(first: Scored, second: Scored, benchmark: str, seed: int) -> list[Comparison]:
+    """The tests that both evaluations allow."""
+    pairs = [
+        (mine, second.outcomes[benchmark][name])
+        for name, mine in first.outcomes[benchmark].items()
+        if name in second.outcomes[benchmark]
+        and first.questions[benchmark, name] == second.questions[benchmark, name]
+    ]
+    found = []
+    greedy = [(a, b) for a, b in pairs if a.greedy is not None and b.greedy is not None]
+    if greedy:
+        found.append(_greedy_test(second.name, benchmark, greedy, seed))
+    sampled = [(a, b) for a, b in pairs if a.sampled and b.sampled]
+    if sampled:
+        found.append(_sampled_test(second.name, benchmark, sampled, seed))
+    return found
+
+
+Pair = tuple[ProblemOutcomes, ProblemOutcomes]
+
+
+def _greedy_test(model: str, benchmark: str, pairs: Sequence[Pair], seed: int) -> Comparison:
+    values = [
+        (float(a.greedy.correct), float(b.greedy.correct))
+        for a, b in pairs
+        if a.greedy is not None and b.greedy is not None
+    ]
+    p = mcnemar(sum(a > b for a, b in values), sum(b > a for a, b in values))
+    return _comparison(model, benchmark, "greedy", pairs, values, seed, p)
+
+
+def _sampled_test(model: str, benchmark: str, pairs: Sequence[Pair], seed: int) -> Comparison:
+    values = [(a.average, b.average) for a, b in pairs]
+    counts = sorted({len(side.sampled) for pair in pairs for side in pair})
+    metric = f"avg@{'/'.join(map(str, counts))}"
+    return _comparison(model, benchmark, metric, pairs, values, seed, None)
+
+
+def _comparison(
+    model: str,
+    benchmark: str,
+    metric: str,
+    pairs: Sequence[Pair],
+    values: Sequence[tuple[float, float]],
+    seed: int,
+    p: float | None,
+) -> Comparison:
+    first, second = [a for a, _ in values], [b for _, b in values]
+    paired: Paired = paired_bootstrap(first, second, f"{seed}/{benchmark}/{metric}")
+    changes = [(b - a, pair[0].problem_id) for (a, b), pair in zip(values, pairs, strict=True)]
+    return Comparison(
+        model=model,
+        benchmark=benchmark,
+        metric=metric,
+        problems=len(pairs),
+        first=float(np.mean(first)),
+        second=float(np.mean(second)),
+        difference=paired.difference,
+        low=paired.low,
+        high=paired.high,
+        p=paired.p if p is None else p,
+        won=tuple(name for change, name in sorted(changes, key=lambda c: -c[0]) if change > 0),
+        lost=tuple(name for change, name in sorted(changes, key=lambda c: c[0]) if change < 0),
+    )
+
+
+def _with_holm(test: Comparison, adjusted: float) -> Comparison:
+    return replace(test, p_holm=adjusted)
+
+
+def _mean(problems: dict[str, ProblemOutcomes]) -> float:
+    return float(np.mean([_value(problem) for problem in problems.values()]))
+
+
+def _value(problem: ProblemOutcomes) -> float:
+    """The headline value: the samples' average, else the greedy completion."""
+    if problem.sampled:
+        return problem.average
+    assert problem.greedy is not None
+    return float(problem.greedy.correct)
+
+
+def _resampled(
+    runs: Sequence[Scored], benchmarks: Sequence[str], random: np.random.Generator
+) -> np.ndarray:
+    """Results over problems drawn anew; the same problems for every model."""
+    columns = []
+    for benchmark in benchmarks:
+        shared = [n for n in runs[0].outcomes[benchmark] if _everywhere(runs, benchmark, n)]
+        names = shared or list(runs[0].outcomes[benchmark])
+        drawn = random.integers(0, len(names), len(names))
+        columns.append(
+            [
+                np.mean([_value(run.outcomes[benchmark][names[i]]) for i in drawn])
+                if shared
+                else _mean(run.outcomes[benchmark])
+                for run in runs
+            ]
+        )
+    return np.array(columns).T
+
+
+def _everywhere(runs: Sequence[Scored], benchmark: str, problem: str) -> bool:
+    return all(problem in run.outcomes[benchmark] for run in runs)
+
+
+def _notes(runs: Sequence[Scored], tests: Sequence[Comparison]) -> list[str]:
+    notes = []
+    if len(tests) > 1:
+        notes.append(
+            f"{len(tests)} tests: at 0.05 each, {0.05 * len(tests):.1f} would come out positive "
+            "where nothing differs; the Holm column holds for all of them together."
+        )
+    for run in runs[1:]:
+        for key in ("protocol", "grader", "truncated"):
+            if run.plan[key] != runs[0].plan[key]:
+                notes.append(
+                    f"{run.name} was evaluated with {key} {run.plan[key]!r}, {runs[0].name} with "
+                    f"{runs[0].plan[key]!r}: the difference is not of the models alone."
+                )
+        notes += _decoding_notes(runs[0], run)
+    if 2 < len(runs) < _FEW:
+        notes.append(
+            f"With {len(runs)} models a tournament says little more than the mean; take {_FEW} or "
+            "more."
+        )
+    return notes
+
+
+def _decoding_notes(first: Scored, second: Scored) -> list[str]:
+    notes = []
+    for name, mine in first.plan["benchmarks"].items():
+        theirs = second.plan["benchmarks"].get(name, mine)
+        keys = ("samples", "temperature", "top_p", "max_tokens", "template_sha256")
+        differing = [key for key in keys if mine[key] != theirs[key]]
+        if differing:
+            notes.append(f"{second.name}, {name}: {', '.join(differing)} differ from the baseline.")
+    return notes
+
+
+def comparison_table(compared: Compared) -> Table:
+    """What the terminal shows of the tests."""
+    heads = ["model", "benchmark", "metric", "problems", "before", "after", "difference", "95 %"]
+    heads += ["won", "lost", "p", "p (Holm)"]
+    table = plain_table(f"against {compared.runs[0].name}", heads, left=2)
+    for test in compared.comparisons:
+        table.add_row(
+            test.model,
+            test.benchmark,
+            test.metric,
+            str(test.problems),
+            f"{100 * test.first:.1f}",
+            f"{100 * test.second:.1f}",
+            f"{100 * test.difference:+.1f}",
+            f"{100 * test.low:+.1f} to {100 * test.high:+.1f}",
+            str(len(test.won)),
+            str(len(test.lost)),
+            _p(test.p),
+            _p(test.p_holm),
+        )
+    return table
+
+
+def leaderboard_table(compared: Compared) -> Table:
+    """Means and tournament scores, best first."""
+    heads = ["model", *compared.benchmarks, "mean", "Swiss score", "rank", "95 % of ranks"]
+    heads += ["any order", "change per T", "rank at largest T"]
+    table = plain_table("leaderboard", heads, left=1)
+    means = compared.results_MK.mean(1)
+    order = sorted(range(len(compared.runs)), key=lambda m: -compared.standings[m].score)
+    for m in order:
+        place = compared.standings[m]
+        table.add_row(
+            compared.runs[m].name,
+            *(f"{100 * value:.1f}" for value in compared.results_MK[m]),
+            f"{100 * means[m]:.1f}",
+            f"{place.score:.2f}",
+            f"{place.rank:g}",
+            f"{place.low:g} to {place.high:g}",
+            f"{place.any_order:.2f}",
+            f"{place.slope:+.2f}",
+            f"{place.failing_rank:g}",
+        )
+    return table
+
+
+def changed_problems(compared: Compared, most: int = 12) -> list[str]:
+    """Lines that name the problems won and lost, as many as fit."""
+    lines = []
+    for test in compared.comparisons:
+        for word, names in (("won", test.won), ("lost", test.lost)):
+            if names:
+                more = f" and {len(names) - most} more" if len(names) > most else ""
+                shown = ", ".join(names[:most])
+                lines.append(f"{test.model} {test.benchmark} {test.metric} {word}: {shown}{more}")
+    return lines
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
