@@ -65,7 +65,7 @@ def serve_command(
         dtype: How it rounds; has to be the recipe's ``model.precision``.
         max_model_len: Longest sequence in tokens; None is the model's context.
         max_num_seqs: Most completions side by side.
-        cpu: Add what a CPU wants: 1 GiB of cache in blocks of 32.
+        cpu: Add what a CPU wants: 1 GiB of cache in blocks of 32, prompts prefilled whole.
         nccl: Take weights from GPU to GPU (``weight_transfer: nccl``).
         extra: Further options of ``vllm serve``, which win over those here.
     """
@@ -82,6 +82,8 @@ def serve_command(
     ]
     if cpu:
         command += ["--block-size", "32", "--kv-cache-memory-bytes", str(2**30)]
+        # On a CPU vLLM dies of a seeded prompt that is prefilled in chunks.
+        command += ["--no-enable-chunked-prefill"]
     if nccl:
         command += ["--weight-transfer-config", '{"backend": "nccl"}']
     return [*command, *extra]

@@ -29,6 +29,7 @@ def measure(way: str, shape: str, checkpointing: bool) -> dict[str, float]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from rlvr.learner.engine import LocalEngine
+    from rlvr.learner.models import Models
     from rlvr.learner.settings import LearnerSettings
     from rlvr.policy import Policy, padded_inputs
 
@@ -48,7 +49,7 @@ def measure(way: str, shape: str, checkpointing: bool) -> dict[str, float]:
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     policy = Policy(model).train()
-    engine = LocalEngine(policy, LearnerSettings(lr=1e-6))
+    engine = LocalEngine(Models(policy), {"policy": LearnerSettings(lr=1e-6)})
     ids = torch.randint(0, vocabulary, (ROWS, LENGTH + 1)).tolist()
     inputs = padded_inputs([row[:1] for row in ids], [row[1:] for row in ids], range(ROWS))
     started = time.perf_counter()
@@ -68,7 +69,7 @@ def measure(way: str, shape: str, checkpointing: bool) -> dict[str, float]:
         entropy = -(all_logprobs.exp() * all_logprobs).sum(-1)
     loss = -logprobs.mean() - 0.001 * entropy.mean()
     engine.backward(loss)
-    engine.step(1e-6)
+    engine.step(1.0)
     return {
         "loss": float(loss.detach()),
         "seconds": time.perf_counter() - started,
