@@ -55,6 +55,7 @@ def join(timeout_s: float = 1800.0) -> Launch:
             "the launch configuration asks for FSDP; use DeepSpeed's ZeRO 3 instead "
             "(recipes/accelerate/zero3.yaml)"
         )
+    _check_meeting_point()
     if zero is not None:
         _leave_out_compiled_collectives()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or zero is not None:
@@ -113,6 +114,17 @@ def _zero_section() -> dict[str, Any] | None:
                 "checkpoint cannot hold; offload to cpu or none"
             )
     return section if section["stage"] > 0 else None
+
+
+def _check_meeting_point() -> None:
+    """A process that is told of others must be told how to find them."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if count != "1" and missing:
+        raise ValueError(
+            f"WORLD_SIZE is {count} and {', '.join(missing)} not set, so the other processes "
+            "cannot be found; start all of them by accelerate launch, or unset WORLD_SIZE"
+        )
 
 
 def _flag(name: str) -> bool:

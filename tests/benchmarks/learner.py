@@ -6,37 +6,42 @@ r"""Seconds and peak memory of an update, against TRL's GRPO update of the same 
 
 MODEL is a folder of SmolLM2-135M(-Instruct). A batch is eight completions of one prompt, tokens and
 advantages made up: of equal lengths, of lengths that make half of the padded batch padding, and
-seven short ones with a long one. Both train in bfloat16 autocast over float32 weights with a fused
-AdamW and clip at 1. An update is everything from the batch to the new weights:
+seven short ones with a long one. Both train in float32 (PRECISION=bfloat16 in the environment:
+autocast over float32 weights) with a fused AdamW and clip at 1. An update is everything from the
+batch to the new weights:
 
     rlvr          as a recipe has it: one update per rollout, nothing recomputed, default batching
+    rlvr, 512     with learner.tokens_per_micro_batch = 512 (memory only)
     trl           GRPOTrainer's defaults with vLLM: activations recomputed in the backward pass, and
                   a forward pass for the log-probabilities that its importance correction needs
     trl, lean     neither: activations kept, no correction
 
 Seconds are the processor's (all threads of the process), which other work on the machine disturbs
-less than the clock's; both are printed. The machine's own rate is that of bfloat16 matrix
-multiplication in the model's shapes, measured in the same run; the share of it is 6 x parameters x
-real tokens / seconds, prompts counted once a completion.
+less than the clock's; both are printed. The machine's own rate is that of matrix multiplication in
+the model's shapes, measured in the same run; the share of it is 6 x parameters x real tokens /
+seconds, prompts counted once a completion.
 """
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 PROMPT = 16
+PRECISION = os.environ.get("PRECISION", "float32")
 SHAPES = {
     "equal lengths": (48,) * 8,
     "half padding": (48, 6, 12, 18, 24, 30, 36, 18),
     "one long": (12,) * 7 + (96,),
 }
 WAYS = ("rlvr", "trl", "trl, lean")
+SMALL = "rlvr, 512"
 
 
 def batch_of(lengths: tuple[int, ...]):
@@ -64,14 +69,15 @@ def batch_of(lengths: tuple[int, ...]):
     )
 
 
-def rlvr_update(model: str) -> Callable[[tuple[int, ...]], float]:
+def rlvr_update(model: str, budget: int = 4096) -> Callable[[tuple[int, ...]], float]:
     """One update by the learner; returns its loss."""
     from rlvr.learner import Learner, LearnerSettings
     from rlvr.objective import Clip, Objective, TokenMean
     from rlvr.policy import ModelSettings, load_policy
 
-    policy = load_policy(ModelSettings(path=model, precision="bfloat16"))
-    learner = Learner(policy, Objective(Clip(), (), TokenMean()), LearnerSettings(lr=1e-6))
+    policy = load_policy(ModelSettings(path=model, precision=PRECISION))
+    settings = LearnerSettings(lr=1e-6, tokens_per_micro_batch=budget)
+    learner = Learner(policy, Objective(Clip(), (), TokenMean()), settings)
     return lambda lengths: learner.update(batch_of(lengths))["policy/loss"]
 
 
@@ -93,7 +99,7 @@ def trl_update(model: str, lean: bool) -> Callable[[tuple[int, ...]], float]:
         beta=0.0,
         report_to=[],
         gradient_checkpointing=not lean,
-        bf16=True,
+        bf16=PRECISION == "bfloat16",
     )
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
@@ -147,17 +153,19 @@ def _trl_inputs(batch):
 
 def build(way: str, model: str) -> Callable[[tuple[int, ...]], float]:
     """The update of one way."""
-    return rlvr_update(model) if way == "rlvr" else trl_update(model, lean=way != "trl")
+    if way in ("rlvr", SMALL):
+        return rlvr_update(model, 512 if way == SMALL else 4096)
+    return trl_update(model, lean=way != "trl")
 
 
 def matmul_rate() -> float:
-    """Twice the multiply-adds per processor second of bfloat16 products in the model's shapes."""
+    """Twice the multiply-adds per processor second of products in the model's shapes."""
     import torch
 
     tokens, total, seconds = 1024, 0.0, 0.0
     for rows, columns in ((576, 1536), (1536, 576), (576, 576), (576, 49152)):
-        a = torch.randn(tokens, rows, dtype=torch.bfloat16)
-        b = torch.randn(rows, columns, dtype=torch.bfloat16)
+        a = torch.randn(tokens, rows, dtype=getattr(torch, PRECISION))
+        b = torch.randn(rows, columns, dtype=getattr(torch, PRECISION))
         a @ b
         started = time.process_time()
         a @ b
@@ -166,7 +174,7 @@ def matmul_rate() -> float:
     return total / seconds
 
 
-def measure_seconds(model: str, repeats: int) -> None:
+def measure_seconds(model: str, repeats: int, shapes: Sequence[str]) -> None:
     """All ways in this process, in turn, medians."""
     updates = {way: build(way, model) for way in WAYS}
     times: dict[tuple[str, str], list[float]] = {}
@@ -174,11 +182,13 @@ def measure_seconds(model: str, repeats: int) -> None:
     rates, losses = [], {}
     for repeat in range(repeats + 1):
         rates.append(matmul_rate())
-        for shape, lengths in SHAPES.items():
+        for shape in shapes:
+            lengths = SHAPES[shape]
             for way in WAYS:
                 began, started = time.perf_counter(), time.process_time()
                 loss = updates[way](lengths)
                 taken = time.process_time() - started
+                print(repeat, shape, way, f"{taken:.2f}", file=sys.stderr, flush=True)
                 if repeat:  # the first makes moments and warms up
                     times.setdefault((shape, way), []).append(taken)
                     clock.setdefault((shape, way), []).append(time.perf_counter() - began)
@@ -189,7 +199,8 @@ def measure_seconds(model: str, repeats: int) -> None:
     print(
         "batch            way        seconds  (range)        ratio  of the rate  by the clock  loss"
     )
-    for shape, lengths in SHAPES.items():
+    for shape in shapes:
+        lengths = SHAPES[shape]
         base = statistics.median(times[shape, "rlvr"])
         tokens = sum(lengths) + PROMPT * len(lengths)
         for way in WAYS:
@@ -214,7 +225,7 @@ def measure_skipping(model: str, repeats: int) -> None:
     index = torch.arange(40) // 4
     prompts = tuple((10 + int(group), *batch.prompt_ids[0][1:]) for group in index)
     batch = replace(batch, group_index_B=index, prompt_ids=prompts)
-    policy = load_policy(ModelSettings(path=model, precision="bfloat16"))
+    policy = load_policy(ModelSettings(path=model, precision=PRECISION))
     learners = {
         skip: Learner(
             policy,
@@ -235,12 +246,12 @@ def measure_skipping(model: str, repeats: int) -> None:
         print(f"{share:23.0%}  {run:10.2f}  {skipped:10.2f}  {run / skipped:5.2f}", flush=True)
 
 
-def measure_memory(model: str, scale: int) -> None:
+def measure_memory(model: str, scale: int, shapes: Sequence[str]) -> None:
     """Each way in a process of its own; completions ``scale`` times as long."""
     print("batch            way        peak GiB  ratio")
-    for shape in SHAPES:
+    for shape in shapes:
         peaks = {}
-        for way in WAYS:
+        for way in ("rlvr", SMALL, *WAYS[1:]):
             command = [sys.executable, "-m", "tests.benchmarks.learner", model]
             command += ["--one", way, "--shape", shape, "--scale", str(scale)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
@@ -265,18 +276,19 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--skipping", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--scale", type=int, default=8, help="of lengths, with --memory")
-    parser.add_argument("--one", choices=WAYS)
-    parser.add_argument("--shape", choices=SHAPES)
+    parser.add_argument("--scale", type=int, default=4, help="of lengths, with --memory")
+    parser.add_argument("--one", choices=(*WAYS, SMALL))
+    parser.add_argument("--shape", choices=SHAPES, help="this batch alone")
     options = parser.parse_args()
+    shapes = [options.shape] if options.shape else list(SHAPES)
     if options.one:
         measure_one(options.one, options.model, options.shape, options.scale)
     elif options.skipping:
         measure_skipping(options.model, options.repeats)
     elif options.memory:
-        measure_memory(options.model, options.scale)
+        measure_memory(options.model, options.scale, shapes)
     else:
-        measure_seconds(options.model, options.repeats)
+        measure_seconds(options.model, options.repeats, shapes)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ def raw(options: argparse.Namespace) -> float:
         max_num_seqs=128,
         kv_cache_memory_bytes=2**30,
         block_size=32,
+        enable_chunked_prefill=False,
         generation_config="vllm",
         logprobs_mode="processed_logprobs",
         disable_log_stats=True,

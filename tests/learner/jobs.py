@@ -269,7 +269,8 @@ def gradients(model, folder, launch):
         settings["ratio_against"] = "rollout"
         pair = []
         for how in (Launch(Alone()), launch):
-            learner = build(model, how, objective, **settings)
+            # A copy each: an objective may remember earlier steps.
+            learner = build(model, how, copy.deepcopy(objective), **settings)
             if not sharded:
                 learner.policy.double()
             if learner.reference is not None:

@@ -135,3 +135,11 @@ class TestTwoProcesses:
             learner.update(batch)
         expected = load_file(together / "undisturbed.safetensors")
         assert furthest(jobs.weights(learner), expected) < 1e-6
+
+
+@pytest.mark.deepspeed
+@pytest.mark.timeout(600)
+def test_moments_and_weights_in_host_memory_change_nothing(alone, tiny_folder, tmp_path):
+    run_job("zero3_offload", "train", tiny_folder, tmp_path)
+    one, two = both(alone, tmp_path, "train")
+    assert furthest(one, two, "model.") < 1e-6

@@ -122,11 +122,14 @@ def test_a_server_that_dies_in_the_midst_comes_back_with_the_weights(policy, ser
         server.pause_s = 0.05
     engine = make(servers, max_in_flight=4)
     engine.sync(policy, 0)
-    again = []
+    again, stopped = [], []
 
     def strike(done, _total):
-        if done >= 8 and not again:
+        if done >= 8 and not stopped:
+            servers[1].pause_s = 0.25  # so that there is work left when the other is back
             servers[0].stop()
+            stopped.append(done)
+        if stopped and done >= stopped[0] + 24 and not again:  # long enough to be missed
             again.append(FakeServer(servers[0].scores, servers[0].port))
 
     outputs = engine.generate(requests(40), SAMPLING, strike)

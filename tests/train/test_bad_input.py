@@ -163,11 +163,13 @@ def test_an_output_folder_with_something_in_it_is_not_touched(recipe_file, tmp_p
     assert "0.003" in line
 
 
-def test_several_processes_are_refused(recipe_values, monkeypatch):
+def test_processes_that_cannot_find_each_other_are_refused(recipe_values, monkeypatch):
     from rlvr.train.rl import train
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="started with 2 processes"):
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match=r"WORLD_SIZE is 2 and RANK, .*by accelerate launch"):
         train(load_settings(RLRecipe, recipe_values))
     assert not Path(recipe_values["output"]).exists()
 

@@ -71,8 +71,8 @@ def undisturbed(recipe_values, tmp_path):
 
 def test_a_run_learns_and_leaves_its_records(recipe_values):
     """Four problems to learn by heart: the reward must rise far above its noise of 0.05."""
-    overrides = ["steps=30", "data.source.size=4", "learner.lr=1e-2", "regularisers=[]"]
-    overrides += ["rollout.prompts_per_step=4", "rollout.samples_per_prompt=16"]
+    overrides = ["steps=30", "data.source.size=4", "learner.lr=5e-3", "regularisers=[]"]
+    overrides += ["rollout.prompts_per_step=4", "rollout.samples_per_prompt=64"]
     folder = run_in_process(recipe_values, *overrides, "evaluation.every=30")
     rows = read_metrics(folder / "metrics.jsonl")
     rewards = [row["reward/mean"] for row in rows if "reward/mean" in row]
