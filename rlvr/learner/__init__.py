@@ -15,12 +15,8 @@ from rlvr.learner.critic import CRITIC, CriticSettings, CriticTraining
 from rlvr.learner.launch import Launch, join
 from rlvr.learner.learner import Learner
 from rlvr.learner.models import Models
-from rlvr.learner.preference import (
-    PreferenceBatch,
-    PreferenceLearner,
-    adapters_off,
-    check_one_process,
-)
+from rlvr.learner.preference import PreferenceLearner, adapters_off
+from rlvr.learner.preference_batch import PreferenceBatch
 from rlvr.learner.settings import LearnerSettings, OptimizerSettings, Schedule
 
 __all__ = [
@@ -38,7 +34,6 @@ __all__ = [
     "PreferenceLearner",
     "Schedule",
     "adapters_off",
-    "check_one_process",
     "checkpoint_path",
     "join",
     "latest_checkpoint",

@@ -20,6 +20,7 @@ from rlvr.learner import (
     CriticTraining,
     Launch,
     Learner,
+    PreferenceLearner,
     checkpoint_path,
     join,
     latest_checkpoint,
@@ -164,19 +165,27 @@ class Run:
 
     def restore(self, checkpoint: Path) -> None:
         """Take everything but the weights (loaded already) from a checkpoint."""
-        state, tensors = load_state(checkpoint, self.ranks)
-        self.learner.engine.load_state(
-            {key: value for key, value in tensors.items() if not key.startswith("rng/")}
-        )
-        restore_random_states(tensors)
+        state = restore_learner(self.learner, checkpoint, self.ranks)
         self.rollouts_state = state["rollouts"]
         self.sampler.load_state_dict(self.rollouts_state["sampler"])
-        self.learner.updates = state["updates"]
-        self.learner.skipped_updates = state["skipped_updates"]
         self.learner.rollouts = state.get("trained_rollouts", 0)
         self.learner.objective.load_state(state.get("objective", {}))
         self.step = state["step"]
         self.saved = checkpoint
+
+
+def restore_learner(
+    learner: Learner | PreferenceLearner, checkpoint: Path, ranks: Ranks
+) -> dict[str, Any]:
+    """Take optimizer, counters and random states from a checkpoint; the rest of its state."""
+    state, tensors = load_state(checkpoint, ranks)
+    learner.engine.load_state(
+        {key: value for key, value in tensors.items() if not key.startswith("rng/")}
+    )
+    restore_random_states(tensors)
+    learner.updates = state["updates"]
+    learner.skipped_updates = state["skipped_updates"]
+    return state
 
 
 @contextmanager
@@ -248,14 +257,14 @@ def open_run(
         if checkpoint is not None:
             run.restore(checkpoint)
             say(console, f"resuming after step {run.step} from {checkpoint}")
-            _say_what_is_not_exact(console, written_by(checkpoint), ranks.count)
+            say_what_is_not_exact(console, checkpoint, ranks)
         waited_for = {"vllm": "starting vLLM", "vllm_server": "waiting for vLLM servers"}
         if recipe.rollout.engine.name in waited_for:
             console.print(waited_for[recipe.rollout.engine.name])
         run.sync()
         # Only now: a recipe that cannot be carried out leaves no folder behind.
         first_rank(ranks, lambda: record_run(recipe))
-        run.log = stack.enter_context(_open_log(run, console))
+        run.log = stack.enter_context(open_log(recipe, ranks, run.step, console))
         if recipe.watchdog is not None:
             run.watchdog = stack.enter_context(
                 closing(Watchdog(ranks.rank, **recipe.watchdog.model_dump()))
@@ -263,15 +272,16 @@ def open_run(
         yield run
 
 
-def _open_log(run: Run, console: Console) -> RunLog:
-    if not run.ranks.first:
+def open_log(recipe: AnyRecipe, ranks: Ranks, step: int, console: Console) -> RunLog:
+    """The records of a run that stands after ``step`` steps; the first rank keeps them."""
+    if not ranks.first:
         return SilentLog()
     return RunLog(
-        run.folder,
-        run.recipe.steps,
-        resumed_step=run.step,
-        trackers=run.recipe.log.track,
-        config=run.recipe.model_dump(mode="json"),
+        recipe.output,
+        recipe.steps,
+        resumed_step=step,
+        trackers=recipe.log.track,
+        config=recipe.model_dump(mode="json"),
         console=console,
     )
 
@@ -282,7 +292,7 @@ def check_launch(recipe: RLRecipe, launch: Launch) -> None:
     Raises:
         ValueError: It cannot; the message says what to change.
     """
-    if _shards_weights(launch) and recipe.rollout.engine.name == "transformers":
+    if shards_weights(launch) and recipe.rollout.engine.name == "transformers":
         raise ValueError(
             "rollout.engine 'transformers' generates with the learner's own weights, which ZeRO 3 "
             "parts over processes; use vllm or vllm_server, or launch with ZeRO 2"
@@ -294,7 +304,8 @@ def check_launch(recipe: RLRecipe, launch: Launch) -> None:
         )
 
 
-def _shards_weights(launch: Launch | None) -> bool:
+def shards_weights(launch: Launch | None) -> bool:
+    """Whether the launch parts weights over processes."""
     return launch is not None and launch.zero is not None and launch.zero["stage"] == 3
 
 
@@ -306,7 +317,9 @@ def starting_point(recipe: AnyRecipe, resume: bool) -> str | None:
     return None if checkpoint is None else str(checkpoint)
 
 
-def _say_what_is_not_exact(console: Console, wrote: int, now: int) -> None:
+def say_what_is_not_exact(console: Console, checkpoint: Path, ranks: Ranks) -> None:
+    """Say so where another number of processes takes a checkpoint up."""
+    wrote, now = written_by(checkpoint), ranks.count
     if wrote != now:
         say(
             console,
@@ -399,7 +412,7 @@ def build_learner(
         recipe.filters,
     )
     # Weights that do not fit on one GPU are taken apart in host memory.
-    device = torch.device("cpu") if _shards_weights(launch) else None
+    device = torch.device("cpu") if shards_weights(launch) else None
     policy = load_policy(recipe.model, saved=checkpoint, device=device)
     critic, needs_reference = None, objective.needs_reference
     if isinstance(recipe.advantage, Gae):

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from rlvr.learner import (
-    Launch,
     LearnerSettings,
     PreferenceBatch,
     PreferenceLearner,
@@ -16,7 +15,6 @@ from rlvr.learner import (
 )
 from rlvr.policy import LoraSettings, ModelSettings, load_policy
 from rlvr.preference.losses import LOSSES, Pairs, Side, mixed_loss
-from rlvr.ranks import Ranks
 
 
 def pairs(count=6, seed=0):
@@ -175,9 +173,9 @@ def test_adapters_off_are_the_reference(tiny_folder):
     for _ in range(5):
         learner.update(batch)
     with adapters_off(policy) as reference:
-        frozen = learner.sums(batch, reference)
-    assert torch.allclose(frozen, learner.sums(batch, base), atol=1e-4)
-    assert not torch.allclose(frozen, learner.sums(batch), atol=1e-2)
+        frozen = learner.passes.sums(batch, reference)
+    assert torch.allclose(frozen, learner.passes.sums(batch, base), atol=1e-4)
+    assert not torch.allclose(frozen, learner.passes.sums(batch), atol=1e-2)
     assert learner.measure(batch)["preference/reward_accuracy"] == 1.0
 
 
@@ -215,13 +213,3 @@ def test_unpaired_losses_part_desirable_from_undesirable(tiny_folder, name):
     assert before["preference/desirable_log_ratio"] == 0
     assert after["preference/desirable_log_ratio"] > after["preference/undesirable_log_ratio"]
     assert after["preference/kl_baseline"] >= 0
-
-
-@pytest.mark.parametrize(("count", "zero"), [(2, None), (1, {"stage": 2})])
-def test_a_launch_that_shares_the_work_is_refused(exact_policy, count, zero):
-    ranks = Ranks()
-    ranks.count = count
-    with pytest.raises(ValueError, match="use accelerate launch --num_processes 1"):
-        PreferenceLearner(
-            exact_policy, [LOSSES["simpo"]()], LearnerSettings(), launch=Launch(ranks, zero)
-        )
