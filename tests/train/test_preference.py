@@ -21,43 +21,8 @@ from rlvr.train.tasks import task_of
 
 
 @pytest.fixture
-def values(guessing_folder, tmp_path):
-    """Single digit sums: the right box against the box of another number."""
-    rows = [
-        {
-            "prompt": f"{a}+{b}=",
-            "chosen": f"\\boxed{{{a + b}}}",
-            "rejected": f"\\boxed{{{(a + b + 3) % 19}}}",
-        }
-        for a in range(10)
-        for b in range(10)
-    ]
-    labelled = [
-        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
-        for row in rows
-        for side in ("chosen", "rejected")
-    ]
-    for name, content in (("pairs", rows), ("labelled", labelled)):
-        text = "".join(json.dumps(row) + "\n" for row in content)
-        (tmp_path / f"{name}.jsonl").write_text(text)
-    pairs = {"name": "file", "path": str(tmp_path / "pairs.jsonl")}
-    problems = {"name": "arithmetic", "digits": 1, "size": 20}
-    return {
-        "task": "preference",
-        "output": str(tmp_path / "run"),
-        "steps": 6,
-        "model": {"path": str(guessing_folder)},
-        "data": {"source": pairs, "per_step": 20},
-        "losses": [{"name": "sigmoid"}],
-        "learner": {"lr": 3e-3},
-        "evaluation": {
-            "every": 3,
-            "pairs": {"held_out": {**pairs, "limit": 30}},
-            "sets": {"sums": problems},
-            "sampling": {"max_tokens": 8, "temperature": 0.0},
-        },
-        "checkpoint": {"every": 2, "keep": 4},
-    }
+def values(preference_values):
+    return preference_values
 
 
 def run(values, *overrides, resume=False):
