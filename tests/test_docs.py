@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rlvr.preference.explain import loss_table, structure_table
+from rlvr.preference.losses import LOSSES
+from rlvr.preference.pages import example, loss_page, loss_table, structure_table
 from rlvr.settings import describe, load_settings, markdown_table
 from rlvr.train.preference_recipe import PreferenceRecipe
 from rlvr.train.recipe import RLRecipe
@@ -38,7 +39,16 @@ def test_the_settings_page_of_preferences_is_what_the_command_prints():
 def test_tables_of_losses_are_printed_from_the_code(page, key, table):
     text = (ROOT / "docs" / "methods" / f"{page}.md").read_text()
     shown = text.partition(f"<!-- table: {key} -->\n")[2].partition("\n<!-- end -->")[0]
-    assert shown == table(), f"put what rlvr.preference.explain.{table.__name__} gives there"
+    assert shown == table(), "run: python -m rlvr.preference.pages docs/methods"
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_has_a_page_and_a_recipe(name):
+    page = ROOT / "docs" / "methods" / "losses" / f"{name}.md"
+    assert page.read_text() == loss_page(name), "run: python -m rlvr.preference.pages docs/methods"
+    recipe, override = example(name)
+    loaded = load_settings(PreferenceRecipe, ROOT / recipe, [override.strip("'")])
+    assert [loss.name for loss in loaded.losses] == [name]
 
 
 @pytest.mark.parametrize("schema", [RLRecipe, PreferenceRecipe])

@@ -28,15 +28,25 @@ def write_preferences(
     """
     rows: list[Row] = []
     for source in sources:
-        folder = source / "completions"
-        files = sorted(folder.glob("step_*.jsonl")) if folder.is_dir() else [source]
-        for file in files:
+        for file in _files(source):
             rows += [Row(f"{file}, {row.label}", row.values) for row in read_rows(file)]
     found = pairs_of_rows(rows, per_prompt=per_prompt, labelled=labelled)
     out.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
     out.write_text(text, encoding="utf-8")
     return len(found)
+
+
+def _files(source: Path) -> list[Path]:
+    if not source.is_dir():
+        return [source]
+    files = sorted((source / "completions").glob("step_*.jsonl"))
+    if not files:
+        raise ValueError(
+            f"folder {str(source)!r} is no run that kept completions (completions/step_*.jsonl); "
+            "give a run folder, and see log.completions_per_step in its recipe"
+        )
+    return files
 
 
 def pairs_of_rows(

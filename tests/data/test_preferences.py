@@ -144,6 +144,8 @@ def test_right_meets_wrong_within_a_prompt(tmp_path):
         pairs_of_rows(rows[4:5], per_prompt=1)
     with pytest.raises(ValueError, match="correct = None"):
         pairs_of_rows([Row("x", {"prompt": "a", "response": "1"})], per_prompt=1)
+    with pytest.raises(ValueError, match="is no run that kept completions"):
+        write_preferences([tmp_path], tmp_path / "pairs.jsonl")
     folder = tmp_path / "run" / "completions"
     folder.mkdir(parents=True)
     (folder / "step_000001.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -119,8 +119,9 @@ def test_a_signal_leaves_a_checkpoint(values, monkeypatch):
     ],
 )
 def test_what_cannot_work_is_refused(values, overrides, part, tmp_path):
-    with pytest.raises(ValueError, match=part):
+    with pytest.raises(ValueError, match=part) as caught:
         run(values, *overrides)
+    assert ("at least 1 item" in str(caught.value)) == (overrides == ["losses=[]"])
     assert not (tmp_path / "run").exists()
 
 
