@@ -96,7 +96,7 @@ def _evaluate_if_due(run: PreferenceRun, signals: StopSignals) -> None:
                 for key, value in measured.items()
             }
         if run.engine is not None:
-            answered, rows = evaluate(cast(Run, run))
+            answered, rows = evaluate(cast(Run, run))  # it has all that evaluation looks at
             metrics |= answered
     with signals.shield():
         run.log.completions("evaluations", run.step, rows)

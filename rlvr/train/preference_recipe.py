@@ -150,7 +150,11 @@ def _impossible(recipe: PreferenceRecipe) -> list[str]:
         )
     if recipe.weighting and any(loss.whole_step for loss in recipe.losses):
         faults.append("weighting is of pairs, but aot sorts each side by itself; drop one of them")
-    learner = recipe.learner
+    return faults + _impossible_learner(recipe) + _impossible_names(recipe.evaluation)
+
+
+def _impossible_learner(recipe: PreferenceRecipe) -> list[str]:
+    faults, learner = [], recipe.learner
     for name in ("updates_per_rollout", "ratio_against", "skip_zero_advantage"):
         default = LearnerSettings.model_fields[name].default
         if getattr(learner, name) != default:
@@ -163,7 +167,11 @@ def _impossible(recipe: PreferenceRecipe) -> list[str]:
             f"learner.layout = 'packed' needs a block mask, which model.attention = "
             f"{recipe.model.attention!r} does not take; use sdpa or layout padded"
         )
-    evaluation = recipe.evaluation
+    return faults
+
+
+def _impossible_names(evaluation: PreferenceEvaluation) -> list[str]:
+    faults = []
     for name in (*evaluation.pairs, *evaluation.sets):
         if not re.fullmatch(r"[\w.-]+", name):
             faults.append(
