@@ -5,6 +5,7 @@ the same rollouts while weights agree; sums are taken in another order, so weigh
 rounding, and once a token comes out otherwise by more. Within one way of launching all is bitwise.
 """
 
+import contextlib
 import os
 import random
 import signal
@@ -49,6 +50,15 @@ def run(config, values, tmp_path, *arguments, processes=2):
 def furthest(one, two):
     assert set(one) == set(two)
     return max(float((one[name] - two[name]).abs().max()) for name in one)
+
+
+def newer(paths, moment):
+    """Whether one of the paths was changed after the moment; one that has just gone was not."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime > moment:
+                return True
+    return False
 
 
 def wait_for(condition, process, seconds=300):
@@ -98,13 +108,38 @@ def test_killed_at_random_moments_and_resumed_it_ends_where_it_would_have_ended(
     for _ in range(3):
         process = start(config, values, tmp_path, "--resume")
         began = time.time()
-        marks = (folder / "timeline.jsonl", folder / "metrics.jsonl")
-        wait_for(lambda: any(m.exists() and m.stat().st_mtime > began for m in marks), process)  # noqa: B023
+        wait_for(lambda: newer(folder.glob("[tm]*.jsonl"), began), process)  # noqa: B023
         time.sleep(generator.random() * 2)
         os.killpg(process.pid, signal.SIGKILL)
         kills += process.wait(timeout=30) == -signal.SIGKILL
     assert kills, "at least one kill must have come before the end"
     run(config, values, tmp_path, "--resume")
+    assert furthest(weights(folder), weights(undisturbed)) == 0.0
+    assert figures(folder) == figures(undisturbed)
+    assert not list(folder.rglob("*.partial"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "processes"), [("cpu", 1), ("zero2", 2)])
+def test_ten_kills_in_one_run_cost_nothing(name, processes, values, tmp_path):
+    """Seven at random moments, three as soon as a checkpoint is half written."""
+    values = {**values, "steps": 12, "checkpoint": {"every": 1}}
+    undisturbed, _ = run(
+        name, {**values, "output": str(tmp_path / "undisturbed")}, tmp_path, processes=processes
+    )
+    folder, generator, half_written = Path(values["output"]), random.Random(0), 0
+    for number in range(10):
+        process = start(name, values, tmp_path, "--resume", processes=processes)
+        began = time.time()
+        aimed = number % 3 == 2
+        marks = "checkpoints/*.partial" if aimed else "timeline.jsonl"
+        wait_for(lambda: newer(folder.glob(marks), began), process)  # noqa: B023
+        time.sleep(0 if aimed else generator.random())
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait(timeout=30) == -signal.SIGKILL, f"kill {number} came after the end"
+        half_written += bool(list(folder.rglob("*.partial")))
+    assert half_written, "no kill met a checkpoint being written"
+    run(name, values, tmp_path, "--resume", processes=processes)
     assert furthest(weights(folder), weights(undisturbed)) == 0.0
     assert figures(folder) == figures(undisturbed)
     assert not list(folder.rglob("*.partial"))
