@@ -118,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for everything")
     parser.add_argument("--out", type=Path, help="picture to write")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     console = Console()
     curves: dict[str, list[Curve]] = {arm: [] for arm in ARMS}
