@@ -468,8 +468,12 @@ def test_smollm2_agrees_with_the_learner_before_and_after_an_update(
         apart = (values(outputs) - learner_values(policy, asked, outputs, 1.0)).abs()
         assert apart.mean() < mean
         assert apart.max() < largest
-    perturb(policy, 0.1)
+    engine.close()
+    # In bfloat16 a head that was repaired once follows the embedding from then on: begin anew.
     monkeypatch.setattr(VllmEngine, "_repair", False)
+    engine = VllmEngine(policy, [2], VllmEngineSettings(weights_folder=tmp_path), longest=256)
+    engine.sync(policy, 2)
+    perturb(policy, 0.1)
     with pytest.raises(StaleWeightsError):
-        engine.sync(policy, 2)
+        engine.sync(policy, 3)
     engine.close()
