@@ -15,10 +15,12 @@ from rlvr.learner.critic import CRITIC, CriticSettings, CriticTraining
 from rlvr.learner.launch import Launch, join
 from rlvr.learner.learner import Learner
 from rlvr.learner.models import Models
+from rlvr.learner.reward_model import PRM, PrimeSettings, PrimeTraining, RewardModel
 from rlvr.learner.settings import LearnerSettings, OptimizerSettings, Schedule
 
 __all__ = [
     "CRITIC",
+    "PRM",
     "CheckpointError",
     "CheckpointWriter",
     "CriticSettings",
@@ -28,6 +30,9 @@ __all__ = [
     "LearnerSettings",
     "Models",
     "OptimizerSettings",
+    "PrimeSettings",
+    "PrimeTraining",
+    "RewardModel",
     "Schedule",
     "checkpoint_path",
     "join",

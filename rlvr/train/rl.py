@@ -26,6 +26,7 @@ from rlvr.train.collect import Rollout
 from rlvr.train.evaluation import evaluate
 from rlvr.train.interrupt import Stopped, StopSignals
 from rlvr.train.log import completion_row
+from rlvr.train.prime import export_reward_model
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.run import Run, open_run
 from rlvr.train.scoring import Scored
@@ -64,6 +65,7 @@ def train(recipe: RLRecipe, *, resume: bool = False, console: Console | None = N
             raise
         run.log.phase("exporting")
         _export(run)
+        export_reward_model(run.learner.prime, run.tokenizer, run.folder, run.ranks)
     return recipe.output
 
 
@@ -150,6 +152,9 @@ def _keep_completions(
         completion_row(item, step, run.tokenizer, advantage=value)
         for item, value in zip(flat, advantages, strict=True)
     ]
+    if run.learner.process_rewards_BT is not None:
+        for row, rewards_T in zip(rows, run.learner.process_rewards_BT.tolist(), strict=False):
+            row["token_rewards"] = [round(r, 5) for r in rewards_T[: len(row["tokens"])]]
     run.log.completions("completions", step, rows)
 
 

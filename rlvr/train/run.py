@@ -52,6 +52,7 @@ from rlvr.rollout import Engine, build_engine
 from rlvr.settings import load_settings, to_yaml
 from rlvr.train.interrupt import StopSignals
 from rlvr.train.log import RunLog, SilentLog, check_trackers, write_atomically
+from rlvr.train.prime import build_prime, reward_model_writer
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.scoring import Scorer
 from rlvr.train.together import first_rank
@@ -145,9 +146,14 @@ class Run:
             critic, self.policy, keep=self.ranks.first, copy=self.checkpoints.background
         )
 
+        write_prm = reward_model_writer(
+            self.learner.prime, keep=self.ranks.first, copy=self.checkpoints.background
+        )
+
         def write_model(path: Path) -> None:
             write_policy(path)
             write_critic(path)
+            write_prm(path)
             if not self.policy.has_adapters:
                 self.tokenizer.save_pretrained(path / "model")
 
@@ -421,6 +427,7 @@ def build_learner(
         total_updates=recipe.steps * recipe.learner.updates_per_rollout,
         reference=reference,
         critic=critic,
+        prime=build_prime(recipe, policy, checkpoint, device),
         launch=launch,
     )
 
