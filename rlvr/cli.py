@@ -6,7 +6,7 @@ Heavy imports stand inside the commands, so that ``rlvr --help`` answers at once
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -24,6 +24,13 @@ app = typer.Typer(
         "Start with `rlvr quickstart`: it trains a tiny model from nothing and shows the result."
     ),
 )
+
+logic_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Preference losses as logic: read an equation, write a loss as formulas, see them all.",
+)
+app.add_typer(logic_app, name="logic")
 
 
 @app.command()
@@ -45,24 +52,22 @@ def train(
         typer.Option("--dry-run", help="Print the resolved recipe and derived numbers, then stop."),
     ] = False,
 ) -> None:
-    """Train a policy as a recipe says.
+    """Train a policy as a recipe says; the recipe's task (rl, preference) chooses the loop.
 
     Example: rlvr train recipes/smollm2_arithmetic.yaml model.path=./smollm2 steps=20
     """
     from rlvr.settings import load_settings
-    from rlvr.train.recipe import RLRecipe
+    from rlvr.train.tasks import task_of
 
-    resolved = load_settings(RLRecipe, recipe, overrides or [])
+    task = task_of(recipe, overrides or [])
+    resolved = load_settings(task.schema, recipe, overrides or [])
     if dry_run:
-        from rlvr.train.plan import render_plan
-
-        typer.echo(render_plan(resolved))
+        typer.echo(task.plan(resolved))
         return
     _quiet_libraries()
     from rlvr.report import write_report
-    from rlvr.train.rl import train as run
 
-    folder = run(resolved, resume=resume)
+    folder = task.train(resolved, resume=resume)
     typer.echo(f"model:  {folder / 'model'}\nreport: {write_report(folder)}")
 
 
@@ -296,12 +301,13 @@ def settings(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the table of docs/settings.md.")
     ] = False,
+    task: Annotated[str, typer.Option(help="Whose recipe: rl or preference.")] = "rl",
 ) -> None:
     """List every setting of a recipe with its type, default and meaning."""
     from rlvr.settings import describe, markdown_table
-    from rlvr.train.recipe import RLRecipe
+    from rlvr.train.tasks import find_task
 
-    found = [item for item in describe(RLRecipe) if item.key.startswith(prefix)]
+    found = [item for item in describe(find_task(task).schema) if item.key.startswith(prefix)]
     if not found:
         raise ValueError(f"no setting begins with {prefix!r}; `rlvr settings` lists all")
     if markdown:
@@ -365,6 +371,79 @@ def grade(
         timeout=timeout,
         echo=typer.echo,
     )
+
+
+@logic_app.command()
+def decompile(
+    equation: Annotated[str, typer.Argument(help='Such as "Pw*(1-Pl) / (Pl*(1-Pw))".')],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a loss equation means: its formulas, a reading, and which known loss it is."""
+    from rlvr.preference.explain import explain_equation
+
+    _show_logic(explain_equation(equation), as_json)
+
+
+@logic_app.command("compile")
+def compile_structure(
+    core: Annotated[str, typer.Option("--P", help='Core formula, such as "l -> w".')],
+    condition: Annotated[str, typer.Option("--P_C", help="Conditioning constraint.")] = "true",
+    added: Annotated[str, typer.Option("--P_A", help="Additive constraint.")] = "false",
+    at: Annotated[str | None, typer.Option(help="A point, such as Pw=.6,Pl=.3.")] = None,
+    form: Annotated[str, typer.Option("--f", help="logistic, squared or hinge.")] = "logistic",
+    beta: Annotated[float, typer.Option(help="f's parameter, above 0.")] = 1.0,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Take the form with a reference model.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Turn formulas into a loss equation, and into numbers at a point."""
+    from rlvr.preference.explain import compile_formulas
+
+    found = compile_formulas(
+        core, condition, added, at=at, form=form, beta=beta, reference=reference
+    )
+    _show_logic(found, as_json)
+
+
+@logic_app.command()
+def lattice(
+    out: Annotated[Path, typer.Option(help="HTML file to write.")],
+) -> None:
+    """Draw the landscape of losses as one HTML page."""
+    from rlvr.report.lattice import write_lattice
+
+    typer.echo(write_lattice(out))
+
+
+def _show_logic(found: dict[str, Any], as_json: bool) -> None:
+    import json
+
+    from rlvr.preference.explain import render
+
+    typer.echo(json.dumps(found, indent=1) if as_json else render(found))
+
+
+@app.command()
+def pairs(
+    source: Annotated[
+        list[Path], typer.Argument(help="Run folders, or JSONL files of graded completions.")
+    ],
+    out: Annotated[Path, typer.Option(help="JSONL file of preferences to write.")],
+    per_prompt: Annotated[int, typer.Option(min=1, help="Most pairs of one prompt.")] = 1,
+    labelled: Annotated[
+        bool, typer.Option("--labelled", help="Single completions with a label, for kto.")
+    ] = False,
+) -> None:
+    """Make preferences from graded completions: right against wrong answers to one prompt.
+
+    A run folder stands for its training completions. Example:
+    rlvr pairs runs/smollm2-arithmetic --out pairs.jsonl
+    """
+    from rlvr.data.graded import write_preferences
+
+    count = write_preferences(source, out, per_prompt=per_prompt, labelled=labelled)
+    typer.echo(f"{count} preferences: {out}")
 
 
 @app.command("import-gguf")

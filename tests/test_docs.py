@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from rlvr.preference.losses import LOSSES
+from rlvr.preference.pages import example, loss_page, loss_table, structure_table
 from rlvr.settings import describe, load_settings, markdown_table
+from rlvr.train.preference_recipe import PreferenceRecipe
 from rlvr.train.recipe import RLRecipe
+from rlvr.train.tasks import task_of
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(
@@ -21,8 +25,35 @@ def test_the_settings_page_is_what_the_command_prints():
     )
 
 
-def test_every_setting_has_a_help_text():
-    missing = [item.key for item in describe(RLRecipe) if not item.help]
+def test_the_settings_page_of_preferences_is_what_the_command_prints():
+    page = (ROOT / "docs" / "settings_preference.md").read_text()
+    assert page.endswith(markdown_table(list(describe(PreferenceRecipe))) + "\n"), (
+        "run: rlvr settings --task preference --markdown, and replace the table"
+    )
+
+
+@pytest.mark.parametrize(
+    ("page", "key", "table"),
+    [("preference", "losses", loss_table), ("preference_logic", "structures", structure_table)],
+)
+def test_tables_of_losses_are_printed_from_the_code(page, key, table):
+    text = (ROOT / "docs" / "methods" / f"{page}.md").read_text()
+    shown = text.partition(f"<!-- table: {key} -->\n")[2].partition("\n<!-- end -->")[0]
+    assert shown == table(), "run: python -m rlvr.preference.pages docs/methods"
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_has_a_page_and_a_recipe(name):
+    page = ROOT / "docs" / "methods" / "losses" / f"{name}.md"
+    assert page.read_text() == loss_page(name), "run: python -m rlvr.preference.pages docs/methods"
+    recipe, override = example(name)
+    loaded = load_settings(PreferenceRecipe, ROOT / recipe, [override.strip("'")])
+    assert [loss.name for loss in loaded.losses] == [name]
+
+
+@pytest.mark.parametrize("schema", [RLRecipe, PreferenceRecipe])
+def test_every_setting_has_a_help_text(schema):
+    missing = [item.key for item in describe(schema) if not item.help]
     assert not missing
 
 
@@ -42,7 +73,7 @@ def test_links_lead_somewhere(path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_load_and_begin_with_the_command_that_runs_them(path):
-    load_settings(RLRecipe, path)
+    load_settings(task_of(path).schema, path)
     head = path.read_text().partition("\noutput:")[0]
     assert f"accelerate launch -m rlvr train {path.relative_to(ROOT)}" in head
 
@@ -52,7 +83,7 @@ def test_every_logged_metric_is_documented():
     page = (ROOT / "docs" / "metrics.md").read_text()
     documented = set(re.findall(r"`([a-z_]+/[a-z_A-Z/]+)`", page))
     prefixes = "reward|rollout|completion|mismatch|policy|learner|memory|throughput|time"
-    prefixes += "|sync|engine|lp_reg|critic|prm"
+    prefixes += "|sync|engine|lp_reg|critic|prm|preference"
     written = set()
     for source in (ROOT / "rlvr").rglob("*.py"):
         if "report" not in source.parts:

@@ -32,6 +32,16 @@ def load_file(source: FileSource) -> list[Problem]:
             :func:`rlvr.data.rows.problems_from_rows` refuses.
     """
     path = source.path
+    rows = read_rows(path)
+    return problems_from_rows(rows, source.fields, source, where=str(path), source=path.name)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file, whatever they hold.
+
+    Raises:
+        ValueError: No such file, an unknown ending, or content that is not of the format.
+    """
     if path.is_dir():
         raise ValueError(
             f"{str(path)!r} is a folder; give one file, or load the folder with name: hub"
@@ -45,12 +55,11 @@ def load_file(source: FileSource) -> list[Problem]:
             f"{', '.join(_READERS)}"
         )
     try:
-        rows = list(reader(path))
+        return list(reader(path))
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: byte {error.start} is not UTF-8 text; save the file as UTF-8"
         ) from None
-    return problems_from_rows(rows, source.fields, source, where=str(path), source=path.name)
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:

@@ -6,11 +6,35 @@ No code that comes with a data set is run (``datasets`` no longer can, and nothi
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from rlvr.data.consistency import RowSettings
 from rlvr.data.rows import Fields, Row, problems_from_rows
 from rlvr.types import Problem
+
+
+class HubLocation(Protocol):
+    """Where on the Hub, or on this machine, a data set is."""
+
+    @property
+    def path(self) -> str:
+        """Id on the Hub or a local folder."""
+        ...
+
+    @property
+    def subset(self) -> str | None:
+        """Configuration."""
+        ...
+
+    @property
+    def split(self) -> str:
+        """Split."""
+        ...
+
+    @property
+    def revision(self) -> str | None:
+        """Branch, tag or commit."""
+        ...
 
 
 class HubSource(RowSettings):
@@ -50,12 +74,23 @@ def load_hub(source: HubSource) -> list[Problem]:
     )
 
 
-def _where(source: HubSource) -> str:
+def read_hub_rows(source: HubLocation) -> tuple[list[Row], str]:
+    """All columns of all rows, and the words that name the data set in messages.
+
+    Raises:
+        ValueError: Not found or not reachable, or an unknown subset or split.
+    """
+    where = _where(source)
+    rows = enumerate(_dataset(source, where), 1)
+    return [Row(f"row {number}", values) for number, values in rows], where
+
+
+def _where(source: HubLocation) -> str:
     subset = f" ({source.subset})" if source.subset else ""
     return f"data set {source.path!r}{subset}, split {source.split!r}"
 
 
-def _dataset(source: HubSource, where: str) -> Any:  # noqa: ANN401  (datasets is untyped here)
+def _dataset(source: HubLocation, where: str) -> Any:  # noqa: ANN401  (datasets is untyped here)
     from datasets.exceptions import DatasetsError
 
     try:
@@ -65,7 +100,7 @@ def _dataset(source: HubSource, where: str) -> Any:  # noqa: ANN401  (datasets i
         raise ValueError(f"{where}: {_reason(error)}{_remedy(source)}") from error
 
 
-def _load(source: HubSource) -> Any:  # noqa: ANN401
+def _load(source: HubLocation) -> Any:  # noqa: ANN401
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     folder = Path(source.path)
@@ -93,7 +128,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:300]}"
 
 
-def _remedy(source: HubSource) -> str:
+def _remedy(source: HubLocation) -> str:
     if Path(source.path).exists():
         return "; check subset, split and the files of the folder"
     return (

@@ -15,6 +15,8 @@ from rlvr.learner.critic import CRITIC, CriticSettings, CriticTraining
 from rlvr.learner.launch import Launch, join
 from rlvr.learner.learner import Learner
 from rlvr.learner.models import Models
+from rlvr.learner.preference import PreferenceLearner, adapters_off
+from rlvr.learner.preference_batch import PreferenceBatch
 from rlvr.learner.reward_model import PRM, PrimeSettings, PrimeTraining, RewardModel
 from rlvr.learner.settings import LearnerSettings, OptimizerSettings, Schedule
 
@@ -30,10 +32,13 @@ __all__ = [
     "LearnerSettings",
     "Models",
     "OptimizerSettings",
+    "PreferenceBatch",
+    "PreferenceLearner",
     "PrimeSettings",
     "PrimeTraining",
     "RewardModel",
     "Schedule",
+    "adapters_off",
     "checkpoint_path",
     "join",
     "latest_checkpoint",

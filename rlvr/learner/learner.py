@@ -18,6 +18,7 @@ from torch import nn
 from rlvr.learner.critic import CRITIC, CriticTraining, rollout_metrics
 from rlvr.learner.deal import Rows, deal
 from rlvr.learner.launch import Launch, build_engine
+from rlvr.learner.layout import packs
 from rlvr.learner.models import POLICY, Models, Outputs
 from rlvr.learner.old_policy import OldPolicy
 from rlvr.learner.reward_model import PRM, PrimeTraining, reward_metrics
@@ -29,7 +30,6 @@ from rlvr.policy import (
     Policy,
     evaluating,
     packed_inputs,
-    packing_is_exact,
     padded_inputs,
     plan_packed,
     plan_padded,
@@ -77,12 +77,7 @@ class Learner:
         self.updates = self.skipped_updates = self.retries = 0
         self.budget = settings.tokens_per_micro_batch
         # Tried before the engine takes the parameters apart.
-        self.packed = settings.layout != "padded" and packing_is_exact(policy)
-        if settings.layout == "packed" and not self.packed:
-            raise ValueError(
-                "learner.layout = 'packed' gives this model other numbers than one row at a time "
-                "(sliding windows, or an attention that takes no block mask); use auto or padded"
-            )
+        self.packed = packs(policy, settings)
         launch = launch or Launch(Ranks())
         others = dict(beside or {})
         self.critic, self.rollouts = critic, 0

@@ -34,11 +34,11 @@ def render(
         summary: Shown where scripts do not run; any text.
         data: JSON that holds no ``<`` by the id of the element that carries it.
     """
-    style = _asset(_OWN, _BASE_STYLE) + _asset(package, "style.css")
+    style = asset(_OWN, _BASE_STYLE) + asset(package, "style.css")
     script = "\n".join(
         [
-            *(_asset(_OWN, name) for name in _BASE_SCRIPTS),
-            *(_asset(package, name) for name in scripts),
+            *(asset(_OWN, name) for name in _BASE_SCRIPTS),
+            *(asset(package, name) for name in scripts),
         ]
     )
     if "</script" in script or "</style" in style:
@@ -48,14 +48,14 @@ def render(
         for name, text in data.items()
     )
     values = {
-        "policy": _policy([script], [style]),
+        "policy": content_policy([script], [style]),
         "title": html.escape(title),
         "summary": html.escape(summary),
         "style": style,
         "data": elements,
         "script": script,
     }
-    page = _asset(package, "page.html")
+    page = asset(package, "page.html")
     # One pass, so that a value which looks like a placeholder is left as it is.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], page)
 
@@ -85,8 +85,11 @@ def write_page(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _policy(scripts: Sequence[str], styles: Sequence[str]) -> str:
-    """Source: W3C Content Security Policy Level 3, hash sources."""
+def content_policy(scripts: Sequence[str], styles: Sequence[str]) -> str:
+    """What a page may load and run: these scripts and style sheets, and nothing from elsewhere.
+
+    Source: W3C Content Security Policy Level 3, hash sources.
+    """
     script_hashes = " ".join(f"'sha256-{_hash(text)}'" for text in scripts)
     style_hashes = " ".join(f"'sha256-{_hash(text)}'" for text in styles)
     return (
@@ -99,5 +102,6 @@ def _hash(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _asset(package: str, name: str) -> str:
+def asset(package: str, name: str) -> str:
+    """A file of a package's ``assets``, as text."""
     return resources.files(package).joinpath("assets", name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A loss in words: what ``rlvr logic`` prints, and the table of all losses."""
+"""A loss in words: what ``rlvr logic`` prints."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import torch
 
 from rlvr.preference.compile import PROBABILITIES, Form, equation, log_ratio, loss_of
 from rlvr.preference.decompile import decompile
-from rlvr.preference.lattice import find, name_of, neighbours
+from rlvr.preference.lattice import name_of, neighbours
 from rlvr.preference.structure import Structure
 
 _ATOM_OF = {probability: atom for atom, probability in PROBABILITIES.items()}
@@ -151,51 +151,3 @@ def render(found: Mapping[str, Any]) -> str:
             f"{found['beta']:g} = {found['loss_value']:.6f}"
         )
     return "\n".join([*lines, *(f"note  {note}" for note in found.get("notes", ()))])
-
-
-def loss_table() -> str:
-    """All losses of the table as Markdown: equation, formula of rho, paper."""
-    from rlvr.preference.losses import LOSSES
-
-    rows = [
-        "| loss | equation | log-probabilities | reference | P; P_C; P_A of rho | paper |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, loss in LOSSES.items():
-        core = "of several terms"
-        if loss.core is not None:
-            structure = find("R-DPO" if loss.core == "ODPO" else loss.core)
-            core = "; ".join(f"`{text}`" for text in structure.formulas.values())
-        elif name == "logic":
-            core = "as given"
-        cells = (
-            f"`{name}`",
-            f"`{loss.equation}`",
-            "as set" if name == "logic" else loss.log_probs,
-            "as written" if name == "logic" else "yes" if loss.takes_reference else "no",
-            core,
-            _paper(loss.paper),
-        )
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(rows)
-
-
-def _paper(text: str) -> str:
-    number = text.split()[0].rstrip(",")
-    return text.replace(number, f"[{number}](https://arxiv.org/abs/{number})", 1)
-
-
-def structure_table() -> str:
-    """The sixteen losses of one model as Markdown: equation, formulas, reference form."""
-    from rlvr.preference.lattice import single_model_losses
-
-    rows = [
-        "| loss | rho = log of | P | P_C | P_A | P with reference |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, structure in single_model_losses().items():
-        texts = [name, equation(structure), *structure.formulas.values()]
-        texts.append(structure.referenced().formulas["P"])
-        cells = [texts[0], *(f"`{text}`" for text in texts[1:])]
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(rows)

@@ -87,6 +87,43 @@ TEMPLATES: tuple[Template, ...] = (
         "count",
     ),
     Template(
+        LEARNING,
+        "Chosen and rejected log-probabilities",
+        ("preference/chosen_logps", "preference/rejected_logps"),
+        "Mean log-probability of whole completions, in nats. Both falling while the margin grows "
+        "is the classic failure of preference losses.",
+    ),
+    Template(
+        LEARNING,
+        "Held-out log-probabilities",
+        ("eval/*/chosen_logps", "eval/*/rejected_logps"),
+        "The same on held-out pairs; dashed: rejected.",
+        dashed=("*rejected_logps",),
+    ),
+    Template(
+        LEARNING,
+        "Margin",
+        ("preference/margin", "eval/*/margin"),
+        "Mean of the chosen completion's log-ratio (or log-probability, without a reference) less "
+        "the rejected one's.",
+    ),
+    Template(
+        LEARNING,
+        "Pairs ranked right",
+        ("preference/reward_accuracy", "eval/*/reward_accuracy"),
+        "Fraction of the pairs with a positive margin.",
+        "fraction",
+    ),
+    Template(
+        LEARNING,
+        "Log-ratios by label",
+        ("preference/desirable_log_ratio", "preference/undesirable_log_ratio"),
+        "Mean log-ratio to the reference of desirable and of undesirable completions.",
+    ),
+    Template(
+        LEARNING, "Preference loss", ("preference/loss", "eval/*/loss"), "The loss of the mixture."
+    ),
+    Template(
         POLICY,
         "Entropy",
         ("policy/entropy",),
@@ -243,6 +280,11 @@ LABELS = {
     "policy/kl_old": "to the sampling policy",
     "throughput/generated_tokens_per_second": "generated",
     "throughput/trained_tokens_per_second": "trained",
+    "preference/chosen_logps": "chosen",
+    "preference/rejected_logps": "rejected",
+    "preference/margin": "training",
+    "preference/reward_accuracy": "training",
+    "preference/loss": "training",
     "memory/rss_gib": "resident",
 }
 

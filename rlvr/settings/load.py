@@ -86,7 +86,7 @@ def load_settings(
         # Through JSON, so that strict mode still takes a list for a tuple and a string for a path.
         return schema.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
-        faults = "; ".join(_fault(schema, detail) for detail in error.errors())
+        faults = "; ".join(_fault(schema, detail) for detail in _causes(error.errors()))
         raise ValueError(f"{where}: {faults}") from None
 
 
@@ -155,6 +155,16 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
 def to_yaml(settings: Settings) -> str:
     """The settings as YAML that :func:`load_settings` reads back to an equal object."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _causes(details: Sequence[ErrorDetails]) -> Iterator[ErrorDetails]:
+    """Without lists that are too short only because an element of theirs was refused."""
+    places = [detail["loc"] for detail in details]
+    for detail in details:
+        own = detail["loc"]
+        within = any(len(at) > len(own) and at[: len(own)] == own for at in places)
+        if not (detail["type"] == "too_short" and within):
+            yield detail
 
 
 def _fault(schema: type[Settings], detail: ErrorDetails) -> str:

@@ -27,6 +27,9 @@ _SHOWN = (
     ("completion/length_mean", "length", "{:.1f}"),
     ("completion/truncated", "cut", "{:.2f}"),
     ("policy/entropy", "entropy", "{:.3f}"),
+    ("preference/loss", "loss", "{:.4f}"),
+    ("preference/margin", "margin", "{:.3f}"),
+    ("preference/reward_accuracy", "ranked", "{:.3f}"),
     ("learner/grad_norm", "grad", "{:.2f}"),
     ("time/step", "s/step", "{:.1f}"),
 )
@@ -212,6 +215,11 @@ def completion_row(
         "policy_version": completion.policy_version,
     }
     return row if set_name is None else {**row, "set": set_name}
+
+
+def say(console: Console, text: str) -> None:
+    """One line as it is: words of data sets and paths may look like rich's markup."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -78,7 +78,7 @@ def quickstart(seed: int, out: Path, console: Console | None = None) -> Path:
     console.print(
         f"[bold]1 of 2[/] warm-up: imitation of {_DIGITS}-digit addition, mostly of guesses"
     )
-    warmup = _warm_up_once(seed, out / "tiny-llama", console)
+    warmup = warm_up_once(seed, out / "tiny-llama", console)
     console.print("[bold]2 of 2[/] reinforcement learning from the verifier's verdicts")
     learning = time.perf_counter()
     recipe = quickstart_recipe(seed, out)
@@ -148,7 +148,7 @@ def guessed_answer(a: int, b: int, noise: float, generator: random.Random) -> st
     return f"{BOX}{''.join(digits)}}}"
 
 
-def _warm_up_once(seed: int, folder: Path, console: Console) -> dict[str, Any]:
+def warm_up_once(seed: int, folder: Path, console: Console) -> dict[str, Any]:
     """Warm up, or read what an earlier start of this quickstart left."""
     record = folder / "warmup.json"
     if not record.is_file():

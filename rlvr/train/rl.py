@@ -12,12 +12,15 @@ update are shared out, and the first keeps the records.
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from rich.console import Console
 
 from rlvr.objective import Advantage, Gae
+from rlvr.policy import Policy
+from rlvr.ranks import Ranks
 from rlvr.rollout.weights import merged_buckets, write_model
 from rlvr.train.ahead import Rollouts, sampling_rollouts
 from rlvr.train.batch import build_batch, group_advantages, rollout_metrics
@@ -30,7 +33,7 @@ from rlvr.train.prime import export_reward_model
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.run import Run, open_run
 from rlvr.train.scoring import Scored
-from rlvr.train.together import max_over_ranks, sum_over_ranks
+from rlvr.train.together import max_over_ranks, stop_together, sum_over_ranks
 from rlvr.train.watch import token_ids, watched_tokens, watched_words
 
 
@@ -64,7 +67,7 @@ def train(recipe: RLRecipe, *, resume: bool = False, console: Console | None = N
                 run.save(rollouts.state())
             raise
         run.log.phase("exporting")
-        _export(run)
+        export(run.policy, run.tokenizer, run.folder, run.ranks)
         export_reward_model(run.learner.prime, run.tokenizer, run.folder, run.ranks)
     return recipe.output
 
@@ -73,7 +76,7 @@ def train_step(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
     """Sample, verify, update, record."""
     step = run.step + 1
     clock = Clock(lambda *span: run.log.span("learner", step, *span))
-    _stop_together(run)
+    stop_together(run.ranks, run.signals)
     with run.watch("rollout"):
         rollout = rollouts.next(clock)
     batch = build_batch(rollout.groups, run.recipe.advantage, run.recipe.reward.truncated)
@@ -124,17 +127,17 @@ def _save(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
         run.log.step(run.step, clock.seconds)
 
 
-def _export(run: Run) -> None:
-    """Write the final model folder, adapters merged, whole or not at all."""
-    target, partial = run.folder / "model", run.folder / ".model.partial"
-    if not run.ranks.first:
-        for _ in merged_buckets(run.policy, torch.float32):
+def export(policy: Policy, tokenizer: Any, folder: Path, ranks: Ranks) -> None:  # noqa: ANN401
+    """Write a run's final model folder, adapters merged, whole or not at all; collective."""
+    target, partial = folder / "model", folder / ".model.partial"
+    if not ranks.first:
+        for _ in merged_buckets(policy, torch.float32):
             pass  # sharded weights are gathered by all
         return
     for leftover in (partial, target):  # of a run that was killed here, or that is continued
         shutil.rmtree(leftover, ignore_errors=True)
-    write_model(run.policy, partial, torch.float32)
-    run.tokenizer.save_pretrained(partial)
+    write_model(policy, partial, torch.float32)
+    tokenizer.save_pretrained(partial)
     partial.rename(target)
 
 
@@ -158,14 +161,6 @@ def _keep_completions(
     run.log.completions("completions", step, rows)
 
 
-def _stop_together(run: Run) -> None:
-    """Where several processes have to stop, do it between two steps if not in sampling."""
-    if run.ranks.count > 1:
-        number = int(run.ranks.maximum(torch.tensor(run.signals.pending)))
-        if number:
-            raise Stopped(number)
-
-
 def _watched(run: Run, rollout: Rollout) -> dict[str, float]:
     log = run.recipe.log
     sets = {name: token_ids(words, run.tokenizer) for name, words in log.watch_tokens.items()}
@@ -176,9 +171,6 @@ def _rates(run: Run, rollout: Rollout, metrics: dict[str, float], clock: Clock) 
     def tokens(groups: list[list[Scored]]) -> int:
         return sum(len(item.completion.token_ids) for group in groups for item in group)
 
-    memory = {"memory/rss_gib": psutil.Process().memory_info().rss / 2**30}
-    if torch.cuda.is_available():
-        memory["memory/gpu_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     rates = {
         "time/step": clock.total,
         "throughput/trained_tokens_per_second": tokens(rollout.groups) / metrics["time/update"],
@@ -186,4 +178,12 @@ def _rates(run: Run, rollout: Rollout, metrics: dict[str, float], clock: Clock) 
     if "time/generate" in metrics:  # unless it was sampled before the run was interrupted
         generated = tokens(rollout.sampled) / metrics["time/generate"]
         rates["throughput/generated_tokens_per_second"] = generated
-    return max_over_ranks(run.ranks, memory) | rates
+    return memory_used(run.ranks) | rates
+
+
+def memory_used(ranks: Ranks) -> dict[str, float]:
+    """Memory of the process, and of the GPU if there is one, that uses most; collective."""
+    memory = {"memory/rss_gib": psutil.Process().memory_info().rss / 2**30}
+    if torch.cuda.is_available():
+        memory["memory/gpu_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return max_over_ranks(ranks, memory)

@@ -3,9 +3,9 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,19 +14,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlvr.data import (
-    ProblemSampler,
-    Prompt,
-    encode_prompts,
-    load_problems,
-    load_template,
-    overlap,
-)
+from rlvr.data import ProblemSampler, Prompt
 from rlvr.learner import (
     CheckpointWriter,
     CriticTraining,
     Launch,
     Learner,
+    PreferenceLearner,
     checkpoint_path,
     join,
     latest_checkpoint,
@@ -51,12 +45,15 @@ from rlvr.remedies import VLLM_PACKAGES
 from rlvr.rollout import Engine, build_engine
 from rlvr.settings import load_settings, to_yaml
 from rlvr.train.interrupt import StopSignals
-from rlvr.train.log import RunLog, SilentLog, check_trackers, write_atomically
+from rlvr.train.log import RunLog, SilentLog, check_trackers, say, write_atomically
+from rlvr.train.preference_recipe import PreferenceRecipe
 from rlvr.train.prime import build_prime, reward_model_writer
+from rlvr.train.prompts import check_context, load_prompts
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.scoring import Scorer
 from rlvr.train.together import first_rank
-from rlvr.types import Problem
+
+AnyRecipe = RLRecipe | PreferenceRecipe
 
 # What may differ between a run and its continuation: nothing that enters a gradient.
 _MAY_CHANGE = frozenset({"steps", "evaluation", "checkpoint", "watchdog", "log", "output"})
@@ -174,19 +171,27 @@ class Run:
 
     def restore(self, checkpoint: Path) -> None:
         """Take everything but the weights (loaded already) from a checkpoint."""
-        state, tensors = load_state(checkpoint, self.ranks)
-        self.learner.engine.load_state(
-            {key: value for key, value in tensors.items() if not key.startswith("rng/")}
-        )
-        restore_random_states(tensors)
+        state = restore_learner(self.learner, checkpoint, self.ranks)
         self.rollouts_state = state["rollouts"]
         self.sampler.load_state_dict(self.rollouts_state["sampler"])
-        self.learner.updates = state["updates"]
-        self.learner.skipped_updates = state["skipped_updates"]
         self.learner.rollouts = state.get("trained_rollouts", 0)
         self.learner.objective.load_state(state.get("objective", {}))
         self.step = state["step"]
         self.saved = checkpoint
+
+
+def restore_learner(
+    learner: Learner | PreferenceLearner, checkpoint: Path, ranks: Ranks
+) -> dict[str, Any]:
+    """Take optimizer, counters and random states from a checkpoint; the rest of its state."""
+    state, tensors = load_state(checkpoint, ranks)
+    learner.engine.load_state(
+        {key: value for key, value in tensors.items() if not key.startswith("rng/")}
+    )
+    restore_random_states(tensors)
+    learner.updates = state["updates"]
+    learner.skipped_updates = state["skipped_updates"]
+    return state
 
 
 @contextmanager
@@ -207,7 +212,7 @@ def open_run(
     check_launch(recipe, launch)
     signals.deferred = ranks.count > 1
     console = console if ranks.first else Console(quiet=True)
-    found = first_rank(ranks, lambda: _starting_point(recipe, resume))
+    found = first_rank(ranks, lambda: starting_point(recipe, resume))
     checkpoint = None if found is None else Path(found)
     torch.manual_seed(recipe.seed)
     tokenizer = load_tokenizer(recipe.model)
@@ -254,18 +259,18 @@ def open_run(
         )
         stack.callback(run.checkpoints.wait)
         if ranks.count > 1 or launch.zero is not None:
-            _say(console, launch.description)
+            say(console, launch.description)
         if checkpoint is not None:
             run.restore(checkpoint)
-            _say(console, f"resuming after step {run.step} from {checkpoint}")
-            _say_what_is_not_exact(console, written_by(checkpoint), ranks.count)
+            say(console, f"resuming after step {run.step} from {checkpoint}")
+            say_what_is_not_exact(console, checkpoint, ranks)
         waited_for = {"vllm": "starting vLLM", "vllm_server": "waiting for vLLM servers"}
         if recipe.rollout.engine.name in waited_for:
             console.print(waited_for[recipe.rollout.engine.name])
         run.sync()
         # Only now: a recipe that cannot be carried out leaves no folder behind.
         first_rank(ranks, lambda: record_run(recipe))
-        run.log = stack.enter_context(_open_log(run, console))
+        run.log = stack.enter_context(open_log(recipe, ranks, run.step, console))
         if recipe.watchdog is not None:
             run.watchdog = stack.enter_context(
                 closing(Watchdog(ranks.rank, **recipe.watchdog.model_dump()))
@@ -273,15 +278,16 @@ def open_run(
         yield run
 
 
-def _open_log(run: Run, console: Console) -> RunLog:
-    if not run.ranks.first:
+def open_log(recipe: AnyRecipe, ranks: Ranks, step: int, console: Console) -> RunLog:
+    """The records of a run that stands after ``step`` steps; the first rank keeps them."""
+    if not ranks.first:
         return SilentLog()
     return RunLog(
-        run.folder,
-        run.recipe.steps,
-        resumed_step=run.step,
-        trackers=run.recipe.log.track,
-        config=run.recipe.model_dump(mode="json"),
+        recipe.output,
+        recipe.steps,
+        resumed_step=step,
+        trackers=recipe.log.track,
+        config=recipe.model_dump(mode="json"),
         console=console,
     )
 
@@ -292,7 +298,7 @@ def check_launch(recipe: RLRecipe, launch: Launch) -> None:
     Raises:
         ValueError: It cannot; the message says what to change.
     """
-    if _shards_weights(launch) and recipe.rollout.engine.name == "transformers":
+    if shards_weights(launch) and recipe.rollout.engine.name == "transformers":
         raise ValueError(
             "rollout.engine 'transformers' generates with the learner's own weights, which ZeRO 3 "
             "parts over processes; use vllm or vllm_server, or launch with ZeRO 2"
@@ -304,21 +310,24 @@ def check_launch(recipe: RLRecipe, launch: Launch) -> None:
         )
 
 
-def _shards_weights(launch: Launch | None) -> bool:
+def shards_weights(launch: Launch | None) -> bool:
+    """Whether the launch parts weights over processes."""
     return launch is not None and launch.zero is not None and launch.zero["stage"] == 3
 
 
-def _starting_point(recipe: RLRecipe, resume: bool) -> str | None:
+def starting_point(recipe: AnyRecipe, resume: bool) -> str | None:
     """See that the run can begin; the checkpoint to begin from, if there is one."""
     check_folder(recipe, resume)
-    checkpoint = _checkpoint_to_resume(recipe.output / "checkpoints") if resume else None
+    checkpoint = checkpoint_to_resume(recipe.output / "checkpoints") if resume else None
     check_trackers(recipe.log.track)
     return None if checkpoint is None else str(checkpoint)
 
 
-def _say_what_is_not_exact(console: Console, wrote: int, now: int) -> None:
+def say_what_is_not_exact(console: Console, checkpoint: Path, ranks: Ranks) -> None:
+    """Say so where another number of processes takes a checkpoint up."""
+    wrote, now = written_by(checkpoint), ranks.count
     if wrote != now:
-        _say(
+        say(
             console,
             f"the checkpoint was written by {wrote} processes and is taken up by {now}: weights "
             "and optimizer are the same, but sums are taken in another order, and dropout draws "
@@ -326,7 +335,7 @@ def _say_what_is_not_exact(console: Console, wrote: int, now: int) -> None:
         )
 
 
-def _checkpoint_to_resume(folder: Path) -> Path | None:
+def checkpoint_to_resume(folder: Path) -> Path | None:
     """The newest sound checkpoint; None where none was written yet.
 
     Raises:
@@ -342,7 +351,7 @@ def _checkpoint_to_resume(folder: Path) -> Path | None:
     return found
 
 
-def check_folder(recipe: RLRecipe, resume: bool) -> None:
+def check_folder(recipe: AnyRecipe, resume: bool) -> None:
     """See that the output folder can be this run's own.
 
     Raises:
@@ -357,7 +366,7 @@ def check_folder(recipe: RLRecipe, resume: bool) -> None:
                 f"output {str(folder)!r} holds a run already; continue it with --resume or choose "
                 "another output"
             )
-        _check_same_recipe(load_settings(RLRecipe, written), recipe)
+        _check_same_recipe(load_settings(type(recipe), written), recipe)
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(
             f"output {str(folder)!r} holds other files and no run; choose another output"
@@ -369,7 +378,7 @@ def check_folder(recipe: RLRecipe, resume: bool) -> None:
         raise ValueError(_no_folder(folder, f"{str(existing)!r} is not writable"))
 
 
-def record_run(recipe: RLRecipe) -> None:
+def record_run(recipe: AnyRecipe) -> None:
     """Write what is run, with which versions, when."""
     try:
         recipe.output.mkdir(parents=True, exist_ok=True)
@@ -409,7 +418,7 @@ def build_learner(
         recipe.filters,
     )
     # Weights that do not fit on one GPU are taken apart in host memory.
-    device = torch.device("cpu") if _shards_weights(launch) else None
+    device = torch.device("cpu") if shards_weights(launch) else None
     policy = load_policy(recipe.model, saved=checkpoint, device=device)
     critic, needs_reference = None, objective.needs_reference
     if isinstance(recipe.advantage, Gae):
@@ -432,94 +441,12 @@ def build_learner(
     )
 
 
-def check_context(recipe: RLRecipe, policy: Policy, prompts: Sequence[Sequence[Prompt]]) -> None:
-    """See that the model knows every prompt's tokens and that each leaves room for a completion.
-
-    Raises:
-        ValueError: One does not fit; it is named.
-    """
-    samplings = [recipe.rollout.sampling, *[recipe.evaluation_sampling] * (len(prompts) - 1)]
-    limit = policy.context_length
-    words = policy.causal_lm.get_input_embeddings().num_embeddings
-    for members, sampling in zip(prompts, samplings, strict=True):
-        for prompt in members:
-            if max(prompt.ids) >= words:
-                raise ValueError(
-                    f"problem {prompt.problem.id!r} holds token {max(prompt.ids)}, but the model "
-                    f"has {words} embeddings; set model.tokenizer to the model's own tokenizer"
-                )
-        longest = max(members, key=lambda prompt: len(prompt.ids))
-        if limit is not None and len(longest.ids) + sampling.max_tokens > limit:
-            raise ValueError(
-                f"problem {longest.problem.id!r} has a prompt of {len(longest.ids)} tokens, which "
-                f"with max_tokens {sampling.max_tokens} exceeds the model's context of {limit}; "
-                "lower max_tokens or data.max_prompt_tokens"
-            )
-
-
-def load_prompts(
-    recipe: RLRecipe,
-    tokenizer: Any,  # noqa: ANN401
-    scorer: Scorer,
-    console: Console,
-) -> tuple[list[Prompt], dict[str, list[Prompt]]]:
-    """Training prompts and evaluation prompts by set, without problems that cannot be graded."""
-    template = load_template(recipe.data.template)
-    limit = recipe.data.max_prompt_tokens
-
-    def load(name: str, source: Any) -> list[Prompt]:  # noqa: ANN401
-        problems = load_problems(source)
-        if name == "data":
-            problems = relabelled(problems, recipe.data.relabel)
-        bad = dict(scorer.pool.check_golds([problem.answer for problem in problems]))
-        for index, reason in bad.items():
-            problem = problems[index]
-            _say(console, f"{name}: problem {problem.id!r} is left out: {reason}")
-        usable = [problem for index, problem in enumerate(problems) if index not in bad]
-        if not usable:
-            raise ValueError(f"{name}: none of {len(problems)} reference answers can be graded")
-        encoded = encode_prompts(usable, template, tokenizer, limit)
-        if encoded.notice:
-            _say(console, f"{name}: {encoded.notice}")
-        return list(encoded.prompts)
-
-    training = load("data", recipe.data.source)
-    held_out = {name: load(name, source) for name, source in recipe.evaluation.sets.items()}
-    for name, prompts in held_out.items():
-        shared = overlap((p.problem for p in training), (p.problem for p in prompts))
-        if shared:
-            _say(
-                console,
-                f"{name}: {len(shared)} problems are also trained on, the first {shared[0]!r}",
-            )
-    return training, held_out
-
-
-def relabelled(problems: Sequence[Problem], answers: Mapping[str, str]) -> list[Problem]:
-    """The problems with some answers replaced.
-
-    Raises:
-        ValueError: An id that no problem has.
-    """
-    unknown = set(answers) - {problem.id for problem in problems}
-    if unknown:
-        raise ValueError(f"data.relabel names {min(unknown)!r}, but no problem has that id")
-    return [
-        replace(problem, answer=answers.get(problem.id, problem.answer)) for problem in problems
-    ]
-
-
 def _no_folder(folder: Path, reason: str | None) -> str:
     return f"output {str(folder)!r} cannot be written ({reason}); choose another output"
 
 
-def _say(console: Console, text: str) -> None:
-    """One line as it is: words of data sets and paths may look like rich's markup."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _check_same_recipe(old: RLRecipe, new: RLRecipe) -> None:
-    for name in RLRecipe.model_fields:
+def _check_same_recipe(old: AnyRecipe, new: AnyRecipe) -> None:
+    for name in type(new).model_fields:
         before, after = getattr(old, name), getattr(new, name)
         if name not in _MAY_CHANGE and before != after:
             raise ValueError(

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 
 from rlvr.ranks import Ranks
-from rlvr.train.interrupt import Stopped
+from rlvr.train.interrupt import Stopped, StopSignals
 
 _Value = TypeVar("_Value")
 
@@ -52,6 +52,18 @@ def first_rank(ranks: Ranks, work: Callable[[], _Value]) -> _Value:
     if text is not None:
         raise ValueError(text) from fault
     return value
+
+
+def stop_together(ranks: Ranks, signals: StopSignals) -> None:
+    """Where several processes have to stop, do it here: between two steps.
+
+    Raises:
+        Stopped: A signal came to one of them.
+    """
+    if ranks.count > 1:
+        number = int(ranks.maximum(torch.tensor(signals.pending)))
+        if number:
+            raise Stopped(number)
 
 
 def sum_over_ranks(ranks: Ranks, figures: dict[str, float]) -> dict[str, float]:

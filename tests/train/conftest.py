@@ -1,5 +1,6 @@
-"""A small recipe on a tiny model that has mixed groups from the start."""
+"""Small recipes on a tiny model that has mixed groups from the start."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -62,4 +63,44 @@ def recipe_values(guessing_folder, tmp_path) -> dict:
             "sets": {"held_out": {**source, "size": 12, "split": "held_out"}},
         },
         "checkpoint": {"every": 2, "keep": 2},
+    }
+
+
+@pytest.fixture
+def preference_values(guessing_folder, tmp_path):
+    """Single digit sums: the right box against the box of another number."""
+    rows = [
+        {
+            "prompt": f"{a}+{b}=",
+            "chosen": f"\\boxed{{{a + b}}}",
+            "rejected": f"\\boxed{{{(a + b + 3) % 19}}}",
+        }
+        for a in range(10)
+        for b in range(10)
+    ]
+    labelled = [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row in rows
+        for side in ("chosen", "rejected")
+    ]
+    for name, content in (("pairs", rows), ("labelled", labelled)):
+        text = "".join(json.dumps(row) + "\n" for row in content)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    pairs = {"name": "file", "path": str(tmp_path / "pairs.jsonl")}
+    problems = {"name": "arithmetic", "digits": 1, "size": 20}
+    return {
+        "task": "preference",
+        "output": str(tmp_path / "run"),
+        "steps": 6,
+        "model": {"path": str(guessing_folder)},
+        "data": {"source": pairs, "per_step": 20},
+        "losses": [{"name": "sigmoid"}],
+        "learner": {"lr": 3e-3},
+        "evaluation": {
+            "every": 3,
+            "pairs": {"held_out": {**pairs, "limit": 30}},
+            "sets": {"sums": problems},
+            "sampling": {"max_tokens": 8, "temperature": 0.0},
+        },
+        "checkpoint": {"every": 2, "keep": 4},
     }

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from rlvr.cli import app
 from rlvr.data import load_problems, read_history
-from rlvr.train.run import relabelled
+from rlvr.train.prompts import relabelled
 from tests.train.test_rl import figures, run_in_process
 
 PPO = {

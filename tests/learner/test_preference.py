@@ -1,0 +1,215 @@
+"""The update from preferences: gradients that do not depend on the split, the reference, modes."""
+
+import copy
+import random
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from rlvr.learner import (
+    LearnerSettings,
+    PreferenceBatch,
+    PreferenceLearner,
+    adapters_off,
+)
+from rlvr.policy import LoraSettings, ModelSettings, load_policy
+from rlvr.preference.losses import LOSSES, Pairs, Side, mixed_loss
+
+
+def pairs(count=6, seed=0):
+    generator = random.Random(seed)
+
+    def ids(low, high):
+        return tuple(generator.randrange(3, 60) for _ in range(generator.randrange(low, high)))
+
+    prompts = [ids(2, 6) for _ in range(count)]
+    prompts[1] = prompts[0]  # two pairs of one prompt
+    return PreferenceBatch(
+        tuple(prompts),
+        tuple((ids(1, 9), ids(1, 9)) for _ in range(count)),
+        scores_BK=torch.tensor([[2.0, 1.0]] * count),
+    )
+
+
+def labelled(count=6):
+    both = pairs(count)
+    return PreferenceBatch(
+        both.prompt_ids,
+        tuple((first,) for first, _ in both.completion_ids),
+        desirable_B=torch.arange(count) % 3 > 0,
+    )
+
+
+def learner_of(policy, names, **settings):
+    model, reference = copy.deepcopy(policy), copy.deepcopy(policy).requires_grad_(False)
+    with torch.no_grad():
+        torch.manual_seed(3)
+        for parameter in model.parameters():  # away from the reference
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    options = {k: settings.pop(k) for k in ("ld_alpha", "weighting") if k in settings}
+    losses = [LOSSES[name](**given) for name, given in names]
+    values = LearnerSettings(**{"lr": 1e-2, "max_grad_norm": None, **settings})
+    return PreferenceLearner(
+        model, losses, values, reference=lambda: nullcontext(reference), **options
+    )
+
+
+UNPAIRED = ("kto", "apo_zero_unpaired")
+
+
+class _CaughtError(Exception):
+    pass
+
+
+def gradients(learner, batch):
+    caught = {}
+
+    def catch(_lr):
+        caught.update({n: p.grad.clone() for n, p in learner.engine.named.items()})
+        raise _CaughtError
+
+    learner.engine.step = catch
+    with pytest.raises(_CaughtError):
+        learner.update(batch)
+    return caught
+
+
+CASES = {
+    "dpo": ([("sigmoid", {})], {}),
+    "mixture": ([("sigmoid", {"weight": 0.8}), ("bco_pair", {"weight": 0.2}), ("sft", {})], {}),
+    "orpo": ([("orpo", {"nll_over": "prompt_and_completion"})], {}),
+    "aot": ([("aot", {}), ("simpo", {})], {}),
+    "ld_and_wpo": ([("ipo", {}), ("dpop", {})], {"ld_alpha": 0.3, "weighting": True}),
+    "logic": ([("logic", {"structure": "cCPO", "reference": True})], {}),
+    "odpo": ([("odpo", {})], {}),
+    "kto": ([("kto", {}), ("apo_zero_unpaired", {})], {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_gradient_does_not_depend_on_the_split(exact_policy, case):
+    names, options = CASES[case]
+    batch = labelled() if case == "kto" else pairs()
+    whole = gradients(
+        learner_of(exact_policy, names, layout="padded", tokens_per_micro_batch=10_000, **options),
+        batch,
+    )
+    assert any(value.abs().sum() > 0 for value in whole.values())
+    for layout, budget in (("padded", 1), ("padded", 40), ("packed", 1), ("packed", 50)):
+        learner = learner_of(
+            exact_policy, names, layout=layout, tokens_per_micro_batch=budget, logits_chunk=3,
+            **options,
+        )  # fmt: skip
+        for name, value in gradients(learner, batch).items():
+            assert torch.allclose(value, whole[name], atol=1e-12, rtol=1e-8), (layout, name)
+
+
+@pytest.mark.parametrize("case", ["dpo", "ld_and_wpo", "aot", "orpo"])
+def test_the_gradient_is_that_of_the_plain_loss(exact_policy, case):
+    """Against log-softmax of one sequence at a time and the loss of the table."""
+    names, options = CASES[case]
+    batch = pairs()
+    learner = learner_of(exact_policy, names, tokens_per_micro_batch=30, **options)
+    model = learner.policy.causal_lm
+    with learner.reference() as frozen:
+        reference = frozen.causal_lm
+
+    def one(lm, prompt, completion):
+        ids = torch.tensor([[*prompt, *completion]])
+        logp = lm(input_ids=ids).logits[0].double().log_softmax(-1)
+        rows = torch.arange(len(prompt) - 1, ids.shape[1] - 1)
+        return logp[rows].gather(-1, ids[0, rows + 1, None])[:, 0], logp[rows]
+
+    sides, weights = [], 1.0
+    for k in (0, 1):
+        sums, plain, frozen_sums, lengths, confidence = [], [], [], [], []
+        for prompt, item in zip(batch.prompt_ids, batch.completion_ids, strict=True):
+            shared = min(map(len, item))
+            scale = torch.ones(len(item[k]), dtype=torch.float64)
+            scale[shared:] = options.get("ld_alpha") or 1.0
+            values, logp = one(model, prompt, item[k])
+            sums.append((values * scale).sum())
+            plain.append(values.sum())
+            with torch.no_grad():
+                frozen_sums.append((one(reference, prompt, item[k])[0] * scale).sum())
+            square = logp.detach().exp().square().sum(-1).log()
+            confidence.append((values.detach() - square).mean().exp())
+            lengths.append(float(len(item[k])))
+        sides.append(
+            Side(torch.stack(sums), torch.tensor(lengths).double(), torch.stack(frozen_sums),
+                 torch.stack(plain))
+        )  # fmt: skip
+        if options.get("weighting"):
+            weights = weights * torch.stack(confidence)
+    prompts = [one(model, p[:1], p[1:])[0].sum() for p in batch.prompt_ids]
+    given = Pairs(
+        *sides,
+        tokens_per_pair=float(sides[0].lengths_B.mean()),
+        prompt_logps_B=torch.stack(prompts),
+        prompt_tokens_per_pair=sum(len(p) - 1 for p in batch.prompt_ids) / len(batch),
+    )
+    loss = (mixed_loss(learner.losses, given) * weights).mean()
+    expected = torch.autograd.grad(loss, list(learner.engine.named.values()))
+    measured = learner.measure(batch)
+    assert measured["preference/loss"] == pytest.approx(loss.item(), rel=1e-8)
+    found = gradients(learner, batch)
+    for (name, value), wanted in zip(found.items(), expected, strict=True):
+        assert torch.allclose(value, wanted, atol=1e-9, rtol=1e-6), name
+
+
+def test_adapters_off_are_the_reference(tiny_folder):
+    policy = load_policy(ModelSettings(path=str(tiny_folder), lora=LoraSettings(rank=2)))
+    base = load_policy(ModelSettings(path=str(tiny_folder)))
+    learner = PreferenceLearner(
+        policy,
+        [LOSSES["sigmoid"]()],
+        LearnerSettings(lr=1e-2),
+        reference=lambda: adapters_off(policy),
+    )
+    batch = pairs()
+    first = learner.update(batch)
+    assert first["preference/loss"] == pytest.approx(0.693147, abs=1e-5)
+    for _ in range(5):
+        learner.update(batch)
+    with adapters_off(policy) as reference:
+        frozen = learner.passes.sums(batch, reference)
+    assert torch.allclose(frozen, learner.passes.sums(batch, base), atol=1e-4)
+    assert not torch.allclose(frozen, learner.passes.sums(batch), atol=1e-2)
+    assert learner.measure(batch)["preference/reward_accuracy"] == 1.0
+
+
+def trained(tiny_folder, loss, batch):
+    """Metrics before and after a few steps."""
+    policy, frozen = (load_policy(ModelSettings(path=str(tiny_folder))) for _ in range(2))
+    learner = PreferenceLearner(
+        policy, [loss], LearnerSettings(lr=2e-3), reference=lambda: nullcontext(frozen)
+    )
+    before = learner.measure(batch)
+    for _ in range(12):
+        assert learner.update(batch)["learner/skipped_updates"] == 0
+    return before, learner.measure(batch)
+
+
+# discopop is not monotone: at the reference its gradient lowers the margin.
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {*UNPAIRED, "sft", "discopop"}))
+def test_every_paired_loss_widens_the_margin(tiny_folder, name):
+    given = {"structure": "cCPO"} if name == "logic" else {}
+    before, after = trained(tiny_folder, LOSSES[name](**given), pairs())
+    assert after["preference/margin"] > before["preference/margin"]
+    assert after["preference/loss"] < before["preference/loss"]
+
+
+def test_discopop_falls_and_at_the_reference_lowers_the_margin(tiny_folder):
+    """m' (exp(-z) - log(1 + exp(-z))) outweighs the rest at z = 0: (1 - log 2) / (4 tau) > 3/4."""
+    before, after = trained(tiny_folder, LOSSES["discopop"](), pairs())
+    assert after["preference/loss"] < before["preference/loss"]
+    assert after["preference/margin"] < before["preference/margin"] == 0
+
+
+@pytest.mark.parametrize("name", UNPAIRED)
+def test_unpaired_losses_part_desirable_from_undesirable(tiny_folder, name):
+    before, after = trained(tiny_folder, LOSSES[name](), labelled())
+    assert before["preference/desirable_log_ratio"] == 0
+    assert after["preference/desirable_log_ratio"] > after["preference/undesirable_log_ratio"]
+    assert after["preference/kl_baseline"] >= 0
