@@ -48,12 +48,13 @@ from rlvr.train.interrupt import StopSignals
 from rlvr.train.log import RunLog, SilentLog, check_trackers, say, write_atomically
 from rlvr.train.preference_recipe import PreferenceRecipe
 from rlvr.train.prime import build_prime, reward_model_writer
+from rlvr.train.prm_recipe import PrmRecipe
 from rlvr.train.prompts import check_context, load_prompts
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.scoring import Scorer
 from rlvr.train.together import first_rank
 
-AnyRecipe = RLRecipe | PreferenceRecipe
+AnyRecipe = RLRecipe | PreferenceRecipe | PrmRecipe
 
 # What may differ between a run and its continuation: nothing that enters a gradient.
 _MAY_CHANGE = frozenset({"steps", "evaluation", "checkpoint", "watchdog", "log", "output"})
