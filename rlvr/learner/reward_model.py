@@ -55,6 +55,9 @@ class PrimeSettings(OptimizerSettings):
     """When the reward model learns: after its rewards were read, before, or not at all."""
     returns: ProcessReturns = ProcessReturns()
     """How token rewards become advantages."""
+    steps: str = "blank_lines"
+    """Where the steps of kept completions end, for the report alone: blank_lines, numbered, lines,
+    or a pattern at whose matches steps begin."""
 
 
 class RewardModel(nn.Module):

@@ -1,7 +1,7 @@
 """PRIME in a run: its reward model is built, saved and exported beside the policy."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,11 @@ import torch
 
 from rlvr.learner import PrimeTraining, RewardModel
 from rlvr.policy import ModelSettings, Policy, load_policy, policy_writer
+from rlvr.prm import steps_of_ids
 from rlvr.ranks import Ranks
 from rlvr.rollout.weights import merged_buckets, write_model
 from rlvr.train.recipe import RLRecipe
+from rlvr.train.scoring import Scored
 
 FOLDER = "prm"
 """Where a checkpoint, and the run folder in the end, hold the reward model."""
@@ -61,6 +63,28 @@ def reward_model_writer(
         return lambda path: None
     write = policy_writer(prime.model.policy, keep=keep, copy=copy)
     return lambda path: write(path / FOLDER)
+
+
+def add_token_rewards(
+    rows: Sequence[dict[str, Any]],
+    items: Sequence[Scored],
+    rewards_BT: torch.Tensor,
+    tokenizer: Any,  # noqa: ANN401
+    steps: str,
+) -> None:
+    """Add to kept completions what each token was given, and where steps end.
+
+    Args:
+        rows: As :func:`rlvr.train.log.completion_row` made them.
+        items: What they were made of: the first of the batch, in its order.
+        rewards_BT: Token rewards of the batch.
+        tokenizer: Says where tokens begin in the text.
+        steps: How steps are found (:func:`rlvr.prm.step_starts`).
+    """
+    for row, item, rewards_T in zip(rows, items, rewards_BT.tolist(), strict=False):
+        ids = item.completion.token_ids
+        row["token_rewards"] = [round(reward, 5) for reward in rewards_T[: len(ids)]]
+        row["step_ends"] = steps_of_ids(tokenizer, ids, steps)
 
 
 def export_reward_model(

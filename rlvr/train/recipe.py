@@ -21,6 +21,7 @@ from rlvr.objective import (
     TokenMean,
 )
 from rlvr.policy import ModelSettings
+from rlvr.prm import step_starts
 from rlvr.rollout import (
     EngineSettings,
     Sampling,
@@ -305,6 +306,7 @@ def _impossible_prime(recipe: RLRecipe) -> list[str]:
     faults: list[str] = []
     if prime is None:
         return faults
+    step_starts("", prime.steps)  # says what is wrong with a pattern
     baseline = prime.returns.baseline
     if recipe.rollout.samples_per_prompt < 2 and baseline in ("leave_one_out", "group"):
         faults.append(

@@ -29,7 +29,7 @@ from rlvr.train.collect import Rollout
 from rlvr.train.evaluation import evaluate
 from rlvr.train.interrupt import Stopped, StopSignals
 from rlvr.train.log import completion_row
-from rlvr.train.prime import export_reward_model
+from rlvr.train.prime import add_token_rewards, export_reward_model
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.run import Run, open_run
 from rlvr.train.scoring import Scored
@@ -156,8 +156,9 @@ def _keep_completions(
         for item, value in zip(flat, advantages, strict=True)
     ]
     if run.learner.process_rewards_BT is not None:
-        for row, rewards_T in zip(rows, run.learner.process_rewards_BT.tolist(), strict=False):
-            row["token_rewards"] = [round(r, 5) for r in rewards_T[: len(row["tokens"])]]
+        rewards_BT, prime = run.learner.process_rewards_BT, run.recipe.prime
+        assert prime is not None
+        add_token_rewards(rows, flat, rewards_BT, run.tokenizer, prime.steps)
     run.log.completions("completions", step, rows)
 
 
