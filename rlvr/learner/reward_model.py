@@ -47,8 +47,10 @@ class PrimeSettings(OptimizerSettings):
     max_grad_norm: float | None = Field(10.0, gt=0)
     """Gradients are scaled down to this norm; null leaves them."""
     model: ModelSettings | None = None
-    """The reward model, which as it is before training is also its reference; it must share the
-    policy's tokenizer. null starts from the policy's own model."""
+    """Where the reward model starts, such as the model of a run with ``task: prm``; it must share
+    the policy's tokenizer. null starts from the policy's own model, and all rewards from 0."""
+    reference: ModelSettings | None = None
+    """Its frozen reference; null is the policy's own model as it is before training."""
     beta: float = Field(0.05, gt=0)
     """Scale of the reward: beta x log-ratio of the reward model to its reference."""
     update: Literal["after", "before", "none"] = "after"

@@ -36,9 +36,10 @@ def build_prime(
     _check_vocabulary(policy, model, settings)
     if not trained:
         model.requires_grad_(False).eval()
-    reference = None
-    if not model.has_adapters:
-        reference = load_policy(_whole(settings)).requires_grad_(False).eval()
+    base, reference = recipe.prime.reference or recipe.model, None
+    if not model.has_adapters or base.path != settings.path:  # else its own base serves
+        reference = load_policy(_whole(base)).requires_grad_(False).eval()
+        _check_vocabulary(policy, reference, base)
     return PrimeTraining(RewardModel(model), reference, recipe.prime, recipe.advantage)
 
 
@@ -50,8 +51,8 @@ def _check_vocabulary(policy: Policy, model: Policy, settings: ModelSettings) ->
     sizes = [p.causal_lm.get_input_embeddings().num_embeddings for p in (policy, model)]
     if sizes[0] != sizes[1]:
         raise ValueError(
-            f"prime.model {settings.path!r} has {sizes[1]} embeddings and the policy {sizes[0]}: "
-            "they do not share a tokenizer; choose a reward model of the policy's family"
+            f"the reward model or reference {settings.path!r} has {sizes[1]} embeddings and the "
+            f"policy {sizes[0]}: they do not share a tokenizer; choose models of one family"
         )
 
 

@@ -319,9 +319,10 @@ def _impossible_prime(recipe: RLRecipe) -> list[str]:
             "prime.model.lora are fresh adapters, which prime.update = 'none' leaves untrained: "
             "every reward would be 0; leave them out"
         )
-    if prime.update == "none" and (prime.model is None or prime.model == recipe.model):
+    start, reference = prime.model or recipe.model, prime.reference or recipe.model
+    if prime.update == "none" and start.path == reference.path:
         faults.append(
             "prime.update = 'none' keeps a reward model that equals its reference, so every reward "
-            "is 0; train it (after, before), or name a trained one in prime.model"
+            "is 0; train it (after, before), or name a trained one in prime.model.path"
         )
     return faults

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from rlvr.cli import app
 from rlvr.data import load_problems, read_history
+from rlvr.policy import ModelSettings, load_policy, load_tokenizer
 from rlvr.train.prompts import relabelled
 from tests.train.test_rl import figures, run_in_process
 
@@ -100,3 +101,23 @@ def test_a_label_is_replaced_by_id_or_refused(recipe_values):
     ]
     with pytest.raises(ValueError, match="'nobody'"):
         relabelled(problems, {"nobody": "1"})
+
+
+def test_a_reward_model_that_was_trained_before_rewards_from_the_first_step(
+    recipe_values, guessing_folder, tmp_path
+):
+    """Frozen, against the policy's own model as its reference."""
+    settings = ModelSettings(path=str(guessing_folder))
+    policy = load_policy(settings)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    policy.causal_lm.save_pretrained(tmp_path / "trained")
+    load_tokenizer(settings).save_pretrained(tmp_path / "trained")
+    prime = {"update": "none", "model": {"path": str(tmp_path / "trained")}}
+    folder = run_in_process({**recipe_values, "steps": 1, "prime": prime})
+    (row,) = (row for row in figures(folder) if "prm/drift" in row)
+    assert row["prm/drift"] > 0.001
+    assert "prm/loss" not in row
+    assert not (folder / "prm").exists()
