@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from rlvr.train.prm_command import prm_app
+
 if TYPE_CHECKING:
     from rlvr.types import Problem
 
@@ -32,6 +34,8 @@ logic_app = typer.Typer(
 )
 app.add_typer(logic_app, name="logic")
 
+app.add_typer(prm_app, name="prm", callback=lambda: _quiet_libraries())
+
 
 @app.command()
 def train(
@@ -52,7 +56,7 @@ def train(
         typer.Option("--dry-run", help="Print the resolved recipe and derived numbers, then stop."),
     ] = False,
 ) -> None:
-    """Train a policy as a recipe says; the recipe's task (rl, preference) chooses the loop.
+    """Train as a recipe says; the recipe's task (rl, preference, prm) chooses the loop.
 
     Example: rlvr train recipes/smollm2_arithmetic.yaml model.path=./smollm2 steps=20
     """
@@ -301,7 +305,7 @@ def settings(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the table of docs/settings.md.")
     ] = False,
-    task: Annotated[str, typer.Option(help="Whose recipe: rl or preference.")] = "rl",
+    task: Annotated[str, typer.Option(help="Whose recipe: rl, preference or prm.")] = "rl",
 ) -> None:
     """List every setting of a recipe with its type, default and meaning."""
     from rlvr.settings import describe, markdown_table

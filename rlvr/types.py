@@ -84,7 +84,10 @@ class Batch:
     distribution's mass, and whether that holds the token) and ``proxy_rows``: for each completion,
     the entries of its proxy distributions as column, token and log-probability. A critic's
     ``old_values_BT`` belong to the states before the tokens, and ``returns_BT`` are what it is
-    trained towards.
+    trained towards. For an implicit process reward model, ``labels_B`` are outcomes in [0, 1],
+    ``prm_reference_BT`` its reference's log-probabilities at temperature 1, ``process_rewards_BT``
+    the rewards that it gave each token, and ``token_rewards_BT`` what a critic is to make
+    advantages of instead of ``rewards_B``.
     """
 
     prompt_ids: tuple[tuple[int, ...], ...]
@@ -101,6 +104,10 @@ class Batch:
     kept_BT: torch.Tensor | None = None
     old_values_BT: torch.Tensor | None = None
     returns_BT: torch.Tensor | None = None
+    labels_B: torch.Tensor | None = None
+    prm_reference_BT: torch.Tensor | None = None
+    process_rewards_BT: torch.Tensor | None = None
+    token_rewards_BT: torch.Tensor | None = None
     proxy_rows: tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], ...] | None = None
 
     def __len__(self) -> int:

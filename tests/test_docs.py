@@ -9,6 +9,7 @@ from rlvr.preference.losses import LOSSES
 from rlvr.preference.pages import example, loss_page, loss_table, structure_table
 from rlvr.settings import describe, load_settings, markdown_table
 from rlvr.train.preference_recipe import PreferenceRecipe
+from rlvr.train.prm_recipe import PrmRecipe
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.tasks import task_of
 
@@ -32,6 +33,13 @@ def test_the_settings_page_of_preferences_is_what_the_command_prints():
     )
 
 
+def test_the_settings_page_of_reward_models_is_what_the_command_prints():
+    page = (ROOT / "docs" / "settings_prm.md").read_text()
+    assert page.endswith(markdown_table(list(describe(PrmRecipe))) + "\n"), (
+        "run: rlvr settings --task prm --markdown, and replace the table"
+    )
+
+
 @pytest.mark.parametrize(
     ("page", "key", "table"),
     [("preference", "losses", loss_table), ("preference_logic", "structures", structure_table)],
@@ -51,7 +59,7 @@ def test_every_loss_has_a_page_and_a_recipe(name):
     assert [loss.name for loss in loaded.losses] == [name]
 
 
-@pytest.mark.parametrize("schema", [RLRecipe, PreferenceRecipe])
+@pytest.mark.parametrize("schema", [RLRecipe, PreferenceRecipe, PrmRecipe])
 def test_every_setting_has_a_help_text(schema):
     missing = [item.key for item in describe(schema) if not item.help]
     assert not missing
@@ -83,7 +91,7 @@ def test_every_logged_metric_is_documented():
     page = (ROOT / "docs" / "metrics.md").read_text()
     documented = set(re.findall(r"`([a-z_]+/[a-z_A-Z/]+)`", page))
     prefixes = "reward|rollout|completion|mismatch|policy|learner|memory|throughput|time"
-    prefixes += "|sync|engine|lp_reg|critic|preference"
+    prefixes += "|sync|engine|lp_reg|critic|prm|preference"
     written = set()
     for source in (ROOT / "rlvr").rglob("*.py"):
         if "report" not in source.parts:

@@ -17,10 +17,12 @@ from rlvr.learner.learner import Learner
 from rlvr.learner.models import Models
 from rlvr.learner.preference import PreferenceLearner, adapters_off
 from rlvr.learner.preference_batch import PreferenceBatch
+from rlvr.learner.reward_model import PRM, PrimeSettings, PrimeTraining, RewardModel
 from rlvr.learner.settings import LearnerSettings, OptimizerSettings, Schedule
 
 __all__ = [
     "CRITIC",
+    "PRM",
     "CheckpointError",
     "CheckpointWriter",
     "CriticSettings",
@@ -32,6 +34,9 @@ __all__ = [
     "OptimizerSettings",
     "PreferenceBatch",
     "PreferenceLearner",
+    "PrimeSettings",
+    "PrimeTraining",
+    "RewardModel",
     "Schedule",
     "adapters_off",
     "checkpoint_path",

@@ -48,7 +48,9 @@ class CriticTraining:
     def with_advantages(self, batch: Batch, values_BT: torch.Tensor) -> Batch:
         """Add old values, advantages and returns, from the values [B, T] of all states."""
         mask_BT = batch.mask_BT
-        rewards_BT = token_rewards(batch.rewards_B.to(mask_BT), mask_BT)
+        rewards_BT = batch.token_rewards_BT
+        if rewards_BT is None:
+            rewards_BT = token_rewards(batch.rewards_B.to(mask_BT), mask_BT)
         if self.estimator.kl_in_reward:
             old_BT = batch.old_logprobs_BT
             old_BT = batch.rollout_logprobs_BT if old_BT is None else old_BT

@@ -16,7 +16,7 @@ an equal number of them and of used parameters on every rank.
 
 import ctypes
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Protocol
@@ -70,8 +70,13 @@ class Engine(Protocol):
         """Forget what the step has gathered."""
         ...
 
-    def step(self, fraction: float) -> StepResult:
-        """Clip, update at ``fraction`` of every model's peak rate, and clear the gradients."""
+    def step(self, fraction: float, moving: Collection[str] | None = None) -> StepResult:
+        """Clip, update at ``fraction`` of every model's peak rate, and clear the gradients.
+
+        Args:
+            fraction: Of the peak rates.
+            moving: Names of the models that take the step; None is all.
+        """
         ...
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -114,11 +119,11 @@ class LocalEngine:
         """Forget what the step has gathered."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def step(self, fraction: float) -> StepResult:
+    def step(self, fraction: float, moving: Collection[str] | None = None) -> StepResult:
         """Clip, update at ``fraction`` of every model's peak rate, and clear the gradients."""
         self._sum_gradients()
         norms = {model: _norm(gradients) for model, gradients in self._gradients().items()}
-        finite = prepare_step(self.optimizer, self.settings, norms, fraction)
+        finite = prepare_step(self.optimizer, self.settings, norms, fraction, moving)
         if finite:
             self.optimizer.step()
         self.clear()
@@ -196,8 +201,10 @@ def prepare_step(
     settings: Mapping[str, OptimizerSettings],
     norms: Mapping[str, float],
     fraction: float,
+    moving: Collection[str] | None = None,
 ) -> bool:
     """Set rates and clip factors for a step; False where a norm says that it must be skipped."""
+    optimizer.moving = moving
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * fraction
     for model, norm in norms.items():

@@ -7,9 +7,9 @@ same everywhere without a word, and the gradient is the same however the step is
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
@@ -21,6 +21,7 @@ from rlvr.learner.launch import Launch, build_engine
 from rlvr.learner.layout import packs
 from rlvr.learner.models import POLICY, Models, Outputs
 from rlvr.learner.old_policy import OldPolicy
+from rlvr.learner.reward_model import PRM, PrimeTraining, reward_metrics
 from rlvr.learner.settings import LearnerSettings, OptimizerSettings
 from rlvr.learner.terms import ProxyRequests, proxy_requests, step_of, terms_of
 from rlvr.objective import Counts, Objective, merge_metrics
@@ -51,6 +52,7 @@ class Learner:
         launch: The processes of the job and what holds the parameters; None is this process alone.
         beside: Models trained beside the policy, with their optimizer settings.
         critic: The critic that gives advantages and is trained with the policy.
+        prime: The process reward model whose rewards enter the advantages.
 
     Raises:
         ValueError: Packing is asked for, and does not give this model's numbers.
@@ -68,6 +70,7 @@ class Learner:
         launch: Launch | None = None,
         beside: Mapping[str, tuple[nn.Module, OptimizerSettings]] | None = None,
         critic: CriticTraining | None = None,
+        prime: PrimeTraining | None = None,
     ) -> None:
         self.policy, self.objective, self.settings = policy, objective, settings
         self.temperature, self.total_updates, self.reference = temperature, total_updates, reference
@@ -80,21 +83,29 @@ class Learner:
         self.critic, self.rollouts = critic, 0
         if critic is not None:
             others[CRITIC] = (critic.model, critic.settings)
+        self.prime = prime
+        self.process_rewards_BT: torch.Tensor | None = None
+        if prime is not None and prime.trained:
+            others[PRM] = (prime.model, prime.settings)
         models = Models(policy, {name: module for name, (module, _) in others.items()})
         rates = {POLICY: settings, **{name: own for name, (_, own) in others.items()}}
         self.ranks = launch.ranks
         self.engine = build_engine(models, rates, launch)
+        self.policy_step = frozenset(rates) - ({PRM} if prime and not prime.joint else set())
+        if prime is not None and prime.trained:
+            prime.model.policy.gathered = policy.gathered
 
     def update(self, batch: Batch) -> dict[str, float]:
         """Train on one rollout; returns the metrics of its (last) optimizer step."""
         started = time.perf_counter()
+        batch, found = self._with_process_rewards(batch)
         batch = self._with_statistics(batch)
         statistics_seconds = time.perf_counter() - started
         metrics: dict[str, float] = {}
         for rows in _split_by_group(batch.group_index_B, self.settings.updates_per_rollout):
             metrics = self._optimizer_step(select(batch, rows))
         self.rollouts += 1
-        metrics |= rollout_metrics(batch)
+        metrics |= found | rollout_metrics(batch)
         metrics["learner/updates"] = self.updates
         metrics["learner/skipped_updates"] = self.skipped_updates
         metrics["learner/out_of_memory"] = self.retries
@@ -102,20 +113,75 @@ class Learner:
         metrics["time/update"] = time.perf_counter() - started - statistics_seconds
         return metrics
 
-    def logprobs(self, batch: Batch, policy: Policy | None = None) -> torch.Tensor:
+    def logprobs(
+        self,
+        batch: Batch,
+        policy: Policy | None = None,
+        *,
+        of: str = POLICY,
+        temperature: float | None = None,
+    ) -> torch.Tensor:
         """Log-probabilities [B, T] of the batch's completions under a model, without gradient.
 
         Each rank runs its share of the rows; the others' are filled in.
+
+        Args:
+            batch: The completions.
+            policy: A model that the engine does not hold; None is the one that ``of`` names.
+            of: The policy, or the reward model beside it.
+            temperature: Of a policy; None is the sampling temperature.
         """
-        model = policy or self.policy
+        model = policy or self.engine.models
         logprobs_BT = torch.zeros(batch.mask_BT.shape, dtype=batch.mask_BT.dtype)
         with torch.no_grad(), evaluating(model):
             for micro in self._share(batch, range(len(batch))):
-                inputs, outputs = self._forward(batch, micro, policy)
-                values_BT = inputs.scatter(outputs.stats.logprobs_N, batch.mask_BT.shape[1])
+                inputs, outputs = self._forward(
+                    batch, micro, policy, run=(of,), temperature=temperature
+                )
+                values_N = outputs.stats.logprobs_N if of == POLICY else outputs.beside[of]
+                values_BT = inputs.scatter(values_N, batch.mask_BT.shape[1])
                 if micro:
                     logprobs_BT[list(micro)] = values_BT.to(logprobs_BT)
         return self.ranks.sum(logprobs_BT)
+
+    def _with_process_rewards(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
+        """Have the reward model score the rollout, trained on it first if it is to be."""
+        if self.prime is None:
+            return batch, {}
+        batch = replace(batch, prm_reference_BT=self._prm_reference(batch))
+        metrics: dict[str, float] = {}
+        if self.prime.settings.update == "before":
+            for rows in _split_by_group(batch.group_index_B, self.settings.updates_per_rollout):
+                metrics = self._reward_model_step(select(batch, rows))
+        batch = self.prime.with_rewards(batch, self._prm_logprobs(batch))
+        self.process_rewards_BT = batch.process_rewards_BT
+        return batch, metrics | reward_metrics(batch, self.prime.settings.beta)
+
+    def _prm_logprobs(self, batch: Batch) -> torch.Tensor:
+        assert self.prime is not None
+        if self.prime.trained:
+            return self.logprobs(batch, of=PRM)
+        return self.logprobs(batch, self.prime.model.policy, temperature=1.0)
+
+    def _prm_reference(self, batch: Batch) -> torch.Tensor:
+        assert self.prime is not None
+        if self.prime.reference is not None:
+            return self.logprobs(batch, self.prime.reference, temperature=1.0)
+        with self.prime.adapters_off():
+            return self._prm_logprobs(batch)
+
+    def _reward_model_step(self, batch: Batch) -> dict[str, float]:
+        """An optimizer step of the reward model alone."""
+        rows = batch.mask_BT.any(-1).nonzero()[:, 0].tolist()
+        if not rows:
+            return {}
+        only = frozenset({PRM})
+        self.engine.models.train()
+        metrics = self._gather_gradient(batch, rows, only)
+        fraction = self.settings.schedule.fraction(self.updates, self.total_updates)
+        result = self.engine.step(fraction, only)
+        self.skipped_updates += result.skipped
+        return metrics | {"prm/grad_norm": result.grad_norms[PRM]}
 
     def _with_statistics(self, batch: Batch) -> Batch:
         """Add the old and reference log-probabilities that the update will need."""
@@ -153,21 +219,28 @@ class Learner:
 
     def _optimizer_step(self, batch: Batch) -> dict[str, float]:
         rows = self._rows_to_run(batch)
-        self.policy.train()
-        metrics = self._gather_gradient(batch, rows) if rows else {}
+        self.engine.models.train()
+        metrics = self._gather_gradient(batch, rows, self.policy_step) if rows else {}
         metrics = self.objective.finish(metrics)
         metrics |= self._step_weights(bool(rows))
         metrics["learner/rows_run"] = len(rows) / len(batch)
         return metrics | self._batching_metrics(batch, rows)
 
-    def _gather_gradient(self, batch: Batch, rows: Sequence[int]) -> dict[str, float]:
+    def _gather_gradient(
+        self, batch: Batch, rows: Sequence[int], models: Collection[str]
+    ) -> dict[str, float]:
         """Run the step's micro-batches, once more with half the budget where memory runs out.
+
+        Args:
+            batch: The step.
+            rows: Its rows that are run.
+            models: Those that take the step.
 
         Raises:
             ValueError: Memory runs out all the same.
         """
         while True:
-            metrics, fault = self._try_micro_batches(batch, rows)
+            metrics, fault = self._try_micro_batches(batch, rows, models)
             if not float(self.ranks.maximum(torch.tensor(float(fault is not None)))):
                 return reduce(merge_metrics, self.ranks.gather(metrics), {})
             self.engine.clear()
@@ -179,35 +252,64 @@ class Learner:
             self.retries, self.budget = 1, self.budget // 2
 
     def _try_micro_batches(
-        self, batch: Batch, rows: Sequence[int]
+        self, batch: Batch, rows: Sequence[int], models: Collection[str]
     ) -> tuple[dict[str, float], BaseException | None]:
         """This rank's share of the gradient and of the metrics, or how memory ran out."""
-        counts, measured = Counts.of(batch.mask_BT), Counts.of(batch.mask_BT[rows])
-        prepared = self.objective.prepare(step_of(batch, self.updates))
-        proxy = proxy_requests(self.objective, batch, prepared)
+        prepared, proxy = {}, None
+        if POLICY in models:
+            prepared = self.objective.prepare(step_of(batch, self.updates))
+            proxy = proxy_requests(self.objective, batch, prepared)
+        step = _Step(
+            Counts.of(batch.mask_BT),
+            Counts.of(batch.mask_BT[rows]),
+            prepared,
+            sequences=int(batch.mask_BT.any(-1).sum()),
+        )
         metrics: dict[str, float] = {}
         share = self._share(batch, rows)
         try:
             for index, micro in enumerate(share):
                 inputs, outputs = self._forward(
-                    batch, micro, entropy=True, proxy=proxy if micro else None
+                    batch, micro, entropy=True, proxy=proxy if micro else None, run=models
                 )
                 if micro:
-                    columns, against = select(batch, micro), self.settings.ratio_against
-                    terms = terms_of(columns, inputs, outputs.stats, prepared, against)
-                    loss, found = self.objective(terms, counts, measured)
-                    metrics = merge_metrics(metrics, found)
-                    loss, found = self._with_value_loss(loss, outputs, inputs, columns, counts)
+                    columns = select(batch, micro)
+                    loss, found = self._micro_loss(columns, inputs, outputs, step, models)
                     metrics = merge_metrics(metrics, found)
                 else:
                     idle = [outputs.stats.logprobs_N, *outputs.beside.values()]
                     loss = 0.0 * torch.stack([values_N.sum() for values_N in idle]).sum()
+                if outputs.idle is not None:
+                    loss = loss + 0.0 * outputs.idle
                 self.engine.backward(loss, last=index == len(share) - 1)
         except RuntimeError as error:
             if not (is_out_of_memory(error) and self.engine.retries):
                 raise
             return {}, error
         return metrics, None
+
+    def _micro_loss(
+        self,
+        columns: Batch,
+        inputs: ModelInputs,
+        outputs: Outputs,
+        step: "_Step",
+        models: Collection[str],
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """A micro-batch's share of the losses of the models that take the step."""
+        loss = torch.zeros((), device=inputs.row_N.device)
+        metrics: dict[str, float] = {}
+        if POLICY in models:
+            against = self.settings.ratio_against
+            terms = terms_of(columns, inputs, outputs.stats, step.prepared, against)
+            loss, metrics = self.objective(terms, step.counts, step.measured)
+            loss, found = self._with_value_loss(loss, outputs, inputs, columns, step.counts)
+            metrics = merge_metrics(metrics, found)
+        if PRM in models:
+            assert self.prime is not None
+            own, found = self.prime.loss(outputs.beside[PRM], inputs, columns, step.sequences)
+            loss, metrics = loss + own, merge_metrics(metrics, found)
+        return loss, metrics
 
     def _with_value_loss(
         self,
@@ -230,19 +332,21 @@ class Learner:
         fraction = self.settings.schedule.fraction(self.updates, self.total_updates)
         metrics = {"learner/lr": self.settings.lr * fraction}
         if any_rows:
-            result = self.engine.step(fraction)
+            alone = self.policy_step != set(self.engine.settings)
+            result = self.engine.step(fraction, *([self.policy_step] if alone else []))
             metrics["learner/grad_norm"] = result.grad_norms[POLICY]
             metrics["learner/changed"] = result.changed
             metrics["learner/changed_compute"] = result.changed_compute
-            if CRITIC in result.grad_norms:
-                metrics["critic/grad_norm"] = result.grad_norms[CRITIC]
+            for name in (CRITIC, PRM):
+                if name in self.policy_step and name in result.grad_norms:
+                    metrics[f"{name}/grad_norm"] = result.grad_norms[name]
             self.skipped_updates += result.skipped
         self.updates += 1
         return metrics
 
     def _rows_to_run(self, batch: Batch) -> list[int]:
         has_tokens = batch.mask_BT.any(-1)
-        needed = self.objective.regularised or self.critic is not None
+        needed = self.objective.regularised or len(self.policy_step) > 1
         if self.settings.skip_zero_advantage and not needed:
             has_tokens &= (batch.advantages_BT != 0).any(-1)
         rows: list[int] = has_tokens.nonzero()[:, 0].tolist()
@@ -256,23 +360,28 @@ class Learner:
         *,
         entropy: bool = False,
         proxy: ProxyRequests | None = None,
+        run: Collection[str] | None = None,
+        temperature: float | None = None,
     ) -> tuple[ModelInputs, Outputs]:
-        """Run one micro-batch through the engine, or through a frozen model beside it."""
+        """Run one micro-batch through models of the engine, or through a frozen one beside it.
+
+        ``run`` names the engine's; None is the policy, and the critic where there is one.
+        """
         lay_out = packed_inputs if self.packed else padded_inputs
         prompts, completions, rows = batch.prompt_ids, batch.completion_ids, micro
         if not micro:  # two tokens, so that this rank's passes are as many as the others'
             prompts, completions, rows = (batch.prompt_ids[0][:1],), ((0,),), (0,)
         inputs = lay_out(prompts, completions, rows).to(self.policy.device)
         options = {
-            "temperature": self.temperature,
+            "temperature": self.temperature if temperature is None else temperature,
             "entropy": entropy,
             "proxy": None if proxy is None else proxy(inputs),
             "chunk_tokens": self.settings.logits_chunk,
         }
         if frozen is not None:
             return inputs, Outputs(frozen(inputs, **options), {})
-        beside = self.critic is not None
-        return inputs, self.engine.forward(inputs, beside=beside, **options)
+        models = run or ((POLICY,) if self.critic is None else (POLICY, CRITIC))
+        return inputs, self.engine.forward(inputs, run=models, **options)
 
     def _share(self, batch: Batch, rows: Sequence[int]) -> list[Rows]:
         """This rank's micro-batches."""
@@ -323,6 +432,16 @@ class Learner:
             "learner/pad_fraction": max(0.0, 1 - real / total) if total else 0.0,
             "learner/rank_balance": total / (len(by_rank) * max(by_rank)) if total else 1.0,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What a micro-batch's losses must know of the step; ``measured`` counts the rows run."""
+
+    counts: Counts
+    measured: Counts
+    prepared: dict[str, torch.Tensor]
+    sequences: int = 0
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -5,23 +5,28 @@ that one engine shards all of them and one optimizer step moves all of them; eac
 rate, decay and clip.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from rlvr.learner.settings import OptimizerSettings
-from rlvr.policy import ModelInputs, Policy, TokenStats
+from rlvr.policy import ModelInputs, Policy, TokenStats, padded_inputs
 
 POLICY = "policy"
 
 
 class Outputs(NamedTuple):
-    """The policy's statistics [N], and the output of each model beside it by name."""
+    """The policy's statistics [N], and the output of each model beside it by name.
+
+    Statistics of a policy that did not run are those of nothing. ``idle`` sums what models gave
+    that ran for the engine's sake alone; a loss takes it times 0.
+    """
 
     stats: TokenStats
     beside: dict[str, torch.Tensor]
+    idle: torch.Tensor | None = None
 
 
 class Models(nn.Module):
@@ -42,15 +47,34 @@ class Models(nn.Module):
         inputs: ModelInputs,
         *,
         beside: bool = False,
+        run: Collection[str] | None = None,
         **options: Any,  # noqa: ANN401
     ) -> Outputs:
-        """Run the policy on a micro-batch, and with ``beside`` the other models too.
+        """Run models on a micro-batch.
 
-        ``options`` are the policy's (:meth:`rlvr.policy.Policy.forward`).
+        Args:
+            inputs: The micro-batch.
+            beside: Run the policy and all others, where ``run`` does not say.
+            run: Names of the models to run. Where gradients are taken the others run on two tokens:
+                an engine that shards parameters waits for a gradient of every one.
+            options: The policy's (:meth:`rlvr.policy.Policy.forward`).
         """
-        stats = self.policy(inputs, **options)
-        others = {name: model(inputs) for name, model in self.beside.items()} if beside else {}
-        return Outputs(stats, others)
+        everything = {POLICY, *self.beside}
+        names = set(run) if run is not None else everything if beside else {POLICY}
+        stats = self.policy(inputs, **options) if POLICY in names else _no_stats(inputs)
+        others = {name: model(inputs) for name, model in self.beside.items() if name in names}
+        idle = None
+        if run is not None and names != everything and torch.is_grad_enabled():
+            idle = self._idle(everything - names, inputs.input_ids_RL.device)
+        return Outputs(stats, others, idle)
+
+    def _idle(self, names: Collection[str], device: torch.device) -> torch.Tensor:
+        """The sum of what the named models give for two tokens."""
+        inputs = padded_inputs(((0,),), ((0,),), (0,)).to(device)
+        sums = [self.beside[name](inputs).sum() for name in names if name != POLICY]
+        if POLICY in names:
+            sums.append(self.policy(inputs).logprobs_N.sum())
+        return torch.stack(sums).sum()
 
     def trained(self) -> Iterator[tuple[str, str, nn.Parameter]]:
         """Model, name in its checkpoint, and parameter, of everything that is trained.
@@ -62,6 +86,10 @@ class Models(nn.Module):
             for name, parameter in module.named_parameters():
                 if parameter.requires_grad:
                     yield model, name if model == POLICY else f"{model}:{name}", parameter
+
+
+def _no_stats(inputs: ModelInputs) -> TokenStats:
+    return TokenStats(torch.zeros(0, device=inputs.input_ids_RL.device))
 
 
 def parameter_groups(

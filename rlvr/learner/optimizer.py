@@ -8,7 +8,7 @@ whole parameters and the flat slices that an engine which shards them hands over
 of :meth:`AdamW.step`; that is why norms are measured by the engine and only applied here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class AdamW(torch.optim.Optimizer):
         super().__init__(groups, {})
         self.compute = compute
         self.factors: dict[str, float] = {}
+        self.moving: Collection[str] | None = None  # names of models; None is all
         self._changed: list[torch.Tensor] = []
 
     @torch.no_grad()
@@ -43,6 +44,8 @@ class AdamW(torch.optim.Optimizer):
 
     def _move(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
         """Move one parameter, a slice at a time: the weights before are then a small copy."""
+        if self.moving is not None and group["model"] not in self.moving:
+            return  # neither weights nor moments see this step
         assert parameter.grad is not None
         state, factor = self.moments(parameter), self.factors.get(group["model"], 1.0)
         flat = [parameter.view(-1), parameter.grad.reshape(-1)]

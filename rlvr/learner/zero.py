@@ -21,7 +21,7 @@ This file knows names inside DeepSpeed 0.19; tests/learner/test_engines.py holds
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import nan
 from typing import Any
@@ -110,10 +110,10 @@ class ZeroEngine:
         """Forget what the step has gathered."""
         self.zero.zero_grad(set_to_none=True)
 
-    def step(self, fraction: float) -> StepResult:
+    def step(self, fraction: float, moving: Collection[str] | None = None) -> StepResult:
         """Clip, update at ``fraction`` of every model's peak rate, and clear the gradients."""
         norms = self._norms()
-        finite = prepare_step(self.optimizer, self.settings, norms, fraction)
+        finite = prepare_step(self.optimizer, self.settings, norms, fraction, moving)
         self.engine.step()  # finds the same norms, and skips where they are not finite
         assert self.zero.overflow is not finite, "DeepSpeed and the learner disagree on a step"
         moved = self.ranks.sum(self.optimizer.take_changed()) / self.trained

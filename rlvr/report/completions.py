@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ KINDS = {"training": "completions", "evaluation": "evaluations"}
 
 TEXTS = ("problem_id", "group", "response", "answer", "extracted", "reason", "finish_reason", "set")
 NUMBERS = ("sample", "reward", "advantage", "policy_version")
-KNOWN = {*TEXTS, *NUMBERS, "step", "prompt", "rewards", "correct", "tokens"}
+KNOWN = {*TEXTS, *NUMBERS, "step", "prompt", "rewards", "correct", "tokens", "step_ends"}
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,9 @@ def _row(row: dict[str, Any], prompts: dict[str, int]) -> dict[str, Any]:
     if isinstance(tokens, list) and tokens:
         small["tokens"] = [_text(token) for token in tokens]
         small["lists"] = _token_lists(row, len(tokens))
+        ends = row.get("step_ends")
+        if _parts(ends, len(tokens)):
+            small["steps"] = ends
         if "".join(small["tokens"]) == small.get("response"):
             del small["response"]
     small["extra"] = {
@@ -171,6 +174,13 @@ def _row(row: dict[str, Any], prompts: dict[str, int]) -> dict[str, Any]:
         if name not in KNOWN and isinstance(value, str | bool | int | float)
     }
     return small
+
+
+def _parts(ends: object, length: int) -> bool:
+    """Whether these are the ends of steps that part a response of so many tokens."""
+    if not isinstance(ends, list) or not all(type(end) is int for end in ends):
+        return False
+    return ends[-1:] == [length] and all(a < b for a, b in pairwise([0, *ends]))
 
 
 def _token_lists(row: dict[str, Any], length: int) -> dict[str, list[float | None]]:

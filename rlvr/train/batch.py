@@ -46,6 +46,7 @@ def build_batch(
         advantages_BT=group_advantages(scored, advantage)[:, None] * mask_BT,
         mask_BT=mask_BT,
         rollout_logprobs_BT=rollout_BT,
+        labels_B=torch.tensor([float(item.grade.correct) for item in rows]),
     )
 
 

@@ -8,10 +8,15 @@ et al., arXiv:2503.14476, section 3.2) such groups are set aside and as many new
 in their place, up to a number of rounds; what is then still missing is filled with groups set aside
 first. With no extra rounds (the default) this is a plain rollout.
 
+``keep_accuracy`` sets groups aside by their share of right completions instead, and ``oversample``
+draws more problems at once: PRIME's filter (arXiv:2502.01456), which also evens out the labels that
+its reward model learns from.
+
 With several processes each samples and scores its share of a round's prompts, with the seeds that
 they have in one process, and the groups are put together on all of them.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,8 +24,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlvr.data import Prompt
+from rlvr.prm import group_passes
 from rlvr.rollout import sample_groups
 from rlvr.train.clock import Clock
+from rlvr.train.recipe import RolloutSettings
 from rlvr.train.run import Run
 from rlvr.train.scoring import Scored, scored_from_state, scored_state
 from rlvr.train.together import gather_or_stop
@@ -83,6 +90,13 @@ def is_flat(group: list[Scored]) -> bool:
     return max(rewards) == min(rewards)
 
 
+def teaches(group: list[Scored], settings: RolloutSettings) -> bool:
+    """Whether a group is to be trained on before others."""
+    if settings.keep_accuracy is None:
+        return not is_flat(group)
+    return group_passes([item.grade.correct for item in group], settings.keep_accuracy)
+
+
 def collect(run: Run, step: int, clock: Clock, show: Show) -> Rollout:
     """Sample and verify the groups of a step.
 
@@ -99,13 +113,14 @@ def collect(run: Run, step: int, clock: Clock, show: Show) -> Rollout:
     rounds = 0
     while rounds == 0 or (len(lively) < wanted and rounds <= rollout.refill_rounds):
         rounds += 1
-        scored = _sample_and_score(run, step, wanted - len(lively), drawn, clock, show)
+        count = math.ceil((wanted - len(lively)) * rollout.oversample)
+        scored = _sample_and_score(run, step, count, drawn, clock, show)
         sampled += scored
-        lively += [group for group in scored if not is_flat(group)]
-    if not rollout.refill_rounds:
+        lively += [group for group in scored if teaches(group, rollout)]
+    if not rollout.refill_rounds and rollout.oversample == 1:
         return Rollout(step, sampled, sampled, rounds, clock.seconds)
-    flat = [group for group in sampled if is_flat(group)]
-    kept = lively + flat[: wanted - len(lively)]
+    others = [group for group in sampled if not teaches(group, rollout)]
+    kept = (lively + others)[:wanted]
     return Rollout(step, kept, sampled, rounds, clock.seconds)
 
 

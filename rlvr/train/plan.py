@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlvr.data import load_problems
+from rlvr.learner import PrimeSettings
 from rlvr.policy import default_device
 from rlvr.policy.token_stats import default_chunk
 from rlvr.rollout import VllmEngineSettings, VllmServerEngineSettings
@@ -72,6 +73,7 @@ def estimate_memory(recipe: RLRecipe, shape: ModelShape) -> dict[str, float]:
     """Bytes by purpose; see the module docstring for what is counted."""
     regularised = any(term.needs_reference for term in recipe.regularisers)
     copies = 2 if regularised and recipe.model.lora is None else 1
+    prime = {} if recipe.prime is None else _prime_memory(recipe.prime, shape)
     length = recipe.data.max_prompt_tokens + recipe.rollout.sampling.max_tokens
     chunk = recipe.learner.logits_chunk or default_chunk(shape.vocabulary, default_device().type)
     width = 2 if recipe.model.precision == "bfloat16" else 4
@@ -91,13 +93,24 @@ def estimate_memory(recipe: RLRecipe, shape: ModelShape) -> dict[str, float]:
     else:
         rows, own = min(engine.max_rows, recipe.completions_per_step), {}
     generation = 2 * shape.key_value_width * shape.layers * length * rows * width
-    return own | {
-        "weights": 4 * shape.parameters * copies,
-        "gradients and moments": 12 * shape.trained,
-        "the larger of update and rollout": max(
-            tokens * per_token * width + 3 * 4 * chunk * shape.vocabulary, generation
-        ),
-    }
+    return (
+        own
+        | prime
+        | {
+            "weights": 4 * shape.parameters * copies,
+            "gradients and moments": 12 * shape.trained,
+            "the larger of update and rollout": max(
+                tokens * per_token * width + 3 * 4 * chunk * shape.vocabulary, generation
+            ),
+        }
+    )
+
+
+def _prime_memory(prime: PrimeSettings, shape: ModelShape) -> dict[str, float]:
+    """A reward model of the policy's size, with its moments where it learns, and its reference."""
+    state = 0 if prime.update == "none" else 12 * shape.trained
+    copies = 1 if shape.trained < shape.parameters else 2
+    return {"the reward model": float(4 * shape.parameters * copies + state)}
 
 
 def model_shape(recipe: RLRecipe) -> ModelShape:

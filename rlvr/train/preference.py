@@ -8,6 +8,7 @@ signals and the report are those of every other task; with several processes eac
 a step and the first keeps the records.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from rlvr.train.evaluation import evaluate
 from rlvr.train.interrupt import Stopped, StopSignals
 from rlvr.train.preference_recipe import PreferenceRecipe
 from rlvr.train.preference_run import PreferenceRun, open_preference_run
+from rlvr.train.prm_recipe import PrmRecipe
 from rlvr.train.rl import export, memory_used
 from rlvr.train.run import Run
 from rlvr.train.together import stop_together
@@ -37,15 +39,26 @@ def train(
         ValueError: The recipe cannot be carried out; the message says why and what to change.
         Stopped: Ctrl-C or SIGTERM; a checkpoint was written first.
     """
+    return learn(recipe, _evaluate_if_due, resume=resume, console=console)
+
+
+def learn(
+    recipe: PreferenceRecipe | PrmRecipe,
+    evaluate_if_due: Callable[[PreferenceRun, StopSignals], None],
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """The loop, with its measure; see :func:`train`."""
     with (
         StopSignals().watch() as signals,
         open_preference_run(recipe, resume, console or Console(), signals) as run,
     ):
         try:
-            _evaluate_if_due(run, signals)
+            evaluate_if_due(run, signals)
             while run.step < recipe.steps:
                 train_step(run, signals)
-                _evaluate_if_due(run, signals)
+                evaluate_if_due(run, signals)
                 if run.step % recipe.checkpoint.every == 0 or run.step == recipe.steps:
                     with signals.shield():
                         run.log.phase("saving")

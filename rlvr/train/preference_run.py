@@ -29,6 +29,8 @@ from rlvr.train.log import RunLog, say
 from rlvr.train.preference_data import check_fit, load_held_out_problems, load_pairs
 from rlvr.train.preference_recipe import PreferenceRecipe
 from rlvr.train.preference_reference import add_reference
+from rlvr.train.prm_data import load_scored
+from rlvr.train.prm_recipe import PrmRecipe
 from rlvr.train.recipe import RewardSettings
 from rlvr.train.scoring import Scorer
 from rlvr.train.together import first_rank
@@ -38,7 +40,7 @@ from rlvr.train.together import first_rank
 class PreferenceRun:
     """A run in progress; ``step`` counts finished steps."""
 
-    recipe: PreferenceRecipe
+    recipe: PreferenceRecipe | PrmRecipe
     tokenizer: Any
     data: PreferenceBatch
     held_out: dict[str, PreferenceBatch]
@@ -102,7 +104,7 @@ class PreferenceRun:
 
 @contextmanager
 def open_preference_run(
-    recipe: PreferenceRecipe, resume: bool, console: Console, signals: StopSignals
+    recipe: PreferenceRecipe | PrmRecipe, resume: bool, console: Console, signals: StopSignals
 ) -> Iterator[PreferenceRun]:
     """Build a run, from its newest valid checkpoint where ``resume`` is set and there is one.
 
@@ -137,12 +139,14 @@ def open_preference_run(
         yield run
 
 
-def check_launch(recipe: PreferenceRecipe, launch: Launch) -> None:
+def check_launch(recipe: PreferenceRecipe | PrmRecipe, launch: Launch) -> None:
     """See that the recipe can be carried out by the processes there are.
 
     Raises:
         ValueError: It cannot; the message says what to change.
     """
+    if isinstance(recipe, PrmRecipe):
+        return
     if runs.shards_weights(launch) and recipe.evaluation.sets:
         raise ValueError(
             f"evaluation.sets names {min(recipe.evaluation.sets)!r}, whose problems are answered "
@@ -152,7 +156,7 @@ def check_launch(recipe: PreferenceRecipe, launch: Launch) -> None:
 
 
 def _build_run(
-    recipe: PreferenceRecipe,
+    recipe: PreferenceRecipe | PrmRecipe,
     launch: Launch,
     checkpoint: Path | None,
     stack: ExitStack,
@@ -161,11 +165,16 @@ def _build_run(
 ) -> PreferenceRun:
     tokenizer = load_tokenizer(recipe.model)
     scorer = None
-    if recipe.evaluation.sets:  # its processes start before torch touches a GPU
+    if isinstance(recipe, PreferenceRecipe) and recipe.evaluation.sets:
+        # Its processes start before torch touches a GPU.
         limit = recipe.evaluation_sampling.max_tokens
         scorer = stack.enter_context(Scorer(RewardSettings(), tokenizer, limit))
-    data, held_out = load_pairs(recipe, tokenizer, console)
-    prompts = load_held_out_problems(recipe, tokenizer, scorer, console)
+    prompts: dict[str, list[Prompt]] = {}
+    if isinstance(recipe, PrmRecipe):
+        data, held_out = load_scored(recipe, tokenizer, console)
+    else:
+        data, held_out = load_pairs(recipe, tokenizer, console)
+        prompts = load_held_out_problems(recipe, tokenizer, scorer, console)
     # Weights that do not fit on one GPU are taken apart in host memory.
     device = torch.device("cpu") if runs.shards_weights(launch) else None
     policy = load_policy(recipe.model, saved=checkpoint, device=device)
@@ -195,7 +204,9 @@ def _build_run(
     )
 
 
-def _build_learner(recipe: PreferenceRecipe, policy: Policy, launch: Launch) -> PreferenceLearner:
+def _build_learner(
+    recipe: PreferenceRecipe | PrmRecipe, policy: Policy, launch: Launch
+) -> PreferenceLearner:
     opened: Callable[[], AbstractContextManager[Policy]] | None = None
     if recipe.live_reference and policy.has_adapters:
         opened = lambda: adapters_off(policy)  # noqa: E731

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rlvr.data import Source, TemplateChoice, load_template
-from rlvr.learner import CriticSettings, LearnerSettings
+from rlvr.learner import CriticSettings, LearnerSettings, PrimeSettings
 from rlvr.objective import (
     Advantage,
     Clip,
@@ -21,6 +21,7 @@ from rlvr.objective import (
     TokenMean,
 )
 from rlvr.policy import ModelSettings
+from rlvr.prm import step_starts
 from rlvr.rollout import (
     EngineSettings,
     Sampling,
@@ -61,6 +62,13 @@ class RolloutSettings(Settings):
     refill_rounds: int = Field(0, ge=0)
     """Dynamic sampling: how many times groups of equal rewards are replaced by newly drawn
     problems before the step goes on with what there is. 0 trains on the first draw."""
+    oversample: float = Field(1.0, ge=1)
+    """Draw so many times the problems that a step needs. Groups that teach come first, in the order
+    of sampling; the rest is set aside."""
+    keep_accuracy: tuple[float, float] | None = None
+    """Which groups teach: those whose share of right completions lies within these bounds (which
+    are included); null is those whose rewards are not all equal. Takes effect with refill_rounds
+    or oversample."""
     max_staleness: int = Field(0, ge=0)
     """How many versions older than the policy the weights may be that a rollout is sampled with.
     0 samples and updates in turn; 1 samples the next rollout during the update; more lets the
@@ -169,6 +177,9 @@ class RLRecipe(Settings):
     """How rewards become advantages."""
     critic: CriticSettings = CriticSettings()
     """The critic, where ``advantage`` is gae: a second model that starts as the policy's."""
+    prime: PrimeSettings | None = None
+    """An implicit process reward model that learns beside the policy and rewards its tokens
+    (PRIME); null rewards outcomes alone."""
     policy_loss: PolicyLoss = Clip()
     """The policy-gradient loss."""
     correction: Correction = NoCorrection()
@@ -240,6 +251,7 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             f"learner.updates_per_rollout = {recipe.learner.updates_per_rollout} cannot split "
             f"rollout.prompts_per_step = {rollout.prompts_per_step} prompts; lower it"
         )
+    faults += _impossible_filter(rollout) + _impossible_prime(recipe)
     engine, precision = rollout.engine, recipe.model.precision
     if rollout.max_staleness and not engine.overlaps:
         faults.append(
@@ -273,4 +285,45 @@ def _impossible(recipe: RLRecipe) -> list[str]:
                 f"evaluation.sets names {name!r}; a name becomes part of a metric's: letters, "
                 "digits, dots, underscores and hyphens"
             )
+    return faults
+
+
+def _impossible_filter(rollout: RolloutSettings) -> list[str]:
+    bounds = rollout.keep_accuracy
+    if bounds is None:
+        return []
+    if not 0 <= bounds[0] <= bounds[1] <= 1:
+        return [f"rollout.keep_accuracy = {list(bounds)} is no range within [0, 1]"]
+    if not rollout.refill_rounds and rollout.oversample == 1:
+        return [
+            f"rollout.keep_accuracy = {list(bounds)} has nothing to choose from; set "
+            "rollout.refill_rounds, or rollout.oversample above 1"
+        ]
+    return []
+
+
+def _impossible_prime(recipe: RLRecipe) -> list[str]:
+    prime = recipe.prime
+    faults: list[str] = []
+    if prime is None:
+        return faults
+    step_starts("", prime.steps)  # says what is wrong with a pattern
+    baseline = prime.returns.baseline
+    if recipe.rollout.samples_per_prompt < 2 and baseline in ("leave_one_out", "group"):
+        faults.append(
+            f"prime.returns.baseline = {baseline!r} compares completions of a prompt, of which "
+            f"rollout.samples_per_prompt = {recipe.rollout.samples_per_prompt} samples too few; "
+            "sample at least 2, or use none"
+        )
+    if prime.model is not None and prime.update == "none" and prime.model.lora is not None:
+        faults.append(
+            "prime.model.lora are fresh adapters, which prime.update = 'none' leaves untrained: "
+            "every reward would be 0; leave them out"
+        )
+    start, reference = prime.model or recipe.model, prime.reference or recipe.model
+    if prime.update == "none" and start.path == reference.path:
+        faults.append(
+            "prime.update = 'none' keeps a reward model that equals its reference, so every reward "
+            "is 0; train it (after, before), or name a trained one in prime.model.path"
+        )
     return faults

@@ -29,6 +29,7 @@ from rlvr.train.collect import Rollout
 from rlvr.train.evaluation import evaluate
 from rlvr.train.interrupt import Stopped, StopSignals
 from rlvr.train.log import completion_row
+from rlvr.train.prime import add_token_rewards, export_reward_model
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.run import Run, open_run
 from rlvr.train.scoring import Scored
@@ -67,6 +68,7 @@ def train(recipe: RLRecipe, *, resume: bool = False, console: Console | None = N
             raise
         run.log.phase("exporting")
         export(run.policy, run.tokenizer, run.folder, run.ranks)
+        export_reward_model(run.learner.prime, run.tokenizer, run.folder, run.ranks)
     return recipe.output
 
 
@@ -153,6 +155,10 @@ def _keep_completions(
         completion_row(item, step, run.tokenizer, advantage=value)
         for item, value in zip(flat, advantages, strict=True)
     ]
+    if run.learner.process_rewards_BT is not None:
+        rewards_BT, prime = run.learner.process_rewards_BT, run.recipe.prime
+        assert prime is not None
+        add_token_rewards(rows, flat, rewards_BT, run.tokenizer, prime.steps)
     run.log.completions("completions", step, rows)
 
 

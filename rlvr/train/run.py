@@ -47,12 +47,14 @@ from rlvr.settings import load_settings, to_yaml
 from rlvr.train.interrupt import StopSignals
 from rlvr.train.log import RunLog, SilentLog, check_trackers, say, write_atomically
 from rlvr.train.preference_recipe import PreferenceRecipe
+from rlvr.train.prime import build_prime, reward_model_writer
+from rlvr.train.prm_recipe import PrmRecipe
 from rlvr.train.prompts import check_context, load_prompts
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.scoring import Scorer
 from rlvr.train.together import first_rank
 
-AnyRecipe = RLRecipe | PreferenceRecipe
+AnyRecipe = RLRecipe | PreferenceRecipe | PrmRecipe
 
 # What may differ between a run and its continuation: nothing that enters a gradient.
 _MAY_CHANGE = frozenset({"steps", "evaluation", "checkpoint", "watchdog", "log", "output"})
@@ -142,9 +144,14 @@ class Run:
             critic, self.policy, keep=self.ranks.first, copy=self.checkpoints.background
         )
 
+        write_prm = reward_model_writer(
+            self.learner.prime, keep=self.ranks.first, copy=self.checkpoints.background
+        )
+
         def write_model(path: Path) -> None:
             write_policy(path)
             write_critic(path)
+            write_prm(path)
             if not self.policy.has_adapters:
                 self.tokenizer.save_pretrained(path / "model")
 
@@ -430,6 +437,7 @@ def build_learner(
         total_updates=recipe.steps * recipe.learner.updates_per_rollout,
         reference=reference,
         critic=critic,
+        prime=build_prime(recipe, policy, checkpoint, device),
         launch=launch,
     )
 

@@ -47,6 +47,12 @@ TASKS = {
         "rlvr.train.preference:train",
         "rlvr.train.preference_plan:render_plan",
     ),
+    "prm": Task(
+        "prm",
+        "rlvr.train.prm_recipe:PrmRecipe",
+        "rlvr.train.prm:train",
+        "rlvr.train.prm_data:render_plan",
+    ),
 }
 
 

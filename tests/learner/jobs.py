@@ -22,6 +22,9 @@ from rlvr.learner import (
     Learner,
     LearnerSettings,
     OptimizerSettings,
+    PrimeSettings,
+    PrimeTraining,
+    RewardModel,
     join,
     load_state,
     random_states,
@@ -29,7 +32,7 @@ from rlvr.learner import (
 )
 from rlvr.learner.launch import Launch, build_engine
 from rlvr.learner.models import Models
-from rlvr.objective import KL, Clip, Gae, LpReg, Objective, Proxy, Ratio, TokenMean
+from rlvr.objective import KL, Clip, Gae, LeaveOneOut, LpReg, Objective, Proxy, Ratio, TokenMean
 from rlvr.policy import Critic as PolicyCritic
 from rlvr.policy import (
     LoraSettings,
@@ -214,6 +217,39 @@ def keep_run(learner, launch, path, names):
         with learner.policy.gathered([parameter]):
             found[name] = parameter.detach().cpu().clone()
     keep(launch, path, found)
+
+
+def prime(model, folder, launch):
+    """Policy, reference and a reward model that learns beside it, in both orders."""
+    found = {}
+    for update in ("after", "before"):
+        torch.manual_seed(0)
+        frozen = [load_policy(ModelSettings(path=model)).requires_grad_(False).eval() for _ in "ab"]
+        training = PrimeTraining(
+            RewardModel(load_policy(ModelSettings(path=model))),
+            frozen[0],
+            PrimeSettings(lr=3e-3, update=update, epsilon=1e-4),
+            LeaveOneOut(),
+        )
+        learner = Learner(
+            load_policy(ModelSettings(path=model)),
+            FULL,
+            LearnerSettings(**{**SETTINGS, "epsilon": 1e-4}),
+            reference=frozen[1],
+            prime=training,
+            launch=launch,
+        )
+        rows = []
+        for batch in rollouts(6):
+            rows.append(learner.update(replace(batch, labels_B=batch.rewards_B)))
+        own = {f"policy/{name}": value for name, value in weights(learner).items()}
+        for name, parameter in training.model.named_parameters():
+            with learner.policy.gathered([parameter]):
+                own[f"prm/{name}"] = parameter.detach().cpu().clone()
+        for name in ("prm/loss", "prm/grad_norm", "prm/drift", "policy/loss", "learner/grad_norm"):
+            own[f"log/{name}"] = torch.tensor([row[name] for row in rows], dtype=torch.float64)
+        found |= {f"{update}/{name}": value for name, value in own.items()}
+    keep(launch, folder / "prime.safetensors", found)
 
 
 def adapters(model, folder, launch):

@@ -16,7 +16,7 @@ from rlvr.policy import LoraSettings, ModelSettings, load_policy
 from tests.learner import jobs
 from tests.learner.launching import run_job
 
-CASES = ("train", "poisoned", "beside", "ppo", "lp_reg_full", "lp_reg_sampled")
+CASES = ("train", "poisoned", "beside", "ppo", "lp_reg_full", "lp_reg_sampled", "prime")
 CASES += ("adapters", "resume", "gradients")
 CONFIGS = ("multi_cpu", "zero1", "zero2", "zero3")
 
@@ -102,6 +102,14 @@ class TestTwoProcesses:
         one, two = both(alone, together, f"lp_reg_{kl}")
         assert furthest(one, two) < 1e-5
         assert int((one["log:lp_reg/regularised"] > 0.01).sum()) >= 4, "the term acts"
+
+    @pytest.mark.parametrize("update", ["after", "before"])
+    def test_a_reward_model_learns_beside_policy_and_reference_alike(self, alone, together, update):
+        one, two = both(alone, together, "prime")
+        assert furthest(one, two, f"{update}/log") < 1e-4
+        assert furthest(one, two, f"{update}/prm") < 1e-5
+        assert furthest(one, two, f"{update}/policy") < 1e-5
+        assert float(one[f"{update}/log/prm/drift"][-1]) > 0.05
 
     def test_adapters_train_alike_over_an_unchanged_base(self, alone, together, tiny_folder):
         one, two = both(alone, together, "adapters")

@@ -84,6 +84,17 @@ def test_other_lists_with_one_number_per_token_are_kept_for_colouring(run, maker
     assert kept["extra"] == {"margin": 0.25}
 
 
+@pytest.mark.parametrize(
+    ("ends", "kept"), [("all", True), ([2], False), ([3, 2], False), ("x", False), ([], False)]
+)
+def test_ends_of_steps_are_kept_where_they_part_the_tokens(run, maker, ends, kept):
+    row = maker.completion(61, 0, 0, 12, 34)
+    ends = [2, len(row["tokens"])] if ends == "all" else ends
+    maker.write_lines("completions/step_000061.jsonl", [row | {"step_ends": ends}])
+    (found,) = rows_of(next(f for f in choose_completions(run).files if f.step == 61))
+    assert found.get("steps") == (ends if kept else None)
+
+
 def test_rows_with_missing_fields_and_broken_lines_do_not_stop_the_page(run, maker):
     path = maker.write_lines("completions/step_000061.jsonl", [{"step": 61}, {"response": "x"}])
     path.write_text(path.read_text() + '{"step": 61, "resp')

@@ -267,6 +267,30 @@ def test_other_lists_per_token_can_colour_the_response(opened, run, maker):
     assert page.one(".scale").text.split() == ["\u22121", "1"]
 
 
+def test_the_step_of_the_lowest_reward_is_marked_under_token_rewards(opened, run, maker):
+    row = maker.completion(61, 0, 0, 12, 34)
+    count = len(row["tokens"])
+    assert count > 7
+    ends, values = [3, 6, count], [0.5] * 3 + [1.0, -4.0, 1.0] + [0.25] * (count - 6)
+    written = row | {"token_rewards": values, "step_ends": ends}
+    maker.write_lines("completions/step_000061.jsonl", [written])
+    page = opened(write_report(run))
+    page.one('[data-row="0"]').click()
+    page.choose("Colour by", "token rewards")
+    blamed = page.js(
+        "return [...document.querySelectorAll('.token.blamed')].map((t) => Number(t.dataset.index))"
+    )
+    assert blamed == [3, 4, 5]
+    tokens = page.js("return [...document.querySelectorAll('.token')].map((t) => t.classList[1])")
+    assert tokens == ["low" if value < 0 else "high" for value in values]
+    page.one(".text.tokens").click()
+    page.js("document.querySelector('.text.tokens').focus()")
+    page.press("\ue014")  # the right arrow key
+    assert any(line.startswith("step ") for line in page.texts("#tip span"))
+    page.choose("Colour by", "sampled probability")
+    assert page.all(".token.blamed") == []
+
+
 def test_markup_in_data_is_inert_and_readable(opened, run, maker):
     row = maker.completion(61, 0, 0, 12, 34)
     fields = ("response", "prompt", "answer", "extracted", "reason", "problem_id", "group")

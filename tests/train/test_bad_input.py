@@ -47,6 +47,10 @@ def refused(*arguments):
         ("seed=99999999999999999999999999", "less than 18446744073709551616"),
         ("evaluation.sets={a/b: {name: arithmetic}}", "evaluation.sets names 'a/b'"),
         ("steps=0", "greater than or equal to 1"),
+        ("rollout.keep_accuracy=[0.2,0.8]", "has nothing to choose from"),
+        ("rollout={keep_accuracy: [0.8,0.2], refill_rounds: 1}", "no range within"),
+        ("prime={update: none}", "every reward is 0"),
+        ("prime={returns: {form: printed}}", "'released'"),
     ],
 )
 def test_impossible_recipes_are_refused_before_anything_loads(recipe_values, override, part):

@@ -1,6 +1,7 @@
 """Dynamic sampling and what becomes of truncated completions."""
 
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -55,7 +56,7 @@ class EveryThirdIsFlat:
         ]
 
 
-def fake_run(refill_rounds, size=100, prompts_per_step=6):
+def fake_run(refill_rounds, size=100, prompts_per_step=6, oversample=1.0, keep_accuracy=None):
     problems = [
         Problem(str(n), (Message(role="user", content="x"),), "1", "test") for n in range(size)
     ]
@@ -65,6 +66,8 @@ def fake_run(refill_rounds, size=100, prompts_per_step=6):
         samples_per_prompt=4,
         sampling=Sampling(),
         refill_rounds=refill_rounds,
+        oversample=oversample,
+        keep_accuracy=keep_accuracy,
     )
     return SimpleNamespace(
         recipe=SimpleNamespace(rollout=rollout, seed=0),
@@ -114,6 +117,41 @@ def test_a_problem_drawn_again_in_a_step_is_sampled_with_other_random_numbers():
     rollout = collect(run, 1, Clock(), lambda *_: None)
     assert max(Counter(numbers(rollout.sampled)).values()) > 1
     assert len(set(run.engine.seeds)) == len(run.engine.seeds)
+
+
+class AsManyRightAsTheRemainder:
+    """Of four samples of problem n, n modulo 5 are right; rewards differ within every group."""
+
+    def score(self, groups):
+        return [
+            [
+                replace(
+                    scored(c, float(index < int(group.problem.id) % 5)),
+                    reward=index + float(index < int(group.problem.id) % 5),
+                )
+                for index, c in enumerate(group.completions)
+            ]
+            for group in groups
+        ]
+
+
+@pytest.mark.parametrize(("rounds", "oversample"), [(5, 1.0), (0, 2.0)])
+def test_the_accuracy_filter_keeps_whole_groups_within_its_bounds_in_order(rounds, oversample):
+    run = fake_run(rounds, oversample=oversample, keep_accuracy=(0.2, 0.8))
+    run.scorer = AsManyRightAsTheRemainder()
+    rollout = collect(run, 1, Clock(), lambda *_: None)
+    assert numbers(rollout.groups) == [1, 2, 3, 6, 7, 8]
+    for group in rollout.groups:
+        assert [item.completion.sample_index for item in group] == [0, 1, 2, 3]
+        assert sum(item.grade.correct for item in group) in (1, 2, 3)
+
+
+def test_where_too_few_groups_pass_others_fill_the_step():
+    run = fake_run(0, oversample=1.5, keep_accuracy=(0.4, 0.6))
+    run.scorer = AsManyRightAsTheRemainder()
+    rollout = collect(run, 1, Clock(), lambda *_: None)
+    assert len(rollout.sampled) == 9
+    assert numbers(rollout.groups) == [2, 7, 0, 1, 3, 4]
 
 
 def completion(length, reason):

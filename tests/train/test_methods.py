@@ -1,6 +1,7 @@
 """Methods with state of their own through the whole loop; training on one problem."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from rlvr.cli import app
 from rlvr.data import load_problems, read_history
+from rlvr.policy import ModelSettings, load_policy, load_tokenizer
 from rlvr.train.prompts import relabelled
 from tests.train.test_rl import figures, run_in_process
 
@@ -25,8 +27,13 @@ LP_REG = {
     "filters": [{"name": "clip_cov", "fraction": 0.05}],
 }
 
+PRIME = {
+    "advantage": {"name": "rloo"},
+    "prime": {"lr": 1e-3, "update": "before", "returns": {"batch_norm": True, "whiten": True}},
+}
 
-@pytest.mark.parametrize("method", [PPO, LP_REG], ids=["ppo", "lp_reg"])
+
+@pytest.mark.parametrize("method", [PPO, LP_REG, PRIME], ids=["ppo", "lp_reg", "prime"])
 def test_a_run_in_two_parts_ends_where_one_in_one_part_ends(recipe_values, tmp_path, method):
     """Critic, controller and draws go on from the checkpoint."""
     values = {**recipe_values, **method, "steps": 4}
@@ -44,6 +51,16 @@ def test_a_run_in_two_parts_ends_where_one_in_one_part_ends(recipe_values, tmp_p
             for folder in (whole, parts)
         ]
         assert all(torch.equal(critics[0][name], critics[1][name]) for name in critics[0])
+    elif method is PRIME:
+        steps = [row for row in figures(whole) if "prm/loss" in row]
+        assert [row["step"] for row in steps] == [1, 2, 3, 4]
+        models = [load_file(folder / "prm" / "model.safetensors") for folder in (whole, parts)]
+        assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+        start = load_file(Path(values["model"]["path"]) / "model.safetensors")
+        assert any(not torch.equal(start[name], models[0][name]) for name in start)
+        kept = [json.loads(line) for line in (whole / "completions/step_000004.jsonl").open()]
+        assert all(len(row["token_rewards"]) == len(row["tokens"]) for row in kept)
+        assert any(any(row["token_rewards"]) for row in kept)
     else:
         weights = [
             row["policy/entropy_coefficient"] for row in figures(parts) if "lp_reg/low" in row
@@ -92,3 +109,23 @@ def test_a_label_is_replaced_by_id_or_refused(recipe_values):
     ]
     with pytest.raises(ValueError, match="'nobody'"):
         relabelled(problems, {"nobody": "1"})
+
+
+def test_a_reward_model_that_was_trained_before_rewards_from_the_first_step(
+    recipe_values, guessing_folder, tmp_path
+):
+    """Frozen, against the policy's own model as its reference."""
+    settings = ModelSettings(path=str(guessing_folder))
+    policy = load_policy(settings)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    policy.causal_lm.save_pretrained(tmp_path / "trained")
+    load_tokenizer(settings).save_pretrained(tmp_path / "trained")
+    prime = {"update": "none", "model": {"path": str(tmp_path / "trained")}}
+    folder = run_in_process({**recipe_values, "steps": 1, "prime": prime})
+    (row,) = (row for row in figures(folder) if "prm/drift" in row)
+    assert row["prm/drift"] > 0.001
+    assert "prm/loss" not in row
+    assert not (folder / "prm").exists()

@@ -56,8 +56,28 @@ const describe = (row, index) => {
       lines.push(`logprob ${Report.number(value)}`);
     } else lines.push(`${Report.words(name)} ${Report.number(value)}`);
   }
+  const steps = Report.steps(row);
+  const k = steps.findIndex((step) => index < step.end);
+  if (k >= 0) lines.push(`step ${k + 1} of ${steps.length}: ${Report.number(steps[k].reward)}`);
   lines.push(`token ${index + 1} of ${row.tokens.length}`);
   return lines;
+};
+
+/* The steps of a response, each from one token to another, with the sum of its token rewards. */
+Report.steps = (row) => {
+  const rewards = row.lists && row.lists.token_rewards;
+  if (!rewards || !row.steps) return [];
+  return row.steps.map((end, k) => {
+    const start = k ? row.steps[k - 1] : 0;
+    const reward = rewards.slice(start, end).reduce((sum, value) => sum + (value || 0), 0);
+    return { start, end, reward };
+  });
+};
+
+/* The number of the step with the lowest reward, where there are several; else -1. */
+Report.blamed = (steps) => {
+  if (steps.length < 2) return -1;
+  return steps.reduce((low, step, k) => (step.reward < steps[low].reward ? k : low), 0);
 };
 
 const tip = document.getElementById("tip");
@@ -88,6 +108,12 @@ Report.tokens = (row, name) => {
     }
     return span;
   });
+  if (name === "token_rewards") {
+    const steps = Report.steps(row);
+    const low = Report.blamed(steps);
+    const marked = low < 0 ? [] : spans.slice(steps[low].start, steps[low].end);
+    for (const span of marked) span.classList.add("blamed");
+  }
   let current = -1;
   const read = (index) => {
     if (current >= 0) spans[current].classList.remove("current");

@@ -1,0 +1,167 @@
+"""How good a reward model is, measured on labelled responses: ranking, calibration, location.
+
+    AUC            probability that a right response scores above a wrong one, equal scores 1/2
+    within prompt  the mean over prompts that have both; what best-of-N lives on
+    pairs          over all right x wrong pairs of a prompt, pooled
+    Brier          mean (p - l)^2 with p = sigmoid(r)
+    ECE            sum over bins of p of share x |mean p - mean l|
+
+First-error location as in ProcessBench (Zheng et al., arXiv:2412.06559) with the rule of
+arXiv:2412.01981's released code: step k scores sigmoid(coefficient x q at its end); the prediction
+is the first step below a threshold, or that there is none. F1 is the harmonic mean of the accuracy
+on erroneous and on correct solutions; the threshold is tuned on other data.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+
+
+def auc(scores: Sequence[float], labels: Sequence[bool]) -> float | None:
+    """Area under the ROC curve; None where the labels are all alike."""
+    values = torch.tensor(scores, dtype=torch.float64)
+    right = torch.tensor(labels, dtype=torch.bool)
+    positives, negatives = values[right], values[~right].sort().values
+    if not len(positives) or not len(negatives):
+        return None
+    below = torch.searchsorted(negatives, positives, right=False)
+    up_to = torch.searchsorted(negatives, positives, right=True)
+    wins = (below + up_to).double().sum() / 2
+    return float(wins / (len(positives) * len(negatives)))
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """How responses are ranked; None where no prompt has both right and wrong ones.
+
+    ``accuracy`` is of sign(r) against the label, over all responses; r = 0 counts 1/2.
+    """
+
+    auc: float | None
+    auc_within: float | None
+    pairs: float | None
+    accuracy: float
+    prompts: int
+
+
+def ranking(scores: Sequence[float], labels: Sequence[bool], groups: Sequence[object]) -> Ranking:
+    """Measures of rank from rewards r, labels and prompts of responses."""
+    members: dict[object, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    areas, wins, count = [], 0.0, 0
+    for rows in members.values():
+        own = [labels[row] for row in rows]
+        area = auc([scores[row] for row in rows], own)
+        if area is not None:
+            pairs = sum(own) * (len(own) - sum(own))
+            areas.append(area)
+            wins, count = wins + area * pairs, count + pairs
+    signs = [
+        0.5 if r == 0 else float((r > 0) == right) for r, right in zip(scores, labels, strict=True)
+    ]
+    within = fmean(areas) if areas else None
+    pooled = wins / count if count else None
+    return Ranking(auc(scores, labels), within, pooled, fmean(signs), len(areas))
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Responses whose probability lies in one bin."""
+
+    low: float
+    high: float
+    count: int
+    probability: float
+    right: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How probabilities sigmoid(r) agree with labels; ``bins`` is the reliability diagram."""
+
+    brier: float
+    ece: float
+    bins: tuple[Bin, ...]
+
+
+def calibration(scores: Sequence[float], labels: Sequence[float], bins: int = 10) -> Calibration:
+    """Brier score, expected calibration error and reliability of rewards r over equal bins."""
+    p_B = torch.tensor(scores, dtype=torch.float64).sigmoid()
+    l_B = torch.tensor(labels, dtype=torch.float64)
+    bin_B = (p_B * bins).long().clamp_max(bins - 1)
+    found = []
+    for index in range(bins):
+        inside = bin_B == index
+        if bool(inside.any()):
+            means = float(p_B[inside].mean()), float(l_B[inside].mean())
+            found.append(Bin(index / bins, (index + 1) / bins, int(inside.sum()), *means))
+    ece = sum(b.count * abs(b.probability - b.right) for b in found) / len(p_B)
+    return Calibration(float((p_B - l_B).square().mean()), ece, tuple(found))
+
+
+def first_error(steps_K: torch.Tensor, threshold: float, coefficient: float) -> int:
+    """The first step, from 0, whose prefix value falls below a threshold; -1 where none does.
+
+    Args:
+        steps_K: Step rewards in nats of log-ratio.
+        threshold: Of sigmoid(coefficient x prefix value).
+        coefficient: Scale.
+    """
+    for index, value in enumerate((coefficient * steps_K.cumsum(-1)).sigmoid().tolist()):
+        if value < threshold:
+            return index
+    return -1
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """How well first errors are found."""
+
+    erroneous: float
+    correct: float
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of the two accuracies."""
+        total = self.erroneous + self.correct
+        return 2 * self.erroneous * self.correct / total if total else 0.0
+
+
+def location(predicted: Sequence[int], truth: Sequence[int]) -> Location:
+    """Accuracy on solutions with an error (truth >= 0) and on those without (-1).
+
+    Raises:
+        ValueError: One of the two kinds is missing.
+    """
+    pairs = list(zip(predicted, truth, strict=True))
+    bad = [p == t for p, t in pairs if t >= 0]
+    good = [p == t for p, t in pairs if t < 0]
+    if not bad or not good:
+        raise ValueError("first-error location needs solutions with and without an error")
+    return Location(fmean(bad), fmean(good))
+
+
+def tuned_threshold(
+    steps: Sequence[torch.Tensor], truth: Sequence[int], coefficient: float
+) -> float:
+    """The threshold of the highest F1 on these solutions; a midpoint between their values."""
+    candidates = list(_midpoints(steps, coefficient))
+    scored = [
+        (location([first_error(s, t, coefficient) for s in steps], truth).f1, -abs(t - 0.5), t)
+        for t in candidates
+    ]
+    return max(scored)[2]
+
+
+def _midpoints(
+    steps: Sequence[torch.Tensor], coefficient: float, most: int = 500
+) -> Iterator[float]:
+    values = sorted({float(v) for s in steps for v in (coefficient * s.cumsum(-1)).sigmoid()})
+    stride = max(1, math.ceil(len(values) / most))
+    shown = values[::stride]
+    yield from [0.0, *((a + b) / 2 for a, b in itertools.pairwise(shown)), 1.0]

@@ -1,0 +1,99 @@
+"""The verbs ``rlvr prm ...``: they parse and run; the work is in ``prm_rank.py``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+prm_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help=(
+        "Implicit process reward models: score the tokens and steps of sampled responses, and rank "
+        "responses by them (best of N). Train one with rlvr train and task: prm; a PRIME run "
+        "leaves one in RUN/prm."
+    ),
+)
+
+_Responses = Annotated[
+    list[Path],
+    typer.Argument(help="JSONL files of responses (prompt, response, correct), or run folders."),
+]
+_Reference = Annotated[str | None, typer.Option(help="The model that its training started from.")]
+_NoReference = Annotated[bool, typer.Option("--no-reference", help="Take log-probabilities alone.")]
+_PromptTemplate = Annotated[
+    str,
+    typer.Option(help="How a prompt becomes tokens: a name or a YAML file; raw as it stands."),
+]
+_Steps = Annotated[
+    str,
+    typer.Option(help="blank_lines, numbered, lines, or a pattern at whose matches steps begin."),
+]
+_MicroBatch = Annotated[int, typer.Option(min=1, help="Most input positions run at once.")]
+
+
+@prm_app.command("score")
+def prm_score(
+    responses: _Responses,
+    model: Annotated[str, typer.Option(help="Folder or Hub id of the reward model.")],
+    out: Annotated[Path, typer.Option(help="JSONL file to write.")],
+    reference: _Reference = None,
+    no_reference: _NoReference = False,
+    template: _PromptTemplate = "raw",
+    steps: _Steps = "blank_lines",
+    tokens: _MicroBatch = 4096,
+) -> None:
+    """Score responses: log-ratio of the reward model to its reference, by token and by step.
+
+    Every row is written again with reward (their sum, in nats; times beta it is the reward),
+    step_rewards, step_ends and token_rewards. Labels are not needed. Example:
+    rlvr prm score samples.jsonl --model runs/prm/model --reference tiny --out scored.jsonl
+    """
+    from rlvr.train.prm_rank import Scoring, score_file
+
+    how = Scoring(model, reference, no_reference, template, steps, tokens)
+    typer.echo(f"{score_file(responses, how, out)} responses: {out}")
+
+
+@prm_app.command("rank")
+def prm_rank(
+    responses: _Responses,
+    model: Annotated[
+        str | None, typer.Option(help="Reward model; rows that are scored need none.")
+    ] = None,
+    reference: _Reference = None,
+    no_reference: _NoReference = False,
+    template: _PromptTemplate = "raw",
+    steps: _Steps = "blank_lines",
+    tokens: _MicroBatch = 4096,
+    values: Annotated[
+        str, typer.Option(help="diff: rewards of steps; cumulative: values at their ends.")
+    ] = "diff",
+    aggregate: Annotated[str, typer.Option(help="A response's score: min, sum or last.")] = "min",
+    vote_coefficient: Annotated[
+        float,
+        typer.Option(min=0, help="The vote weighs an answer by sigmoid(this x score in nats)."),
+    ] = 0.05,
+    beta: Annotated[float, typer.Option(min=0, help="Scale of rewards, for calibration.")] = 0.05,
+    out: Annotated[Path | None, typer.Option(help="JSON file for all figures.")] = None,
+) -> None:
+    """Best of N by a process reward model, beside majority vote, pass@N and a random choice.
+
+    Works on any JSONL of several labelled responses to each problem: columns prompt, response and
+    correct (or answer, a reference that the verifier judges by); extracted for votes; problem_id
+    where prompts repeat. Rows that rlvr prm score has scored need no model. Example:
+    rlvr prm rank samples.jsonl --model runs/prm/model --reference tiny
+    """
+    from rlvr.train.prm_rank import Scoring, rank, rank_table, read_scored, write_ranking
+
+    how = Scoring(model, reference, no_reference, template, steps, tokens) if model else None
+    found = rank(
+        read_scored(responses, how),
+        values=values,
+        aggregate=aggregate,
+        vote_coefficient=vote_coefficient,
+        beta=beta,
+    )
+    typer.echo(rank_table(found))
+    if out is not None:
+        write_ranking(found, out)

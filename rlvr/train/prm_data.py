@@ -1,0 +1,145 @@
+"""The data of a reward model's run: labelled responses, or all right x wrong pairs of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from rlvr.data import load_template
+from rlvr.data.responses import encode_responses, load_responses
+from rlvr.learner import PreferenceBatch
+from rlvr.prm import all_pairs, balanced
+from rlvr.prm.objectives import CeSettings
+from rlvr.settings import to_yaml
+from rlvr.train.log import say
+from rlvr.train.prm_recipe import PrmRecipe
+
+
+def load_scored(
+    recipe: PrmRecipe,
+    tokenizer: Any,  # noqa: ANN401
+    console: Console,
+) -> tuple[PreferenceBatch, dict[str, PreferenceBatch]]:
+    """Training data as the objective takes it, and held-out responses by name, with labels.
+
+    Raises:
+        ValueError: They cannot be read, or nothing can be learned from them.
+    """
+    batch, groups = _responses("data", recipe.data.sources, recipe, tokenizer, console)
+    training = _training(batch, groups, recipe)
+    say(console, f"data: {len(training)} {_noun(recipe)} from {len(batch)} responses")
+    held_out = {
+        name: _responses(name, sources, recipe, tokenizer, console)[0]
+        for name, sources in recipe.evaluation.responses.items()
+    }
+    return training, held_out
+
+
+def prompt_groups(batch: PreferenceBatch) -> list[str]:
+    """Which prompt each response is of, from the tokens alone."""
+    return [repr(ids) for ids in batch.prompt_ids]
+
+
+def _noun(recipe: PrmRecipe) -> str:
+    return "pairs" if recipe.kind == "pairs" else "labelled responses"
+
+
+def _responses(
+    name: str,
+    sources: Sequence[Path],
+    recipe: PrmRecipe,
+    tokenizer: Any,  # noqa: ANN401
+    console: Console,
+) -> tuple[PreferenceBatch, list[str]]:
+    """Labelled responses within the limits, and the problem of each."""
+    settings = recipe.data
+    responses = load_responses(sources)
+    encoded = encode_responses(responses, load_template(settings.template), tokenizer)
+    kept = [
+        row
+        for row, (prompt, ids) in enumerate(encoded)
+        if len(prompt) <= settings.max_prompt_tokens and len(ids) <= settings.max_response_tokens
+    ]
+    if not kept:
+        raise ValueError(
+            f"{name}: none of {len(encoded)} responses is within data.max_prompt_tokens = "
+            f"{settings.max_prompt_tokens} and data.max_response_tokens = "
+            f"{settings.max_response_tokens}; raise them"
+        )
+    if len(kept) < len(encoded):
+        dropped = len(encoded) - len(kept)
+        say(console, f"{name}: dropped {dropped} of {len(encoded)} responses over a token limit")
+    batch = _with_reference(
+        PreferenceBatch(
+            tuple(encoded[row][0] for row in kept),
+            tuple((encoded[row][1],) for row in kept),
+            torch.tensor([bool(responses[row].correct) for row in kept]),
+        ),
+        recipe,
+    )
+    return batch, [responses[row].problem for row in kept]
+
+
+def _with_reference(batch: PreferenceBatch, recipe: PrmRecipe) -> PreferenceBatch:
+    """Without a reference the log-ratio is the log-probability: a reference of log 1."""
+    if recipe.use_reference:
+        return batch
+    zeros = torch.zeros(len(batch), batch.kinds)
+    return PreferenceBatch(
+        batch.prompt_ids, batch.completion_ids, batch.desirable_B, reference_BK=zeros
+    )
+
+
+def _training(batch: PreferenceBatch, groups: Sequence[str], recipe: PrmRecipe) -> PreferenceBatch:
+    """All pairs, or the responses that the balance keeps.
+
+    Raises:
+        ValueError: There are none.
+    """
+    assert batch.desirable_B is not None
+    labels = [bool(label) for label in batch.desirable_B]
+    if recipe.kind == "pairs":
+        pairs = all_pairs(labels, groups)
+        if not pairs:
+            raise ValueError(
+                f"none of {len(set(groups))} problems has both right and wrong responses, so there "
+                f"are no pairs for objective {recipe.objective.name!r}; sample more of each, or "
+                "use ce"
+            )
+        ids = batch.completion_ids
+        joined = PreferenceBatch(
+            tuple(batch.prompt_ids[good] for good, _ in pairs),
+            tuple((ids[good][0], ids[bad][0]) for good, bad in pairs),
+        )
+        return _with_reference(joined, recipe)
+    balance = recipe.objective.balance if isinstance(recipe.objective, CeSettings) else "none"
+    kept = balanced(labels, groups, balance, recipe.seed)
+    if not kept:
+        raise ValueError(
+            f"objective.balance = {balance!r} keeps none of {len(labels)} responses, as all are "
+            "right or all are wrong; use none, or sample more"
+        )
+    return batch.select(kept)
+
+
+def render_plan(recipe: PrmRecipe) -> str:
+    """``--dry-run``: the recipe as YAML, then the derived numbers as comment lines.
+
+    Raises:
+        ValueError: The responses cannot be read.
+    """
+    responses = load_responses(recipe.data.sources)
+    labels = [bool(item.correct) for item in responses]
+    groups = [item.problem for item in responses]
+    count = len(all_pairs(labels, groups)) if recipe.kind == "pairs" else len(labels)
+    if isinstance(recipe.objective, CeSettings):
+        count = len(balanced(labels, groups, recipe.objective.balance, recipe.seed))
+    epochs = recipe.steps * recipe.data.per_step / max(1, count)
+    lines = [
+        f"responses: {len(labels)} to {len(set(groups))} problems, {sum(labels)} of them right",
+        f"{_noun(recipe)}: {count}",
+        f"the run: {recipe.steps} steps of {recipe.data.per_step}, {epochs:.2f} epochs",
+    ]
+    return to_yaml(recipe) + "\n" + "\n".join(f"# {line}" for line in lines)

@@ -1,0 +1,243 @@
+"""PRIME in the update: when the reward model learns, what it scores, what moves."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from rlvr.learner import (
+    CriticSettings,
+    CriticTraining,
+    Learner,
+    LearnerSettings,
+    PrimeSettings,
+    PrimeTraining,
+    RewardModel,
+)
+from rlvr.objective import Clip, Gae, GroupAdvantage, LeaveOneOut, Objective, TokenMean
+from rlvr.policy import Critic, LoraSettings, ModelSettings, load_policy
+from rlvr.prm import token_rewards
+from tests.learner.batches import make_batch
+
+REWARDS = [1.0, 0, 0, 1, 0, 0, 1, 1]
+
+
+def batch_of(seed=0, dtype=torch.float64):
+    batch = make_batch(REWARDS, seed=seed, dtype=dtype)
+    object.__setattr__(batch, "labels_B", batch.rewards_B)
+    advantages = LeaveOneOut()(batch.rewards_B, batch.group_index_B)
+    object.__setattr__(batch, "advantages_BT", advantages[:, None] * batch.mask_BT)
+    return batch
+
+
+def learner_of(policy, prime=None, *, scale=0.0, advantage=None, critic=False, **settings):
+    """A learner whose reward model is off its reference by noise of this scale."""
+    torch.manual_seed(0)
+    model = copy.deepcopy(policy)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += scale * torch.randn_like(parameter)
+    options = PrimeSettings(**{"lr": 1e-3, "max_grad_norm": None, **(prime or {})})
+    training = PrimeTraining(
+        RewardModel(model), copy.deepcopy(policy), options, advantage or LeaveOneOut()
+    )
+    beside = None
+    if critic:
+        beside = CriticTraining(Critic(copy.deepcopy(policy)), CriticSettings(lr=1e-3), advantage)
+    return Learner(
+        copy.deepcopy(policy),
+        Objective(Clip(), (), TokenMean()),
+        LearnerSettings(**{"lr": 1e-3, "max_grad_norm": None, **settings}),
+        prime=training,
+        critic=beside,
+    )
+
+
+def state_of(learner):
+    modules = {"policy": learner.policy, "prm": learner.prime.model}
+    return {
+        kind: {n: p.detach().clone() for n, p in module.named_parameters()}
+        for kind, module in modules.items()
+    }
+
+
+def moved(before, after):
+    return {
+        kind
+        for kind in before
+        if any(not torch.equal(before[kind][n], p) for n, p in after[kind].items())
+    }
+
+
+def scores(learner, batch):
+    """Token rewards under the reward model's present weights."""
+    model = learner.prime.model.policy
+    return token_rewards(
+        learner.logprobs(batch, model, temperature=1.0),
+        learner.logprobs(batch, learner.prime.reference, temperature=1.0),
+        batch.mask_BT,
+        learner.prime.settings.beta,
+    )
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_after_scores_with_the_weights_before_the_update(exact_policy, layout):
+    learner, batch = learner_of(exact_policy, scale=0.05, layout=layout), batch_of()
+    expected, before = scores(learner, batch), state_of(learner)
+    metrics = learner.update(batch)
+    assert torch.allclose(learner.process_rewards_BT, expected, atol=1e-10)
+    assert moved(before, state_of(learner)) == {"policy", "prm"}
+    assert metrics["prm/grad_norm"] > 0
+
+
+def test_before_scores_with_the_weights_after_the_update(exact_policy):
+    learner, batch = learner_of(exact_policy, {"update": "before"}, scale=0.05), batch_of()
+    old = scores(learner, batch)
+    learner.update(batch)
+    assert torch.allclose(learner.process_rewards_BT, scores(learner, batch), atol=1e-10)
+    assert not torch.allclose(learner.process_rewards_BT, old, atol=1e-6)
+
+
+def test_none_leaves_the_reward_model_as_it_is(exact_policy):
+    learner, batch = learner_of(exact_policy, {"update": "none"}, scale=0.05), batch_of()
+    expected, before = scores(learner, batch), state_of(learner)
+    metrics = learner.update(batch)
+    assert torch.allclose(learner.process_rewards_BT, expected, atol=1e-10)
+    assert moved(before, state_of(learner)) == {"policy"}
+    assert "prm/loss" not in metrics
+    assert metrics["prm/drift"] > 0
+
+
+def test_at_the_first_step_after_gives_no_rewards_and_plain_leave_one_out(exact_policy):
+    """And before does give some."""
+    batch = batch_of()
+    plain = Learner(
+        copy.deepcopy(exact_policy),
+        Objective(Clip(), (), TokenMean()),
+        LearnerSettings(lr=1e-3, max_grad_norm=None),
+    )
+    plain.update(batch)
+    learner = learner_of(exact_policy)
+    metrics = learner.update(batch)
+    assert not learner.process_rewards_BT.any()
+    assert metrics["prm/loss"] == pytest.approx(math.log(2))
+    assert metrics["prm/brier"] == 0.25
+    for name, parameter in plain.policy.named_parameters():
+        assert torch.allclose(parameter, learner.policy.get_parameter(name), atol=1e-12), name
+    eager = learner_of(exact_policy, {"update": "before"})
+    eager.update(batch)
+    assert eager.process_rewards_BT.any()
+
+
+def test_before_the_reward_model_takes_its_step_the_policy_and_its_moments_stay(exact_policy):
+    """The second update: AdamW has momentum that must not leak into the other's step."""
+    batch = batch_of()
+    learner = learner_of(exact_policy, {"update": "before"}, scale=0.05)
+    learner.update(batch)
+    before = state_of(learner)
+    steps = {n: float(s["step"]) for n, s in moments(learner).items()}
+    assert set(steps.values()) == {1.0}
+    learner._reward_model_step(_with_reference(learner, batch))
+    assert moved(before, state_of(learner)) == {"prm"}
+    counted = {n: float(s["step"]) for n, s in moments(learner).items()}
+    assert {n.startswith("prm:"): c for n, c in counted.items()} == {True: 2.0, False: 1.0}
+
+
+def _with_reference(learner, batch):
+    object.__setattr__(batch, "prm_reference_BT", learner._prm_reference(batch))
+    return batch
+
+
+def moments(learner):
+    return {n: learner.engine.optimizer.state[p] for n, p in learner.engine.named.items()}
+
+
+@pytest.mark.parametrize("update", ["after", "before"])
+def test_both_models_move_by_the_same_step_however_it_is_split(exact_policy, update):
+    batch, results = batch_of(), []
+    for budget, layout in ((10_000, "padded"), (20, "padded"), (60, "packed")):
+        learner = learner_of(
+            exact_policy, {"update": update}, scale=0.05, layout=layout,
+            tokens_per_micro_batch=budget,
+        )  # fmt: skip
+        metrics = learner.update(batch)
+        results.append((state_of(learner), metrics))
+    for state, metrics in results[1:]:
+        for kind, weights in state.items():
+            for name, value in weights.items():
+                assert torch.allclose(value, results[0][0][kind][name], atol=1e-9), name
+        for name in ("prm/loss", "prm/grad_norm", "policy/loss", "prm/reward_mean"):
+            assert metrics[name] == pytest.approx(results[0][1][name], rel=1e-7), name
+
+
+def test_the_reward_model_learns_the_outcomes_of_a_batch(exact_policy):
+    learner, batch = learner_of(exact_policy, {"lr": 1e-2}, lr=1e-9), batch_of()
+    found = [learner.update(batch) for _ in range(15)]
+    assert found[0]["prm/accuracy"] == 0.5
+    assert found[-1]["prm/loss"] < 0.5 < found[0]["prm/loss"]
+    assert found[-1]["prm/accuracy"] == found[-1]["prm/pair_accuracy"] == 1.0
+    assert found[-1]["prm/reward_right"] > 0 > found[-1]["prm/reward_wrong"]
+    assert found[-1]["prm/drift"] > found[3]["prm/drift"] > 0
+
+
+@pytest.mark.parametrize(
+    ("advantage", "baseline"),
+    [(LeaveOneOut(), "leave_one_out"), (GroupAdvantage(), "group"), (Gae(), "none")],
+)
+def test_the_baseline_follows_the_advantage(exact_policy, advantage, baseline):
+    learner = learner_of(exact_policy, advantage=advantage, critic=isinstance(advantage, Gae))
+    assert learner.prime.baseline == baseline
+
+
+def test_a_critic_is_given_the_token_rewards(exact_policy):
+    estimator = Gae(whiten=False)
+    learner = learner_of(exact_policy, scale=0.05, advantage=estimator, critic=True)
+    batch = batch_of()
+    rewards = scores(learner, batch)
+    found, _ = learner._with_process_rewards(batch)
+    found = learner._with_statistics(found)
+    outcome = torch.zeros_like(rewards)
+    lengths = batch.mask_BT.sum(-1).long()
+    outcome[torch.arange(len(batch)), lengths - 1] = batch.rewards_B
+    returns = (rewards + outcome).flip(-1).cumsum(-1).flip(-1) * batch.mask_BT
+    assert torch.allclose(found.advantages_BT, returns, atol=1e-9)  # fresh values are 0
+    metrics = learner.update(batch_of())
+    assert metrics["critic/grad_norm"] > 0
+    assert metrics["prm/grad_norm"] > 0
+
+
+def test_truncated_completions_teach_the_reward_model_nothing(exact_policy):
+    batch = batch_of()
+    batch.mask_BT[0] = 0
+    learner = learner_of(exact_policy, scale=0.05)
+    reference = _with_reference(learner, batch)
+    with_it = learner._reward_model_step(reference)["prm/loss"]
+    rest = list(range(1, len(batch)))
+    from rlvr.learner.learner import select
+
+    other = learner_of(exact_policy, scale=0.05)
+    without = other._reward_model_step(select(reference, rest))["prm/loss"]
+    assert with_it == pytest.approx(without, rel=1e-9)
+
+
+@pytest.mark.parametrize("update", ["after", "before"])
+def test_adapters_are_their_own_reference(tiny_folder, update):
+    settings = ModelSettings(path=str(tiny_folder), lora=LoraSettings(rank=2))
+    training = PrimeTraining(
+        RewardModel(load_policy(settings)),
+        None,
+        PrimeSettings(lr=1e-2, update=update),
+        LeaveOneOut(),
+    )
+    learner = Learner(
+        load_policy(settings),
+        Objective(Clip(), (), TokenMean()),
+        LearnerSettings(lr=1e-9),
+        prime=training,
+    )
+    batch = batch_of(dtype=torch.float32)
+    learner.update(batch)
+    assert bool(learner.process_rewards_BT.any()) == (update == "before")
+    losses = [learner.update(batch)["prm/loss"] for _ in range(10)]
+    assert losses[-1] < losses[0]

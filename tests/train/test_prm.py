@@ -1,0 +1,210 @@
+"""Training a reward model from labels, scoring and ranking files, and what is refused."""
+
+import json
+import random
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from rlvr.cli import app
+from rlvr.data.responses import load_responses
+from rlvr.settings import load_settings
+from rlvr.train.log import read_metrics
+from rlvr.train.prm import train
+from rlvr.train.prm_data import render_plan
+from rlvr.train.prm_rank import Scoring, rank, rank_table, read_scored, score
+from rlvr.train.prm_recipe import PrmRecipe
+from tests.train.test_bad_input import refused
+
+PROBLEMS, SAMPLES = 20, 4
+
+
+def rows_of(seed, problems=PROBLEMS):
+    """Sums; a right answer has the step "ok", a wrong one "no"."""
+    generator, rows = random.Random(seed), []
+    for number in range(problems):
+        a, b = generator.randrange(10), generator.randrange(10)
+        for sample in range(SAMPLES):
+            right = sample % 2 == 0
+            answer = str(a + b if right else a + b + 1 + sample)
+            word = "ok" if right else "no"
+            rows.append(
+                {
+                    "problem_id": f"{seed}/{number}",
+                    "prompt": f"<bos>{a}+{b}=",
+                    "response": f"add\n\n{word}\n\n\\boxed{{{answer}}}",
+                    "correct": right,
+                    "extracted": answer,
+                }
+            )
+    return rows
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def values(tiny_folder, tmp_path):
+    return {
+        "task": "prm",
+        "output": str(tmp_path / "prm"),
+        "steps": 10,
+        "model": {"path": str(tiny_folder)},
+        "data": {"sources": [str(write(tmp_path / "train.jsonl", rows_of(0)))], "per_step": 32},
+        "learner": {"lr": 3e-3},
+        "evaluation": {
+            "every": 5,
+            "responses": {"held_out": [str(write(tmp_path / "held_out.jsonl", rows_of(1)))]},
+        },
+        "checkpoint": {"every": 5, "keep": 2},
+    }
+
+
+def run(values, *overrides, resume=False):
+    recipe = load_settings(PrmRecipe, values, overrides)
+    train(recipe, resume=resume, console=Console(quiet=True))
+    return recipe.output, read_metrics(recipe.output / "metrics.jsonl")
+
+
+def column(metrics, name):
+    return [row[name] for row in metrics if name in row]
+
+
+@pytest.mark.parametrize(
+    ("objective", "start"), [("ce", 0.6931), ("dpo", 0.6931), ("nca", 1.3863), ("kto", 0.5)]
+)
+def test_every_objective_learns_to_rank_held_out_responses(values, objective, start):
+    _, metrics = run(values, f"objective.name={objective}")
+    losses = column(metrics, "preference/loss")
+    assert losses[0] == pytest.approx(start, abs=1e-3)
+    assert losses[-1] < losses[0]
+    areas = column(metrics, "eval/held_out/auc_within")
+    assert areas[0] == 0.5
+    assert areas[-1] > 0.95
+    if objective == "ce":
+        assert column(metrics, "eval/held_out/brier")[-1] < 0.25
+
+
+def test_a_run_stopped_and_resumed_ends_where_it_would_have_ended(values, tmp_path):
+    folder, _ = run(values)
+    other = {**values, "output": str(tmp_path / "other")}
+    run(other, "steps=5")
+    again, _ = run(other, resume=True)
+    one, two = (load_file(f / "model" / "model.safetensors") for f in (folder, again))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_without_a_reference_the_log_probability_alone_is_trained(values):
+    folder, metrics = run(values, "use_reference=false", "steps=2", "evaluation.every=1")
+    assert not (folder / "reference.safetensors").exists()
+    assert column(metrics, "preference/loss")[0] > 1  # sigmoid of a very unlikely response
+
+
+def test_a_dry_run_counts_pairs(values):
+    plan = render_plan(load_settings(PrmRecipe, values, ["objective.name=dpo"]))
+    assert "# responses: 80 to 20 problems, 40 of them right" in plan
+    assert "# pairs: 80\n" in plan
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["objective.name=cee"], "'ce'"),
+        (["objective.name=kto", "use_reference=false"], "use ce"),
+        (["objective={name: dpo, balance: dataset}"], "balance"),
+        (["learner.updates_per_rollout=2"], "means nothing"),
+        (["data.max_response_tokens=2"], "none of 80 responses"),
+        (["data.sources=[none.jsonl]"], "does not exist"),
+        (["evaluation.responses={a/b: [x.jsonl]}"], "names 'a/b'"),
+    ],
+)
+def test_what_cannot_work_is_refused(values, overrides, part):
+    with pytest.raises(ValueError, match=r"\S") as caught:
+        run(values, *overrides)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_responses_all_of_one_kind_make_no_pairs(values, tmp_path):
+    rows = [row for row in rows_of(0) if row["correct"]]
+    values["data"]["sources"] = [str(write(tmp_path / "right.jsonl", rows))]
+    with pytest.raises(ValueError, match="both right and wrong"):
+        run(values, "objective.name=dpo")
+    with pytest.raises(ValueError, match="keeps none of 40"):
+        run(values, "objective.balance=instruction")
+
+
+def test_responses_are_judged_where_nobody_has(tmp_path):
+    path = write(
+        tmp_path / "plain.jsonl",
+        [
+            {"prompt": "1+1=", "completion": "so \\boxed{2}", "answer": "2"},
+            {"prompt": [{"role": "user", "content": "1+1="}], "response": "\\boxed{3}",
+             "answer": "2"},
+        ],
+    )  # fmt: skip
+    first, second = load_responses([path])
+    assert (first.correct, first.extracted, second.correct) == (True, "2", False)
+    assert first.problem == second.problem
+
+
+@pytest.fixture
+def trained(values):
+    folder, _ = run(values)
+    return folder / "model"
+
+
+def test_scores_written_to_a_file_rank_as_scores_taken_at_once(
+    trained, tiny_folder, tmp_path, values
+):
+    held_out, scored = tmp_path / "held_out.jsonl", tmp_path / "scored.jsonl"
+    arguments = ["--model", str(trained), "--reference", str(tiny_folder)]
+    runner = CliRunner()
+    done = runner.invoke(app, ["prm", "score", str(held_out), *arguments, "--out", str(scored)])
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in scored.open()]
+    for row in rows:
+        assert len(row["step_rewards"]) == 3
+        assert row["step_ends"][-1] == len(row["token_rewards"])
+        assert sum(row["step_rewards"]) == pytest.approx(row["reward"], abs=1e-3)
+    outputs = [
+        runner.invoke(app, ["prm", "rank", *source, "--out", str(tmp_path / "out.json")]).output
+        for source in ([str(scored)], [str(held_out), *arguments])
+    ]
+    assert outputs[0] == outputs[1]
+    assert "majority vote" in outputs[0]
+    curves = json.loads((tmp_path / "out.json").read_text())["curves"]
+    assert curves["random"]["4"]["value"] == 0.5
+    assert curves["best_of_n"]["4"]["value"] > 0.9
+    assert curves["best_of_n"]["1"]["value"] == pytest.approx(0.5)
+    assert curves["weighted_vote"]["4"]["value"] >= curves["majority"]["4"]["value"] - 1e-9
+    assert curves["pass"]["4"]["value"] == 1.0
+
+
+def test_a_model_that_is_its_reference_ranks_as_chance_and_votes_as_the_majority(
+    tiny_folder, values, tmp_path
+):
+    how = Scoring(str(tiny_folder), str(tiny_folder))
+    found = rank(score(load_responses([tmp_path / "held_out.jsonl"]), how))
+    assert found["quality"]["auc_within"] == 0.5
+    curves = found["curves"]
+    for n in ("1", "2", "4"):
+        exact, drawn = curves["majority"][n]["value"], curves["weighted_vote"][n]["value"]
+        assert drawn == pytest.approx(exact, abs=0.05)
+    assert "random" in rank_table(found)
+
+
+def test_what_rank_cannot_do_is_said_in_one_line(tiny_folder, values, tmp_path):
+    held_out = tmp_path / "held_out.jsonl"
+    assert "has no step_rewards" in refused("prm", "rank", held_out)
+    assert "needs its reference" in refused("prm", "rank", held_out, "--model", tiny_folder)
+    bad = write(tmp_path / "bad.jsonl", [{"prompt": "1", "response": "2"}])
+    assert "neither true nor false" in refused("prm", "rank", bad)
+    with pytest.raises(ValueError, match="neither diff nor cumulative"):
+        rank(read_scored([write(tmp_path / "s.jsonl", [{**rows_of(0)[0], "step_rewards": [1.0]}])]),
+             values="differences")  # fmt: skip
