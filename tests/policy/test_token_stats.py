@@ -1,5 +1,7 @@
 """Chunked statistics against the plain float64 computation, values and gradients."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -62,6 +64,24 @@ def test_chunked_equals_plain(
         torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True
     ):
         assert torch.allclose(ours, oracle, atol=1e-10)
+
+
+@pytest.mark.parametrize("kept", [0, 50, 10_000])
+def test_chunks_kept_for_the_backward_pass_change_nothing(monkeypatch, kept):
+    """None, the first five of eight, all of them; in a second backward pass, too."""
+    monkeypatch.setattr(sys.modules["rlvr.policy.token_stats"], "_KEPT_LOGITS", kept)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(8, 7, generator=generator, dtype=torch.float64).requires_grad_()
+    weight = torch.randn(9, 7, generator=generator, dtype=torch.float64).requires_grad_()
+    targets = torch.randint(0, 9, (8,), generator=generator)
+    stats = token_stats(hidden, weight, targets, entropy=True, chunk_tokens=1)
+    _, logprobs, entropy = plain(hidden, weight, None, targets, 1.0)
+    loss, expected = (stats.logprobs_N + stats.entropy_N).sum(), (logprobs + entropy).sum()
+    wanted = torch.autograd.grad(expected, (hidden, weight))
+    for _ in range(2):
+        found = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
+        for ours, oracle in zip(found, wanted, strict=True):
+            assert torch.allclose(ours, oracle, atol=1e-12)
 
 
 @pytest.mark.parametrize("threshold", ["min_p", "fixed"])
