@@ -190,6 +190,21 @@ def test_the_baseline_follows_the_advantage(exact_policy, advantage, baseline):
     assert learner.prime.baseline == baseline
 
 
+def test_advantages_are_outcomes_plus_what_tokens_earn_from_there_on(exact_policy):
+    """Spelled out token by token, from the scores and the verdicts."""
+    learner, batch = learner_of(exact_policy, scale=0.05), batch_of()
+    p, found = scores(learner, batch), learner._with_process_rewards(batch)[0].advantages_BT
+    lengths = batch.mask_BT.sum(-1).long().tolist()
+    means = [float(p[i, :n].mean()) for i, n in enumerate(lengths)]
+    for i, n in enumerate(lengths):
+        others = [j for j in range(8) if j // 4 == i // 4 and j != i]
+        baseline = sum(means[j] for j in others) / 3
+        outcome = REWARDS[i] - sum(REWARDS[j] for j in others) / 3
+        for t in range(n):
+            process = sum(float(p[i, s]) - baseline for s in range(t, n))
+            assert float(found[i, t]) == pytest.approx(outcome + process, abs=1e-9)
+
+
 def test_a_critic_is_given_the_token_rewards(exact_policy):
     estimator = Gae(whiten=False)
     learner = learner_of(exact_policy, scale=0.05, advantage=estimator, critic=True)
