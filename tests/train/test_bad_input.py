@@ -82,6 +82,7 @@ def problems(tmp_path, *rows):
 GOOD = {"id": "a", "problem": "1+1=", "answer": "2"}
 
 
+@pytest.mark.timeout(900)
 def test_faults_found_while_loading(recipe_file, tmp_path):
     """One process each, through the real command line."""
     assert "is not a file" in refused("train", tmp_path / "none.yaml")
