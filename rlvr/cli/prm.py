@@ -1,11 +1,14 @@
-"""The verbs ``rlvr prm ...``: they parse and run; the work is in ``prm_rank.py``."""
+"""The verbs of implicit process reward models: ``rlvr prm rank`` and ``rlvr prm score``."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from rlvr.cli.quiet import quiet_libraries
+
 prm_app = typer.Typer(
+    callback=quiet_libraries,
     no_args_is_help=True,
     rich_markup_mode=None,
     help=(
@@ -14,6 +17,9 @@ prm_app = typer.Typer(
         "leaves one in RUN/prm."
     ),
 )
+
+app = typer.Typer(rich_markup_mode=None)
+app.add_typer(prm_app, name="prm")
 
 _Responses = Annotated[
     list[Path],

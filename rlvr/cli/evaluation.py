@@ -1,0 +1,224 @@
+"""The verbs of measuring: eval, score, compare, grade."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlvr.cli.quiet import quiet_libraries
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="Model folder, Hub id, run folder, or a checkpoint of a run.")
+    ] = "",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Any other setting, such as model.precision=bfloat16, engine.max_num_seqs=64 or "
+            "workers=4 (docs/evaluation.md).",
+        ),
+    ] = None,
+    benchmarks: Annotated[
+        str,
+        typer.Option(
+            "--benchmarks",
+            "-b",
+            help="Names parted by commas, 'all', or your own files: math500,mine=problems.jsonl.",
+        ),
+    ] = "math500",
+    out: Annotated[Path | None, typer.Option(help="Folder; by default evals/<MODEL>.")] = None,
+    protocol: Annotated[str, typer.Option(help="Prompt, decoding and grader by name.")] = "rlvr",
+    template: Annotated[
+        str | None, typer.Option(help="Prompt template instead of the protocol's: name or YAML.")
+    ] = None,
+    n: Annotated[int | None, typer.Option(min=1, help="Samples of each problem.")] = None,
+    k: Annotated[
+        str | None, typer.Option(help="The k of pass@k, such as 1,4,8; by default all up to n.")
+    ] = None,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Also one greedy completion of each problem.")
+    ] = False,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Mass of the tokens kept.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Limit of a completion.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all sampling.")] = 0,
+    engine: Annotated[
+        str, typer.Option(help="transformers, vllm or vllm_server (docs/rollout.md).")
+    ] = "transformers",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of benchmark files instead of the Hub (or RLVR_BENCHMARKS)."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only so many problems of each: a trial.")
+    ] = None,
+    all_checkpoints: Annotated[
+        bool, typer.Option("--all-checkpoints", help="Every checkpoint of a run, with one engine.")
+    ] = False,
+    task_loss: Annotated[
+        bool, typer.Option("--task-loss", help="Also bits per byte of the reference answers.")
+    ] = False,
+    show_prompt: Annotated[
+        bool, typer.Option("--show-prompt", help="Print the first prompt of each, and stop.")
+    ] = False,
+    list_known: Annotated[
+        bool, typer.Option("--list", help="List benchmarks and protocols, and stop.")
+    ] = False,
+) -> None:
+    """Measure a model on math benchmarks; the same command goes on after an interruption.
+
+    Every sample is kept in OUT as it finishes, with its seed fixed by problem and index, so stop it
+    when you like. Scores come with standard errors and 95 % intervals over problems.
+
+    Greedy accuracy: rlvr eval ./model -b math500,gsm8k --temperature 0 --out evals/model
+
+    avg@8, pass@k and maj@k: rlvr eval ./model -b aime24,amc23 --n 8 --temperature 0.6 --engine vllm
+
+    As a paper did: rlvr eval ./model -b all --protocol one_shot_rlvr --engine vllm
+
+    How a run progressed: rlvr eval runs/mine -b math500 --all-checkpoints --out evals/mine
+
+    A quick look first: add --limit 20 --max-tokens 512, and see the prompts with --show-prompt.
+
+    Several GPUs: torchrun --nproc-per-node 4 -m rlvr eval ... Then: rlvr score OUT grades again,
+    rlvr compare A B tests whether two evaluations differ.
+    """
+    if list_known:
+        from eval.catalogue import catalogue
+
+        typer.echo(catalogue())
+        return
+    if not model:
+        raise ValueError("give a model folder, Hub id or run folder; see rlvr eval --help")
+    quiet_libraries()
+    from eval.command import run_evaluation
+
+    run_evaluation(
+        model,
+        {
+            "benchmarks": benchmarks,
+            "protocol": protocol,
+            "template": template,
+            "samples": n,
+            "greedy": greedy,
+            "temperature": temperature,
+            "top_p": top_p,
+            "max_tokens": max_tokens,
+            "seed": seed,
+            "engine": {"name": engine},
+            "data": None if data is None else str(data),
+            "limit": limit,
+            "task_loss": task_loss,
+        },
+        overrides or [],
+        out=out,
+        ks=k,
+        all_checkpoints=all_checkpoints,
+        show_prompt=show_prompt,
+    )
+
+
+@app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished evaluation.")],
+    grader: Annotated[
+        str | None,
+        typer.Option(help="rlvr, one_shot_rlvr, qwen, exact or math_verify; by default as before."),
+    ] = None,
+    k: Annotated[str | None, typer.Option(help="The k of pass@k, such as 1,4,8.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a verdict may take.")] = 5.0,
+) -> None:
+    """Grade the samples of an evaluation again, without the model.
+
+    Writes verdicts, disagreements between graders, results and the page anew.
+
+    Example: rlvr score evals/model --grader qwen --k 1,8
+    """
+    from eval.command import run_scoring
+
+    run_scoring(folder, grader, k, workers, timeout)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Two or more scored evaluations.")],
+    out: Annotated[
+        Path | None, typer.Option(help="HTML page to write, with the problems side by side.")
+    ] = None,
+    tournaments: Annotated[
+        int, typer.Option(min=1, help="Simulated Swiss tournaments of the leaderboard.")
+    ] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of tournaments and resampling.")] = 0,
+) -> None:
+    """Test whether evaluations differ on the same problems, and rank them.
+
+    The first is the baseline. Greedy accuracy: McNemar's exact test; averages of samples: paired
+    bootstrap over problems; p-values also adjusted for their number (Holm). From three on, a
+    leaderboard by mean and by Swiss tournaments.
+
+    Example: rlvr compare evals/base evals/step_100 evals/step_200 --out compare.html
+    """
+    from eval.command import run_comparison
+
+    run_comparison(folders, out, tournaments, seed)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def grade(
+    items: Annotated[
+        list[str], typer.Argument(metavar="FILE | PRED GOLD", help="JSON-lines file to grade.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Where the graded rows go.")] = None,
+    response_field: Annotated[
+        str, typer.Option(help="Field with a whole response; the answer is extracted from it.")
+    ] = "response",
+    pred_field: Annotated[
+        str | None, typer.Option(help="Field with a bare answer, instead of a response.")
+    ] = None,
+    gold_field: Annotated[
+        str, typer.Option(help="Field with the reference answer, or a list of them.")
+    ] = "gold",
+    grader: Annotated[
+        str, typer.Option(help="rlvr, one_shot_rlvr, qwen or exact (docs/verifier.md).")
+    ] = "rlvr",
+    workers: Annotated[int, typer.Option(min=1, help="Verifier processes.")] = 1,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a verdict may take.")] = 5.0,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say how PRED is compared with GOLD.")
+    ] = False,
+) -> None:
+    """Grade responses or answers against references, or explain one verdict.
+
+    Examples: rlvr grade rollouts.jsonl --out graded.jsonl --workers 2, and
+    rlvr grade --explain "0.5" "\\frac12"
+    """
+    from reward.command import explain as explain_pair
+    from reward.command import grade_file
+
+    # Unknown options are let through because an answer may begin with a minus sign.
+    mistyped = [item for item in items if item.startswith("--")]
+    if mistyped:
+        raise ValueError(f"no such option {mistyped[0]!r}; see rlvr grade --help")
+    if len(items) != (2 if explain else 1):
+        wanted = "--explain takes an answer and a reference" if explain else "give one file"
+        raise ValueError(f"{wanted}, not {len(items)} values: {items}")
+    if explain:
+        typer.echo(explain_pair(items[0], items[1]))
+        return
+    grade_file(
+        items[0],
+        out,
+        response_field=response_field,
+        pred_field=pred_field,
+        gold_field=gold_field,
+        grader=grader,
+        workers=workers,
+        timeout=timeout,
+        echo=typer.echo,
+    )
