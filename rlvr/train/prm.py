@@ -15,7 +15,8 @@ import torch
 from rich.console import Console
 
 from rlvr.learner import PreferenceBatch
-from rlvr.prm import calibration, ranking
+from rlvr.prm import ranking
+from rlvr.rm import calibration
 from rlvr.train.clock import Clock
 from rlvr.train.interrupt import StopSignals
 from rlvr.train.preference import learn

@@ -10,8 +10,9 @@ from rich.console import Console
 from rlvr.data import load_template
 from rlvr.data.responses import encode_responses, load_responses
 from rlvr.learner import PreferenceBatch
-from rlvr.prm import all_pairs, balanced
+from rlvr.prm import balanced
 from rlvr.prm.objectives import CeSettings
+from rlvr.rm import all_pairs
 from rlvr.settings import to_yaml
 from rlvr.train.log import say
 from rlvr.train.prm_recipe import PrmRecipe

@@ -20,7 +20,6 @@ from rlvr.data import load_template
 from rlvr.data.responses import Response, encode_responses, load_responses
 from rlvr.policy import ModelSettings, load_policy, load_tokenizer
 from rlvr.prm import (
-    calibration,
     expected_best,
     expected_vote,
     log_ratios,
@@ -30,6 +29,7 @@ from rlvr.prm import (
     steps_of_ids,
 )
 from rlvr.prm.best_of_n import Aggregate, Values
+from rlvr.rm import calibration
 from rlvr.train.log import write_atomically
 
 
