@@ -153,7 +153,7 @@ class LayerQueryHead(nn.Module):
         return answer_B1D
 
 
-class RewardModel(nn.Module):
+class OutcomeRewardModel(nn.Module):
     """A causal LM's transformer read by a scalar head.
 
     Args:
@@ -197,7 +197,7 @@ class RewardModel(nn.Module):
 
 
 def head_writer(
-    model: RewardModel, *, keep: bool = True, copy: bool = False
+    model: OutcomeRewardModel, *, keep: bool = True, copy: bool = False
 ) -> Callable[[Path], None]:
     """What writes the head beside a model's weights; sharded parameters are gathered now.
 
@@ -226,7 +226,7 @@ def has_head(folder: str | Path) -> bool:
     return (Path(folder).expanduser() / CONFIG).is_file()
 
 
-def load_head(policy: Policy, folder: Path) -> RewardModel:
+def load_head(policy: Policy, folder: Path) -> OutcomeRewardModel:
     """The reward model of a language model and a head that :func:`head_writer` wrote.
 
     Raises:
@@ -238,7 +238,7 @@ def load_head(policy: Policy, folder: Path) -> RewardModel:
             "run with task: reward_model"
         )
     saved = load_settings(_Saved, json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-    model = RewardModel(policy, saved.head, bias=saved.bias)
+    model = OutcomeRewardModel(policy, saved.head, bias=saved.bias)
     try:
         model.head.load_state_dict(load_file(folder / WEIGHTS))
     except RuntimeError as error:
@@ -251,7 +251,7 @@ def load_head(policy: Policy, folder: Path) -> RewardModel:
 
 def load_reward_model(
     settings: ModelSettings, *, device: torch.device | None = None
-) -> RewardModel:
+) -> OutcomeRewardModel:
     """A trained reward model, language model and head, from one folder, frozen.
 
     Raises:

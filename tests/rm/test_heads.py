@@ -9,7 +9,7 @@ from rlvr.policy import ModelSettings, load_policy, packed_inputs, padded_inputs
 from rlvr.rm import (
     LastToken,
     LayerQueries,
-    RewardModel,
+    OutcomeRewardModel,
     has_head,
     head_writer,
     load_head,
@@ -30,7 +30,7 @@ def awake(model):
 
 @pytest.fixture(params=HEADS, ids=["last_token", "layer_queries", "one_layer"])
 def model(request, exact_policy):
-    return awake(RewardModel(copy.deepcopy(exact_policy), request.param, bias=False))
+    return awake(OutcomeRewardModel(copy.deepcopy(exact_policy), request.param, bias=False))
 
 
 def test_a_reward_is_the_same_alone_padded_and_packed(model):
@@ -45,7 +45,7 @@ def test_a_reward_is_the_same_alone_padded_and_packed(model):
 
 
 def test_the_last_token_is_read_by_one_row(exact_policy):
-    model = awake(RewardModel(copy.deepcopy(exact_policy), LastToken(), bias=False))
+    model = awake(OutcomeRewardModel(copy.deepcopy(exact_policy), LastToken(), bias=False))
     for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
         hidden = model.policy.backbone(input_ids=torch.tensor([[*prompt, *completion]]))
         expected = hidden.last_hidden_state[0, -1] @ model.head.out.weight[0]
@@ -54,7 +54,9 @@ def test_the_last_token_is_read_by_one_row(exact_policy):
 
 
 def test_queries_ask_layer_after_layer_and_the_residual_asks_the_last(exact_policy):
-    model = awake(RewardModel(copy.deepcopy(exact_policy), LayerQueries(heads=4), bias=False))
+    model = awake(
+        OutcomeRewardModel(copy.deepcopy(exact_policy), LayerQueries(heads=4), bias=False)
+    )
     head = model.head
     assert head.layers == (1, 2)
     ids = torch.tensor([[*PROMPTS[0], *COMPLETIONS[0]]])
@@ -90,7 +92,7 @@ def test_queries_ask_layer_after_layer_and_the_residual_asks_the_last(exact_poli
 
 def test_all_rewards_begin_at_zero_and_gradients_reach_the_transformer(exact_policy):
     for settings in HEADS:
-        model = RewardModel(copy.deepcopy(exact_policy), settings, bias=True).eval()
+        model = OutcomeRewardModel(copy.deepcopy(exact_policy), settings, bias=True).eval()
         inputs = padded_inputs(PROMPTS, COMPLETIONS, (0, 1, 2))
         assert model(inputs).abs().sum() == 0
         awake(model)(inputs).sum().backward()
@@ -106,7 +108,7 @@ def test_the_language_model_is_no_part_of_the_module(model):
 
 def test_a_head_is_kept_beside_its_model(tiny_folder, tmp_path):
     settings = ModelSettings(path=str(tiny_folder))
-    model = awake(RewardModel(load_policy(settings), LayerQueries(heads=4), bias=True))
+    model = awake(OutcomeRewardModel(load_policy(settings), LayerQueries(heads=4), bias=True))
     assert not has_head(tiny_folder)
     save_policy(model.policy, tmp_path)
     head_writer(model)(tmp_path / "model")
@@ -122,7 +124,7 @@ def test_a_folder_without_a_head_or_with_another_models_is_refused(tiny_folder, 
     policy = load_policy(ModelSettings(path=str(tiny_folder)))
     with pytest.raises(ValueError, match="holds no reward model's head"):
         load_head(policy, tiny_folder)
-    head_writer(RewardModel(policy, LastToken(), bias=False))(tmp_path)
+    head_writer(OutcomeRewardModel(policy, LastToken(), bias=False))(tmp_path)
     policy.causal_lm.config.hidden_size = 16
     with pytest.raises(ValueError, match="a model of another shape"):
         load_head(policy, tmp_path)
@@ -139,4 +141,4 @@ def test_a_folder_without_a_head_or_with_another_models_is_refused(tiny_folder, 
 )
 def test_a_head_that_does_not_fit_the_model_is_refused(exact_policy, settings, message):
     with pytest.raises(ValueError, match=message):
-        RewardModel(exact_policy, settings, bias=False)
+        OutcomeRewardModel(exact_policy, settings, bias=False)
