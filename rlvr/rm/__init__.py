@@ -45,6 +45,7 @@ from rlvr.rm.pairs import (
     held_out_prompts,
     members,
 )
+from rlvr.rm.score import response_rewards
 
 __all__ = [
     "AnyRewardLoss",
@@ -83,6 +84,7 @@ __all__ = [
     "members",
     "mse_to",
     "quantile_bins",
+    "response_rewards",
     "tie_loss",
     "width_bins",
     "win_loss",

@@ -29,6 +29,7 @@ from rlvr.rollout import (
     VllmEngineSettings,
 )
 from rlvr.settings import Settings
+from rlvr.train.model_reward import ModelRewardTerm
 
 
 class DataSettings(Settings):
@@ -90,7 +91,9 @@ class RewardSettings(Settings):
     """What a completion is worth."""
 
     functions: tuple[RewardTerm, ...] = (RewardTerm(function="accuracy"),)
-    """Summed with their weights."""
+    """Summed with their weights. May be empty where there are models."""
+    models: tuple[ModelRewardTerm, ...] = ()
+    """Trained reward models, added with their weights."""
     truncated: Literal["keep", "mask"] = "keep"
     """Completions cut at the token limit: keep trains on them (with the reward they got), mask
     takes them out of the loss. To shape their reward instead, add the function ``overlong``."""
@@ -98,6 +101,16 @@ class RewardSettings(Settings):
     """Verifier processes."""
     timeout: float = Field(5.0, gt=0)
     """Seconds after which a verdict is given up, the worker killed and the completion scored 0."""
+
+    @model_validator(mode="after")
+    def _terms(self) -> "RewardSettings":
+        names = [term.function for term in self.functions] + [term.name for term in self.models]
+        if not names or len({*names}) < len(names):
+            raise ValueError(
+                f"reward.functions and reward.models are together {names}; give at least one, "
+                "each under a name of its own"
+            )
+        return self
 
 
 class EvaluationSettings(Settings):

@@ -1,12 +1,13 @@
 """From groups to rewards: text derived once from ids, verdicts from the pool, functions on top."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import reward
 from reward import VerifierPool
 from reward.functions import RewardInput, combine, resolve
+from rlvr.train.model_reward import ModelReward
 from rlvr.train.recipe import RewardSettings
 from rlvr.types import Completion, Group
 
@@ -47,17 +48,19 @@ class Scorer:
     """
 
     def __init__(self, settings: RewardSettings, tokenizer: Any, max_tokens: int) -> None:  # noqa: ANN401
-        self.tokenizer, self.max_tokens = tokenizer, max_tokens
-        self.rewards = combine(
-            [
-                (term.function, resolve(term.function, **term.parameters), term.weight)
-                for term in settings.functions
-            ]
-        )
+        self.settings, self.tokenizer, self.max_tokens = settings, tokenizer, max_tokens
+        functions = [
+            (term.function, resolve(term.function, **term.parameters), term.weight)
+            for term in settings.functions
+        ]
+        self.rewards = combine(functions) if functions else lambda item: (0.0, {})
+        self.models: list[ModelReward] = []
         self.pool = VerifierPool(workers=settings.workers, timeout=settings.timeout)
 
     def __enter__(self) -> "Scorer":
         self.pool.start()
+        # Only now: the pool's processes are to be there before torch touches a GPU.
+        self.models = [ModelReward(term, self.tokenizer) for term in self.settings.models]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -72,8 +75,14 @@ class Scorer:
         answers = [group.problem.answer for group, _ in rows]
         grades = self.pool.grade_many(list(zip(responses, answers, strict=True)))
         scored = iter(
-            self._reward(group, completion, response, grade, max_tokens or self.max_tokens)
-            for (group, completion), response, grade in zip(rows, responses, grades, strict=True)
+            self._with_models(
+                [
+                    self._reward(group, completion, response, grade, max_tokens or self.max_tokens)
+                    for (group, completion), response, grade in zip(
+                        rows, responses, grades, strict=True
+                    )
+                ]
+            )
         )
         return [[next(scored) for _ in group.completions] for group in groups]
 
@@ -98,6 +107,20 @@ class Scorer:
             )
         )
         return Scored(completion, problem.answer, response, grade, total, values)
+
+    def _with_models(self, scored: list[Scored]) -> list[Scored]:
+        """Add what reward models say."""
+        for model in self.models:
+            term, values = model.term, model([item.completion for item in scored])
+            scored = [
+                replace(
+                    item,
+                    reward=item.reward + term.weight * value,
+                    rewards={**item.rewards, term.name: value},
+                )
+                for item, value in zip(scored, values, strict=True)
+            ]
+        return scored
 
     @property
     def counters(self) -> dict[str, float]:
