@@ -6,12 +6,17 @@ import os
 import pytest
 import torch
 from rich.console import Console
+from typer.testing import CliRunner
 
+from rlvr.cli import app
+from rlvr.data import load_template
+from rlvr.data.responses import encode_responses, load_responses
 from rlvr.policy import ModelSettings, load_policy, load_tokenizer, padded_inputs
 from rlvr.policy.tiny import character_tokenizer
-from rlvr.rm import LayerQueries, OutcomeRewardModel, head_writer
+from rlvr.rm import LayerQueries, OutcomeRewardModel, head_writer, response_rewards
 from rlvr.rollout.weights import write_model
 from rlvr.settings import load_settings
+from rlvr.train.prm_rank import Scoring, score
 from rlvr.train.recipe import RewardSettings, RLRecipe
 from rlvr.train.rl import train
 from rlvr.train.scoring import Scorer
@@ -105,3 +110,45 @@ def test_a_policy_is_trained_on_it(recipe_values, scored_folder):
     assert step["reward/std"] > 0
     kept = [json.loads(line) for line in next((folder / "completions").glob("*.jsonl")).open()]
     assert {*kept[0]["rewards"]} == {"model"}
+
+
+def test_responses_are_ranked_by_it_as_by_an_implicit_one(scored_folder, guessing_folder, tmp_path):
+    folder, model = scored_folder
+    path, scored = tmp_path / "held_out.jsonl", tmp_path / "scored.jsonl"
+    rows = [
+        {
+            "problem_id": str(number),
+            "prompt": f"{number}+1=",
+            "response": f"\\boxed{{{number + 1 + sample}}}",
+            "extracted": str(number + 1 + sample),
+            "correct": sample == 0,
+        }
+        for number in range(4)
+        for sample in range(4)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["prm", "score", str(path), "--model", str(folder), "--out", str(scored)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    kept = [json.loads(line) for line in scored.open()]
+    responses = load_responses([path])
+    tokenizer = load_tokenizer(ModelSettings(path=str(folder)))
+    encoded = encode_responses(responses, load_template("raw"), tokenizer)
+    prompts, ids = zip(*encoded, strict=True)
+    expected = response_rewards(model, prompts, ids, tokens_per_micro_batch=20).tolist()
+    assert [row["reward"] for row in kept] == pytest.approx(expected, abs=1e-4)
+    assert all(row["step_rewards"] == [row["reward"]] for row in kept)
+    outputs = [
+        CliRunner().invoke(app, ["prm", "rank", *source, "--out", str(tmp_path / "out.json")])
+        for source in ([str(scored)], [str(path), "--model", str(folder)])
+    ]
+    assert outputs[0].output == outputs[1].output
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert (found["settings"]["beta"], found["settings"]["vote_coefficient"]) == (1.0, 1.0)
+    best = sum(
+        max(range(4), key=lambda sample, n=number: expected[4 * n + sample]) == 0
+        for number in range(4)
+    )
+    assert found["curves"]["best_of_n"]["4"]["value"] == pytest.approx(best / 4)
+    with pytest.raises(ValueError, match="which has no reference"):
+        score(responses, Scoring(str(folder), str(guessing_folder)))
