@@ -117,3 +117,49 @@ def prm_rank(
     typer.echo(rank_table(found))
     if out is not None:
         write_ranking(found, out)
+
+
+@prm_app.command("prefixes")
+def prm_prefixes(
+    responses: _Responses,
+    model: Annotated[str, typer.Option(help="Folder or Hub id of the reward model.")],
+    policy: Annotated[str, typer.Option(help="The model that completes the prefixes.")],
+    reference: _Reference = None,
+    no_reference: _NoReference = False,
+    template: _PromptTemplate = "raw",
+    steps: _Steps = "blank_lines",
+    tokens: _MicroBatch = 4096,
+    samples: Annotated[int, typer.Option(min=1, help="Completions of each prefix.")] = 8,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of a completion.")] = 512,
+    limit: Annotated[int, typer.Option(min=1, help="Responses whose prefixes are taken.")] = 100,
+    beta: Annotated[
+        float | None,
+        typer.Option(min=0, help="Scale of rewards; by default 0.05, or 1 for an explicit model."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which completions are drawn.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="JSON file for all figures.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="SVG file for the reliability diagram.")] = None,
+) -> None:
+    """Does the value of a prefix say how often it is completed to a right answer?
+
+    Cuts responses where steps end, has the policy complete every prefix, and holds the share that
+    the verifier finds right (column answer) against sigmoid(beta x value). Example:
+    rlvr prm prefixes samples.jsonl --model runs/prm/model --reference tiny --policy tiny
+    """
+    from rlvr.data.responses import load_responses
+    from rlvr.train.prm_prefixes import (
+        completion_rates,
+        measure,
+        prefixes_of,
+        summary,
+        write_figures,
+    )
+    from rlvr.train.prm_rank import Scoring
+
+    how = Scoring(model, reference, no_reference, template, steps, tokens)
+    prefixes = prefixes_of(load_responses(responses, labelled=False), how, limit)
+    rates = completion_rates(prefixes, policy, samples, max_tokens, seed)
+    scale = beta if beta is not None else 1.0 if how.explicit else 0.05
+    found = measure(prefixes, rates, samples, scale)
+    typer.echo(summary(found))
+    write_figures(found, prefixes, rates, out, plot)

@@ -37,6 +37,7 @@ from rlvr.rm.losses import (
     tie_loss,
     win_loss,
 )
+from rlvr.rm.measures import best_and_spread
 from rlvr.rm.pairs import (
     PairSettings,
     all_pairs,
@@ -66,6 +67,7 @@ __all__ = [
     "Responses",
     "RewardLoss",
     "all_pairs",
+    "best_and_spread",
     "brier",
     "build_pairs",
     "calibration",
