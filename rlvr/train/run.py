@@ -44,17 +44,14 @@ from rlvr.ranks import Ranks
 from rlvr.remedies import VLLM_PACKAGES
 from rlvr.rollout import Engine, build_engine
 from rlvr.settings import load_settings, to_yaml
+from rlvr.train.base_recipe import BaseRecipe
 from rlvr.train.interrupt import StopSignals
 from rlvr.train.log import RunLog, SilentLog, check_trackers, say, write_atomically
-from rlvr.train.preference_recipe import PreferenceRecipe
 from rlvr.train.prime import build_prime, reward_model_writer
-from rlvr.train.prm_recipe import PrmRecipe
 from rlvr.train.prompts import check_context, load_prompts
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.scoring import Scorer
 from rlvr.train.together import first_rank
-
-AnyRecipe = RLRecipe | PreferenceRecipe | PrmRecipe
 
 # What may differ between a run and its continuation: nothing that enters a gradient.
 _MAY_CHANGE = frozenset({"steps", "evaluation", "checkpoint", "watchdog", "log", "output"})
@@ -279,7 +276,7 @@ def open_run(
         yield run
 
 
-def open_log(recipe: AnyRecipe, ranks: Ranks, step: int, console: Console) -> RunLog:
+def open_log(recipe: BaseRecipe, ranks: Ranks, step: int, console: Console) -> RunLog:
     """The records of a run that stands after ``step`` steps; the first rank keeps them."""
     if not ranks.first:
         return SilentLog()
@@ -316,7 +313,7 @@ def shards_weights(launch: Launch | None) -> bool:
     return launch is not None and launch.zero is not None and launch.zero["stage"] == 3
 
 
-def starting_point(recipe: AnyRecipe, resume: bool) -> str | None:
+def starting_point(recipe: BaseRecipe, resume: bool) -> str | None:
     """See that the run can begin; the checkpoint to begin from, if there is one."""
     check_folder(recipe, resume)
     checkpoint = checkpoint_to_resume(recipe.output / "checkpoints") if resume else None
@@ -352,7 +349,7 @@ def checkpoint_to_resume(folder: Path) -> Path | None:
     return found
 
 
-def check_folder(recipe: AnyRecipe, resume: bool) -> None:
+def check_folder(recipe: BaseRecipe, resume: bool) -> None:
     """See that the output folder can be this run's own.
 
     Raises:
@@ -379,7 +376,7 @@ def check_folder(recipe: AnyRecipe, resume: bool) -> None:
         raise ValueError(_no_folder(folder, f"{str(existing)!r} is not writable"))
 
 
-def record_run(recipe: AnyRecipe) -> None:
+def record_run(recipe: BaseRecipe) -> None:
     """Write what is run, with which versions, when."""
     try:
         recipe.output.mkdir(parents=True, exist_ok=True)
@@ -446,7 +443,7 @@ def _no_folder(folder: Path, reason: str | None) -> str:
     return f"output {str(folder)!r} cannot be written ({reason}); choose another output"
 
 
-def _check_same_recipe(old: AnyRecipe, new: AnyRecipe) -> None:
+def _check_same_recipe(old: BaseRecipe, new: BaseRecipe) -> None:
     for name in type(new).model_fields:
         before, after = getattr(old, name), getattr(new, name)
         if name not in _MAY_CHANGE and before != after:
