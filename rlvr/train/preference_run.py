@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from rlvr.data import ProblemSampler, Prompt
+from rlvr.data import ProblemSampler
 from rlvr.learner import Launch, PreferenceBatch, PreferenceLearner, adapters_off
 from rlvr.policy import Policy, load_policy, load_tokenizer, stop_token_ids
 from rlvr.rollout import TransformersEngine
 from rlvr.train.base_run import BaseRun, Beginning, open_any_run, shards_weights, weights_device
+from rlvr.train.evaluation import HeldOutProblems
 from rlvr.train.interrupt import StopSignals
 from rlvr.train.preference_data import check_fit, load_held_out_problems, load_pairs
 from rlvr.train.preference_recipe import PreferenceRecipe
@@ -32,14 +33,12 @@ class PreferenceRun(BaseRun):
     data: PreferenceBatch
     held_out: dict[str, PreferenceBatch]
     sampler: ProblemSampler
-    evaluation_prompts: dict[str, list[Prompt]] = field(default_factory=dict)
-    engine: TransformersEngine | None = None
-    scorer: Scorer | None = None
+    problems: HeldOutProblems | None = None
 
     def prepare(self, console: Console) -> None:
         """Give the engine, where there is one, its first weights."""
-        if self.engine is not None:
-            self.engine.sync(self.policy, self.step)
+        if self.problems is not None:
+            self.problems.engine.sync(self.policy, self.step)
 
     def save(self) -> Path:
         """Write a checkpoint of the state after ``step`` steps, unless that was done already."""
@@ -98,7 +97,7 @@ def _build_run(recipe: PreferenceRecipe | PrmRecipe, beginning: Beginning) -> Pr
         # Its processes start before torch touches a GPU.
         limit = recipe.evaluation_sampling.max_tokens
         scorer = beginning.stack.enter_context(Scorer(RewardSettings(), tokenizer, limit))
-    prompts: dict[str, list[Prompt]] = {}
+    prompts = {}
     if isinstance(recipe, PrmRecipe):
         data, held_out = load_scored(recipe, tokenizer, console)
     else:
@@ -108,6 +107,11 @@ def _build_run(recipe: PreferenceRecipe | PrmRecipe, beginning: Beginning) -> Pr
     check_fit(policy, [data, *held_out.values()])
     learner = _build_learner(recipe, policy, launch)
     beginning.part_seeds()
+    problems = None
+    if isinstance(recipe, PreferenceRecipe) and scorer is not None:
+        engine = TransformersEngine(policy, stop_token_ids(policy, tokenizer))
+        sampling, samples = recipe.evaluation_sampling, recipe.evaluation.samples
+        problems = HeldOutProblems(prompts, engine, scorer, sampling, samples)
     return PreferenceRun(
         recipe=recipe,
         tokenizer=tokenizer,
@@ -118,9 +122,7 @@ def _build_run(recipe: PreferenceRecipe | PrmRecipe, beginning: Beginning) -> Pr
         checkpoints=beginning.checkpoint_writer(),
         ranks=launch.ranks,
         signals=beginning.signals,
-        evaluation_prompts=prompts,
-        engine=TransformersEngine(policy, stop_token_ids(policy, tokenizer)) if prompts else None,
-        scorer=scorer,
+        problems=problems,
     )
 
 

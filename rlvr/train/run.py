@@ -15,6 +15,7 @@ from rlvr.policy import critic_writer, load_critic, load_policy, load_tokenizer,
 from rlvr.ranks import Ranks
 from rlvr.rollout import Engine, build_engine
 from rlvr.train.base_run import BaseRun, Beginning, open_any_run, shards_weights, weights_device
+from rlvr.train.evaluation import HeldOutProblems
 from rlvr.train.interrupt import StopSignals
 from rlvr.train.prime import build_prime, reward_model_writer
 from rlvr.train.prompts import check_context, load_prompts
@@ -31,10 +32,10 @@ class Run(BaseRun):
     recipe: RLRecipe
     learner: Learner
     prompts: list[Prompt]
-    evaluation_prompts: dict[str, list[Prompt]]
     sampler: ProblemSampler
     engine: Engine
     scorer: Scorer
+    held_out: HeldOutProblems
     rollout_ranks: Ranks
     """The same processes, for the thread that samples."""
     rollouts_state: dict[str, Any] = field(default_factory=dict)
@@ -126,18 +127,23 @@ def _build_run(recipe: RLRecipe, beginning: Beginning) -> Run:
     beginning.part_seeds()
     check_context(recipe, learner.policy, [prompts, *evaluation_prompts.values()])
     stop_ids = stop_token_ids(learner.policy, tokenizer)
-    engine = build_engine(
-        recipe.rollout.engine, learner.policy, stop_ids, recipe.longest_sequence, ranks
+    engine = stack.enter_context(
+        closing(
+            build_engine(
+                recipe.rollout.engine, learner.policy, stop_ids, recipe.longest_sequence, ranks
+            )
+        )
     )
+    sampling, samples = recipe.evaluation_sampling, recipe.evaluation.samples
     return Run(
         recipe=recipe,
         tokenizer=tokenizer,
         prompts=prompts,
-        evaluation_prompts=evaluation_prompts,
         sampler=ProblemSampler(len(prompts), recipe.seed, shuffle=recipe.data.shuffle),
-        engine=stack.enter_context(closing(engine)),
+        engine=engine,
         learner=learner,
         scorer=scorer,
+        held_out=HeldOutProblems(evaluation_prompts, engine, scorer, sampling, samples),
         checkpoints=beginning.checkpoint_writer(),
         ranks=ranks,
         rollout_ranks=ranks.group(),
