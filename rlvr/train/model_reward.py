@@ -11,10 +11,11 @@ verified and what is guessed stay apart, and both values are kept of every compl
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 
 from rlvr.policy import ModelSettings, load_tokenizer
-from rlvr.rm import load_reward_model, response_rewards
+from rlvr.rm import OutcomeRewardModel, load_reward_model, response_rewards
 from rlvr.settings import Settings
 from rlvr.types import Completion
 
@@ -24,6 +25,9 @@ class ModelRewardTerm(Settings):
 
     path: str
     """The model folder of a run with ``task: reward_model``."""
+    others: tuple[str, ...] = ()
+    """More models of the same task, of other seeds say: the value is then the mean of all, and its
+    uncertainty their standard deviation."""
     name: str = Field("model", pattern=r"^[\w.-]+$")
     """What its values are called beside those of the functions."""
     weight: float = 1.0
@@ -35,6 +39,11 @@ class ModelRewardTerm(Settings):
     """Compute precision."""
     tokens_per_micro_batch: int = Field(4096, ge=1)
     """Most input positions run at once, padding included."""
+
+    @property
+    def scores(self) -> int:
+        """How many scores a completion gets."""
+        return 1 + len(self.others)
 
 
 class ModelReward:
@@ -49,23 +58,27 @@ class ModelReward:
     """
 
     def __init__(self, term: ModelRewardTerm, tokenizer: Any) -> None:  # noqa: ANN401
-        settings = ModelSettings(path=term.path, precision=term.precision)
-        self.term, self.model = term, load_reward_model(settings)
-        if load_tokenizer(settings).get_vocab() != tokenizer.get_vocab():
-            raise ValueError(
-                f"the reward model {term.path!r} has another tokenizer than the policy, and reads "
-                "the policy's tokens; train one from a model of the policy's family"
-            )
+        self.term, self.models = term, []
+        for path in (term.path, *term.others):
+            settings = ModelSettings(path=path, precision=term.precision)
+            self.models.append(load_reward_model(settings))
+            if load_tokenizer(settings).get_vocab() != tokenizer.get_vocab():
+                raise ValueError(
+                    f"the reward model {path!r} has another tokenizer than the policy, and reads "
+                    "the policy's tokens; train one from a model of the policy's family"
+                )
 
-    def __call__(self, completions: Sequence[Completion]) -> list[float]:
-        """The value of each completion."""
-        rewards = response_rewards(
-            self.model,
+    def __call__(self, completions: Sequence[Completion]) -> list[tuple[float, float]]:
+        """The value of each completion, and its uncertainty."""
+        scores_KB = torch.stack([self._scores(model, completions) for model in self.models])
+        means, spreads = scores_KB.mean(0), scores_KB.std(0, correction=0)
+        return list(zip(means.tolist(), spreads.tolist(), strict=True))
+
+    def _scores(self, model: OutcomeRewardModel, completions: Sequence[Completion]) -> torch.Tensor:
+        rewards_B = response_rewards(
+            model,
             [item.prompt_ids for item in completions],
             [item.token_ids for item in completions],
             tokens_per_micro_batch=self.term.tokens_per_micro_batch,
         )
-        values: list[float] = (
-            rewards if self.term.transform == "none" else rewards.sigmoid()
-        ).tolist()
-        return values
+        return rewards_B.sigmoid() if self.term.transform == "sigmoid" else rewards_B

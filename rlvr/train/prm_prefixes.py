@@ -23,6 +23,7 @@ import torch
 from reward import VerifierPool
 from rlvr.data import Prompt, load_template
 from rlvr.data.responses import Response, encode_responses
+from rlvr.objective import correlation
 from rlvr.policy import ModelSettings, load_policy, load_tokenizer, stop_token_ids
 from rlvr.report.reliability import reliability_svg
 from rlvr.rm import brier, calibration, load_reward_model, response_rewards
@@ -144,10 +145,9 @@ def measure(
     found["mse_of_the_mean_rate"] = brier(m_B.mean().expand_as(m_B), m_B)
     if samples > 1:
         found["noise"] = float((m_B * (1 - m_B)).mean()) / (samples - 1)
-    centred = [v - v.mean() for v in (r_B.sigmoid(), m_B)]
-    spread = float(centred[0].norm() * centred[1].norm())
-    if spread:
-        found["correlation"] = float((centred[0] * centred[1]).sum()) / spread
+    agreement = correlation(r_B.sigmoid(), m_B)
+    if agreement is not None:
+        found["correlation"] = agreement
     return {"prefixes": len(prefixes), "samples": samples, "beta": beta} | found
 
 

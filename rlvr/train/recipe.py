@@ -17,6 +17,7 @@ from rlvr.objective import (
     Regulariser,
     TokenFilter,
     TokenMean,
+    Uncertainty,
 )
 from rlvr.policy import ModelSettings
 from rlvr.prm import step_starts
@@ -89,6 +90,9 @@ class RewardTerm(Settings):
     """Factor on its value in the sum."""
     parameters: dict[str, float | int | str | bool] = Field(default_factory=dict)
     """Keyword arguments of the function."""
+    draws: int = Field(1, ge=1)
+    """How often it is asked, with draw = 0, 1, ... where it takes that argument: a stochastic
+    function's value is then the mean, and its uncertainty the standard deviation."""
 
 
 class RewardSettings(Settings):
@@ -98,6 +102,9 @@ class RewardSettings(Settings):
     """Summed with their weights. May be empty where there are models."""
     models: tuple[ModelRewardTerm, ...] = ()
     """Trained reward models, added with their weights."""
+    uncertainty: Uncertainty | None = None
+    """Have completions count less whose scores disagree (several draws of a function, or models of
+    one term); null takes their mean and no notice."""
     truncated: Literal["keep", "mask"] = "keep"
     """Completions cut at the token limit: keep trains on them (with the reward they got), mask
     takes them out of the loss. To shape their reward instead, add the function ``overlong``."""
@@ -113,6 +120,12 @@ class RewardSettings(Settings):
             raise ValueError(
                 f"reward.functions and reward.models are together {names}; give at least one, "
                 "each under a name of its own"
+            )
+        scored = [*(term.draws for term in self.functions), *(t.scores for t in self.models)]
+        if self.uncertainty is not None and max(scored) < 2:
+            raise ValueError(
+                "reward.uncertainty compares scores of one term, and every term has but one; set "
+                "draws of a function or others of a model, or leave it out"
             )
         return self
 
@@ -218,6 +231,16 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             f"rollout.prompts_per_step = {rollout.prompts_per_step} prompts; lower it"
         )
     faults += _impossible_filter(rollout) + _impossible_prime(recipe)
+    uncertainty = recipe.reward.uncertainty
+    if (
+        uncertainty is not None
+        and uncertainty.apply == "advantages"
+        and (recipe.advantage.name == "gae" or recipe.prime is not None)
+    ):
+        faults.append(
+            "reward.uncertainty.apply = 'advantages' weighs advantages that rewards alone give, "
+            "and here a critic or process rewards take part in them; use apply: rewards"
+        )
     engine, precision = rollout.engine, recipe.model.precision
     if rollout.max_staleness and not engine.overlaps:
         faults.append(

@@ -1,20 +1,27 @@
 """From groups to rewards: text derived once from ids, verdicts from the pool, functions on top."""
 
+import inspect
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from statistics import fmean, pstdev
 from typing import Any
 
 import reward
 from reward import VerifierPool
 from reward.functions import RewardInput, combine, resolve
 from rlvr.train.model_reward import ModelReward
-from rlvr.train.recipe import RewardSettings
+from rlvr.train.recipe import RewardSettings, RewardTerm
 from rlvr.types import Completion, Group
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A completion with its text, verdict and reward; ``rewards`` holds each function's value."""
+    """A completion with its text, verdict and reward; ``rewards`` holds each term's value.
+
+    ``uncertainties`` are the standard deviations of the terms that were scored more than once, and
+    ``uncertainty`` is that of the reward, if they err independently.
+    """
 
     completion: Completion
     answer: str
@@ -22,6 +29,8 @@ class Scored:
     grade: reward.Grade
     reward: float
     rewards: dict[str, float]
+    uncertainties: dict[str, float] = field(default_factory=dict)
+    uncertainty: float = 0.0
 
 
 def scored_state(item: Scored) -> dict[str, Any]:
@@ -52,8 +61,10 @@ class Scorer:
         functions = [
             (term.function, resolve(term.function, **term.parameters), term.weight)
             for term in settings.functions
+            if term.draws == 1
         ]
         self.rewards = combine(functions) if functions else lambda item: (0.0, {})
+        self.drawn = [DrawnReward(term) for term in settings.functions if term.draws > 1]
         self.models: list[ModelReward] = []
         self.pool = VerifierPool(workers=settings.workers, timeout=settings.timeout)
 
@@ -95,30 +106,28 @@ class Scorer:
         max_tokens: int,
     ) -> Scored:
         problem = group.problem
-        total, values = self.rewards(
-            RewardInput(
-                response=response,
-                gold=problem.answer,
-                grade=grade,
-                truncated=completion.finish_reason == "length",
-                num_tokens=len(completion.token_ids),
-                max_tokens=max_tokens,
-                metadata=problem.metadata,
-            )
+        item = RewardInput(
+            response=response,
+            gold=problem.answer,
+            grade=grade,
+            truncated=completion.finish_reason == "length",
+            num_tokens=len(completion.token_ids),
+            max_tokens=max_tokens,
+            metadata=problem.metadata,
         )
-        return Scored(completion, problem.answer, response, grade, total, values)
+        total, values = self.rewards(item)
+        scored = Scored(completion, problem.answer, response, grade, total, values)
+        for drawn in self.drawn:
+            scored = _with_term(scored, drawn.term.function, drawn.term.weight, *drawn(item))
+        return scored
 
     def _with_models(self, scored: list[Scored]) -> list[Scored]:
         """Add what reward models say."""
         for model in self.models:
-            term, values = model.term, model([item.completion for item in scored])
+            term, found = model.term, model([item.completion for item in scored])
             scored = [
-                replace(
-                    item,
-                    reward=item.reward + term.weight * value,
-                    rewards={**item.rewards, term.name: value},
-                )
-                for item, value in zip(scored, values, strict=True)
+                _with_term(item, term.name, term.weight, value, spread if term.others else None)
+                for item, (value, spread) in zip(scored, found, strict=True)
             ]
         return scored
 
@@ -126,3 +135,46 @@ class Scorer:
     def counters(self) -> dict[str, float]:
         """Verifier events since the start, named as they are logged."""
         return {f"verifier/{name}": float(count) for name, count in self.pool.counters.items()}
+
+
+class DrawnReward:
+    """A stochastic reward function that is asked several times.
+
+    Args:
+        term: Which, and how often.
+
+    Raises:
+        ValueError: There is no such function, or it does not take its parameters.
+    """
+
+    def __init__(self, term: RewardTerm) -> None:
+        self.term = term
+        function = resolve(term.function, **term.parameters)
+        numbered = "draw" in inspect.signature(function).parameters
+        self.draws = [
+            resolve(term.function, **term.parameters, draw=draw) if numbered else function
+            for draw in range(term.draws)
+        ]
+
+    def __call__(self, item: RewardInput) -> tuple[float, float]:
+        """Mean and standard deviation of its values.
+
+        Raises:
+            ValueError: A value is not a finite number.
+        """
+        values = [combine([(self.term.function, draw, 1.0)])(item)[0] for draw in self.draws]
+        return fmean(values), pstdev(values)
+
+
+def _with_term(
+    item: Scored, name: str, weight: float, value: float, spread: float | None
+) -> Scored:
+    """A completion with one more term in its reward; ``spread`` is None where it has one score."""
+    item = replace(item, reward=item.reward + weight * value, rewards={**item.rewards, name: value})
+    if spread is None:
+        return item
+    return replace(
+        item,
+        uncertainties={**item.uncertainties, name: spread},
+        uncertainty=math.hypot(item.uncertainty, weight * spread),
+    )

@@ -42,9 +42,10 @@ def scored_folder(guessing_folder, tmp_path_factory):
 def groups_of(tokenizer, texts):
     problem = Problem("a", (Message(role="user", content="1+1="),), "2", "test")
     prompt = (1, *tokenizer("1+1=")["input_ids"])
+    completions = [(*tokenizer(text)["input_ids"], 2) for text in texts]
     rows = [
-        Completion("a", "1/0", i, prompt, (*tokenizer(t)["input_ids"], 2), (0.0,) * 5, "stop", 0)
-        for i, t in enumerate(texts)
+        Completion("a", "1/0", index, prompt, ids, (0.0,) * len(ids), "stop", 0)
+        for index, ids in enumerate(completions)
     ]
     return [Group(problem, tuple(rows))]
 
