@@ -7,17 +7,19 @@ over its items, taken from counts over the whole step, so the gradient does not 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import fmean
 
 import torch
 
-from rlvr.learner.deal import Rows, deal
+from rlvr.learner.budget import Budget
+from rlvr.learner.deal import Rows
 from rlvr.learner.launch import Launch, build_engine
 from rlvr.learner.layout import packs
+from rlvr.learner.micro_batches import MicroBatches
 from rlvr.learner.models import POLICY, Models
 from rlvr.learner.settings import LearnerSettings, OptimizerSettings
-from rlvr.policy import Policy, evaluating, packed_inputs, padded_inputs
+from rlvr.policy import Policy, evaluating
 from rlvr.ranks import Ranks
 from rlvr.rm import Items, OutcomeRewardModel, Responses, RewardLoss
 
@@ -52,19 +54,17 @@ class OutcomeLearner:
         launch: Launch | None = None,
     ) -> None:
         self.model, self.loss, self.settings = model, loss, settings
+        self.policy = model.policy
         self.total_updates = total_updates
         self.updates = self.skipped_updates = 0
         _freeze_output_head(model.policy)
-        self.packed = packs(model.policy, settings)  # before the engine takes parameters apart
+        packed = packs(model.policy, settings)  # before the engine takes parameters apart
         launch = launch or Launch(Ranks())
         self.ranks = launch.ranks
         models = Models(model.policy, {HEAD: model})
         self.engine = build_engine(models, {POLICY: settings, HEAD: head}, launch)
-
-    @property
-    def policy(self) -> Policy:
-        """The language model under the head."""
-        return self.model.policy
+        self.budget = Budget(settings.tokens_per_micro_batch, self.engine, self.ranks)
+        self.micro_batches = MicroBatches(self.engine, self.ranks, self.budget, packed=packed)
 
     def update(self, items: Items) -> dict[str, float]:
         """One optimizer step; returns its metrics."""
@@ -72,6 +72,7 @@ class OutcomeLearner:
         self.engine.models.train()
         found = self._gather_gradient(items)
         metrics = _metrics(found) | self._step_weights()
+        metrics["learner/out_of_memory"] = self.budget.retries
         metrics["time/update"] = time.perf_counter() - started
         return metrics
 
@@ -96,7 +97,18 @@ class OutcomeLearner:
         return self.ranks.sum(found_M)
 
     def _gather_gradient(self, items: Items) -> _Numbers:
-        """Run the step's micro-batches; numbers of all items to log, in no certain order."""
+        """Run the step's micro-batches; numbers of all items to log, in no certain order.
+
+        Raises:
+            ValueError: Memory runs out, and again with half the budget.
+        """
+        found: _Numbers = {}
+        for part in self.ranks.gather(self.budget.attempt(lambda: self._run_micro_batches(items))):
+            found = _joined(found, part)
+        return found
+
+    def _run_micro_batches(self, items: Items) -> _Numbers:
+        """This rank's share of the gradient, added up in the engine, and its items' numbers."""
         own: _Numbers = {}
         share = self._share(items)
         for index, micro in enumerate(share):
@@ -109,10 +121,7 @@ class OutcomeLearner:
             if idle is not None:
                 loss = loss + 0.0 * idle
             self.engine.backward(loss, last=index == len(share) - 1)
-        found: _Numbers = {}
-        for part in self.ranks.gather(own):
-            found = _joined(found, part)
-        return found
+        return own
 
     def _micro_loss(
         self, items: Items, micro: Rows, rows: Rows, rewards_U: torch.Tensor
@@ -137,55 +146,21 @@ class OutcomeLearner:
         self, responses: Responses, rows: Rows
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Rewards [U] of responses; those of two tokens where there are none to run."""
-        prompts: Sequence[Sequence[int]] = responses.prompt_ids
-        completions: Sequence[Sequence[int]] = responses.completion_ids
+        prompts, completions = responses.prompt_ids, responses.completion_ids
         if not rows:
             prompts, completions, rows = (prompts[0][:1],), ((0,),), (0,)
-        lay_out = packed_inputs if self.packed else padded_inputs
-        inputs = lay_out(prompts, completions, rows).to(self.policy.device)
+        inputs = self.micro_batches.inputs(prompts, completions, rows).to(self.policy.device)
         outputs = self.engine.forward(inputs, run=(HEAD,))
         return outputs.beside[HEAD], outputs.idle
 
     def _share(self, items: Items) -> list[Rows]:
         """This rank's micro-batches, as places of items."""
-        units: dict[object, Rows] = {}
-        for item, rows in enumerate(items.rows):  # packed, responses to one prompt share it
-            unit = items.responses.prompt_ids[rows[0]] if self.packed else item
-            units[unit] = (*units.get(unit, ()), item)
-        dealt = deal(
-            list(units.values()),
-            lambda micro: self._positions(items, _rows_of(items, micro)),
-            lambda share: self._plan(items, share),
-            self.ranks.count,
-        )
-        share = dealt[self.ranks.rank]
-        return share if self.engine.equal_micro_batches else [micro for micro in share if micro]
+        data = items.responses
 
-    def _plan(self, items: Items, share: Sequence[int]) -> list[Rows]:
-        """Fill micro-batches up to the budget, like lengths (or, packed, units) together."""
-        order = list(share)
-        if not self.packed:
-            order.sort(key=lambda item: (-self._positions(items, items.rows[item]), item))
-        plan: list[list[int]] = []
-        rows: set[int] = set()
-        for item in order:
-            joined = rows.union(items.rows[item])
-            within = self._positions(items, joined) <= self.settings.tokens_per_micro_batch
-            if plan and within:
-                plan[-1].append(item)
-                rows = joined
-            else:
-                plan.append([item])
-                rows = set(items.rows[item])
-        return [tuple(micro) for micro in plan]
+        def rows_of(item: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+            return [(data.prompt_ids[row], data.completion_ids[row]) for row in items.rows[item]]
 
-    def _positions(self, items: Items, rows: Sequence[int] | set[int]) -> int:
-        """Input positions that responses run together take, padding included."""
-        prompts = {row: items.responses.prompt_ids[row] for row in rows}
-        lengths = {row: len(items.responses.completion_ids[row]) for row in rows}
-        if self.packed:
-            return sum(lengths.values()) + sum(map(len, set(prompts.values())))
-        return len(lengths) * max((len(prompts[row]) + lengths[row] for row in lengths), default=0)
+        return self.micro_batches.share(rows_of, range(len(items)))
 
     def _step_weights(self) -> dict[str, float]:
         fraction = self.settings.schedule.fraction(self.updates, self.total_updates)

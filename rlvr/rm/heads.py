@@ -226,8 +226,13 @@ def has_head(folder: str | Path) -> bool:
     return (Path(folder).expanduser() / CONFIG).is_file()
 
 
-def load_head(policy: Policy, folder: Path) -> OutcomeRewardModel:
+def load_head(policy: Policy, folder: Path, *, bias: bool = False) -> OutcomeRewardModel:
     """The reward model of a language model and a head that :func:`head_writer` wrote.
+
+    Args:
+        policy: The language model.
+        folder: Where the head is.
+        bias: Give it a bias of 0 if it has none.
 
     Raises:
         ValueError: There is no head, or it is another model's.
@@ -238,9 +243,12 @@ def load_head(policy: Policy, folder: Path) -> OutcomeRewardModel:
             "run with task: reward_model"
         )
     saved = load_settings(_Saved, json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-    model = OutcomeRewardModel(policy, saved.head, bias=saved.bias)
+    model = OutcomeRewardModel(policy, saved.head, bias=saved.bias or bias)
+    weights = load_file(folder / WEIGHTS)
+    if model.bias and not saved.bias:
+        weights["out.bias"] = torch.zeros_like(model.head.out.bias)
     try:
-        model.head.load_state_dict(load_file(folder / WEIGHTS))
+        model.head.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
             f"the head in {str(folder)!r} is for a model of another shape; give it the model that "

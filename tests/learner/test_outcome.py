@@ -21,6 +21,7 @@ from rlvr.rm import (
     Responses,
     make_items,
 )
+from tests.learner.memory import short_of_memory
 
 
 def responses(seed=0):
@@ -167,3 +168,20 @@ def test_lists_are_of_prompts_with_both_and_some_are_needed():
     assert items.rows == ((0, 1, 2), (9, 10, 11))
     with pytest.raises(ValueError, match="no lists to learn from"):
         make_items(data.select([3, 4, 5, 6]), ListwiseLdr(), PairSettings(), 0)
+
+
+def test_out_of_memory_halves_the_budget_once_and_the_step_is_the_same(exact_policy):
+    loss = BradleyTerry()
+    items = make_items(responses(), loss, PairSettings(), 0)
+    whole, halved = (
+        learner_of(exact_policy, loss, layout="padded", tokens_per_micro_batch=40) for _ in range(2)
+    )
+    short_of_memory(halved, times=1)
+    expected, found = whole.update(items), halved.update(items)
+    assert (expected["learner/out_of_memory"], found["learner/out_of_memory"]) == (0, 1)
+    assert found["rm/loss"] == pytest.approx(expected["rm/loss"], rel=1e-12)
+    for name, parameter in whole.engine.named.items():
+        assert torch.allclose(parameter, halved.engine.named[name], atol=1e-9, rtol=0), name
+    short_of_memory(halved, times=1)
+    with pytest.raises(ValueError, match=r"lower learner\.tokens_per_micro_batch"):
+        halved.update(items)
