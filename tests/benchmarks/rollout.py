@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -53,14 +54,13 @@ def timed(engine: Engine, options: argparse.Namespace, policy: Policy) -> float:
     return sum(len(sample.token_ids) for output in outputs for sample in output) / seconds
 
 
-def raw(options: argparse.Namespace) -> float:
-    """Tokens per second of ``LLM.generate`` in this process, set up as the engine sets it up."""
-    from vllm import LLM, SamplingParams
+def raw_llm(model: str, precision: str, longest: int):
+    """vLLM in this process, set up as the engine sets it up."""
+    from vllm import LLM
 
-    longest = options.prompt_tokens + options.tokens
-    llm = LLM(
-        model=options.model,
-        dtype=options.precision,
+    return LLM(
+        model=model,
+        dtype=precision,
         enforce_eager=True,
         max_model_len=longest,
         max_num_seqs=128,
@@ -72,24 +72,27 @@ def raw(options: argparse.Namespace) -> float:
         disable_log_stats=True,
     )
 
+
+def raw_generate(llm, pairs: Sequence[tuple[Sequence[int], int]], **sampling) -> int:
+    """Tokens that ``LLM.generate`` gives to (prompt, seed) pairs."""
+    from vllm import SamplingParams
+
+    prompts = [{"prompt_token_ids": list(prompt)} for prompt, _ in pairs]
+    params = [
+        SamplingParams(seed=engine_seed(seed), logprobs=0, detokenize=False, **sampling)
+        for _, seed in pairs
+    ]
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    return sum(len(output.outputs[0].token_ids) for output in outputs)
+
+
+def raw(options: argparse.Namespace) -> float:
+    """Tokens per second of ``LLM.generate`` in this process."""
+    llm = raw_llm(options.model, options.precision, options.prompt_tokens + options.tokens)
+
     def generate(asked: list[Request], tokens: int) -> int:
-        pairs = [
-            (
-                {"prompt_token_ids": list(request.prompt_ids)},
-                SamplingParams(
-                    seed=engine_seed(seed),
-                    max_tokens=tokens,
-                    logprobs=0,
-                    ignore_eos=True,
-                    detokenize=False,
-                ),
-            )
-            for request in asked
-            for seed in request.seeds
-        ]
-        prompts, params = zip(*pairs, strict=True)
-        outputs = llm.generate(list(prompts), list(params), use_tqdm=False)
-        return sum(len(output.outputs[0].token_ids) for output in outputs)
+        pairs = [(request.prompt_ids, seed) for request in asked for seed in request.seeds]
+        return raw_generate(llm, pairs, max_tokens=tokens, ignore_eos=True)
 
     generate(requests(options, 1), 4)
     began = time.perf_counter()
