@@ -23,11 +23,11 @@ from eval.generate import finished_rows, sample_missing
 from eval.models import find_targets
 from eval.plan import EvalSettings, make_plan
 from eval.score import read_recorded, score
+from rlvr.bench.generation import raw_generate, raw_llm
 from rlvr.policy import ModelSettings, load_tokenizer, stop_token_ids
 from rlvr.ranks import Ranks
 from rlvr.rollout import VllmEngine, VllmEngineSettings
 from rlvr.rollout.vllm_child import child_environment
-from tests.benchmarks.rollout import raw_generate, raw_llm
 from tests.eval.small import write_samples
 
 

@@ -16,17 +16,16 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from rlvr.bench.generation import raw_generate, raw_llm
 from rlvr.policy import ModelSettings, Policy, load_policy
 from rlvr.rollout import Request, Sampling, VllmEngineSettings, build_engine
 from rlvr.rollout.engine import Engine
 from rlvr.rollout.transformers_engine import TransformersEngineSettings
 from rlvr.rollout.vllm_child import child_environment
-from rlvr.rollout.vllm_engine import engine_seed
 
 NAMES = ("vllm engine", "LLM.generate", "transformers engine")
 
@@ -52,38 +51,6 @@ def timed(engine: Engine, options: argparse.Namespace, policy: Policy) -> float:
     seconds = time.perf_counter() - began
     engine.close()
     return sum(len(sample.token_ids) for output in outputs for sample in output) / seconds
-
-
-def raw_llm(model: str, precision: str, longest: int):
-    """vLLM in this process, set up as the engine sets it up."""
-    from vllm import LLM
-
-    return LLM(
-        model=model,
-        dtype=precision,
-        enforce_eager=True,
-        max_model_len=longest,
-        max_num_seqs=128,
-        kv_cache_memory_bytes=2**30,
-        block_size=32,
-        enable_chunked_prefill=False,
-        generation_config="vllm",
-        logprobs_mode="processed_logprobs",
-        disable_log_stats=True,
-    )
-
-
-def raw_generate(llm, pairs: Sequence[tuple[Sequence[int], int]], **sampling) -> int:
-    """Tokens that ``LLM.generate`` gives to (prompt, seed) pairs."""
-    from vllm import SamplingParams
-
-    prompts = [{"prompt_token_ids": list(prompt)} for prompt, _ in pairs]
-    params = [
-        SamplingParams(seed=engine_seed(seed), logprobs=0, detokenize=False, **sampling)
-        for _, seed in pairs
-    ]
-    outputs = llm.generate(prompts, params, use_tqdm=False)
-    return sum(len(output.outputs[0].token_ids) for output in outputs)
 
 
 def raw(options: argparse.Namespace) -> float:
