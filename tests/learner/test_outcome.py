@@ -89,7 +89,7 @@ def test_the_gradient_is_that_of_the_plain_loss(exact_policy, loss):
     data = responses()
     items = make_items(data, loss, PAIRS, 0)
     learner = learner_of(exact_policy, loss, tokens_per_micro_batch=30)
-    plain = copy.deepcopy(learner.policy)
+    plain = copy.deepcopy(exact_policy)
     model = OutcomeRewardModel(plain, LastToken(), bias=loss.absolute)
     model.head.load_state_dict(learner.model.head.state_dict())
     rewards = [
