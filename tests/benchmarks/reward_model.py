@@ -71,9 +71,11 @@ def largest_advantage(rewards, groups):
     return fmean(float(found[index == place].max()) for place in names.values())
 
 
-def pairs_of(model, folder, seed):
+def pairs_of(model, folder, seed, arms):
     found = {}
     for name, overrides in PAIRS.items():
+        if arms and name not in arms:
+            continue
         common = [f"seed={seed}", f"model.path={model}", "data.hold_out=0", "evaluation={}"]
         scored, rewards = scores(folder, run("tiny_win_tie", folder, name, common + overrides))
         labels = [bool(item.response.correct) for item in scored]
@@ -110,7 +112,7 @@ def measured(folder, out, part, best):
     return {name: getattr(found, name) for name in CALIBRATION}, found.bins
 
 
-def calibrated(model, folder, seed, part, plot):
+def calibrated(model, folder, seed, part, plot, chosen):
     """Early stopped, on from there with the labels, and on from there with CaPE."""
     common = [f"seed={seed}", f"data.part={part}"]
     if part == "prompt":  # the measures need the rewards that the run itself takes
@@ -126,6 +128,8 @@ def calibrated(model, folder, seed, part, plot):
     }
     found, bins = {}, {}
     for name, own in {"early": None, **arms}.items():
+        if chosen and name not in chosen:
+            continue
         out = first
         if own is not None:
             out = run("tiny_cape", folder, f"{part}_{name}", [*start, *own])
@@ -165,7 +169,9 @@ def main():
     parser.add_argument("--problems", type=int, default=400)
     parser.add_argument("--held-out", type=int, default=200)
     parser.add_argument("--only", default="pairs,calibration,rates")
+    parser.add_argument("--arms", default="", help="names of arms, with commas; all without")
     given = parser.parse_args()
+    arms = [name for name in given.arms.split(",") if name]
     path = given.out / "summary.json"
     summary = json.loads(path.read_text()) if path.is_file() else {}
     for seed in given.seeds.split(","):
@@ -178,11 +184,15 @@ def main():
         own["base"] = base_rates(folder)
         plot = given.out / "reliability.svg" if seed == "0" else None
         if "pairs" in given.only:
-            own["pairs"] = pairs_of(given.model, folder, seed)
+            own["pairs"] = own.get("pairs", {}) | pairs_of(given.model, folder, seed, arms)
         if "calibration" in given.only:
-            own["calibration"] = calibrated(given.model, folder, seed, "response", plot)
+            own["calibration"] = own.get("calibration", {}) | calibrated(
+                given.model, folder, seed, "response", plot, arms
+            )
         if "rates" in given.only:
-            own["rates"] = calibrated(given.model, folder, seed, "prompt", None)
+            own["rates"] = own.get("rates", {}) | calibrated(
+                given.model, folder, seed, "prompt", None, arms
+            )
         path.write_text(json.dumps(summary, indent=1))
 
 
