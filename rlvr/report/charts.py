@@ -145,6 +145,42 @@ TEMPLATES: tuple[Template, ...] = (
         LEARNING, "Preference loss", ("preference/loss", "eval/*/loss"), "The loss of the mixture."
     ),
     Template(
+        LEARNING,
+        "Reward model: right or wrong",
+        ("prm/accuracy", "prm/pair_accuracy", "prm/auc_within", "prm/accuracy_before"),
+        "Share of the policy's own completions whose reward has the sign of their outcome, and of "
+        "right and wrong ones of a prompt in the right order. Below one half it misleads.",
+        "fraction",
+        dashed=("*before",),
+    ),
+    Template(
+        LEARNING,
+        "Reward model: rewards by outcome",
+        ("prm/reward_right", "prm/reward_wrong"),
+        "Mean reward that the reward model gives right and wrong completions.",
+    ),
+    Template(
+        LEARNING,
+        "Reward model: drift",
+        ("prm/drift", "prm/log_ratio"),
+        "Mean size, and mean, of a token's log-ratio between reward model and reference, in nats.",
+    ),
+    Template(
+        LEARNING,
+        "Held-out responses in order",
+        ("eval/*/auc_within", "eval/*/pair_accuracy"),
+        "Share of right responses ranked above wrong ones of their prompt; dashed: over all pairs.",
+        "fraction",
+        dashed=("*pair_accuracy",),
+    ),
+    Template(
+        LEARNING,
+        "Held-out calibration error",
+        ("eval/*/ece", "eval/*/brier"),
+        "Expected calibration error of the reward model; dashed: Brier score.",
+        dashed=("*brier",),
+    ),
+    Template(
         POLICY,
         "Entropy",
         ("policy/entropy",),
@@ -381,6 +417,14 @@ LABELS = {
     "preference/margin": "training",
     "preference/reward_accuracy": "training",
     "preference/loss": "training",
+    "prm/accuracy": "sign",
+    "prm/pair_accuracy": "pairs of a prompt",
+    "prm/auc_within": "mean over prompts",
+    "prm/accuracy_before": "sign, before its step",
+    "prm/reward_right": "right",
+    "prm/reward_wrong": "wrong",
+    "prm/drift": "size",
+    "prm/log_ratio": "mean",
     "memory/rss_gib": "resident",
 }
 

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from rlvr.learner import PreferenceBatch
-from rlvr.prm import calibration, ranking
+from rlvr.prm import Calibration, calibration, ranking
 from rlvr.train.clock import Clock
 from rlvr.train.interrupt import StopSignals
 from rlvr.train.preference import learn
@@ -47,12 +47,15 @@ def _evaluate_if_due(run: PreferenceRun, signals: StopSignals) -> None:
     assert isinstance(run.recipe, PrmRecipe)
     clock = Clock(lambda *span: run.log.span("learner", run.step, *span))
     metrics: dict[str, float] = {}
+    calibrations: dict[str, Calibration] = {}
     with clock("evaluate"):
         for name, batch in run.held_out.items():
             log_ratio_B = held_out_log_ratios(run, batch)
-            found = measures(batch, recipe_beta(run.recipe) * log_ratio_B)
+            found, calibrations[name] = measures(batch, recipe_beta(run.recipe) * log_ratio_B)
             metrics |= {f"eval/{name}/{key}": value for key, value in found.items()}
     with signals.shield():
+        for name, calibrated in calibrations.items():
+            run.log.calibration(run.step, name, asdict(calibrated))
         run.log.step(run.step, metrics | clock.seconds)
 
 
@@ -71,7 +74,9 @@ def held_out_log_ratios(run: PreferenceRun, batch: PreferenceBatch) -> torch.Ten
         return own_B - run.learner.reference_sums(batch, reference)[:, 0]
 
 
-def measures(batch: PreferenceBatch, rewards_B: torch.Tensor) -> dict[str, float]:
+def measures(
+    batch: PreferenceBatch, rewards_B: torch.Tensor
+) -> tuple[dict[str, float], Calibration]:
     """Ranking and calibration of rewards, by name; what cannot be computed is left out."""
     assert batch.desirable_B is not None
     labels = batch.desirable_B.bool().tolist()
@@ -80,4 +85,4 @@ def measures(batch: PreferenceBatch, rewards_B: torch.Tensor) -> dict[str, float
     found["sign_accuracy"] = found.pop("accuracy")
     calibrated = calibration(rewards_B.tolist(), [float(label) for label in labels])
     found |= {"brier": calibrated.brier, "ece": calibrated.ece}
-    return {name: float(value) for name, value in found.items() if value is not None}
+    return {n: float(value) for n, value in found.items() if value is not None}, calibrated

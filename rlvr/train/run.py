@@ -51,7 +51,7 @@ from rlvr.train.prime import build_prime, reward_model_writer
 from rlvr.train.prm_recipe import PrmRecipe
 from rlvr.train.prompts import check_context, load_prompts
 from rlvr.train.recipe import RLRecipe
-from rlvr.train.scoring import Scorer
+from rlvr.train.scoring import Scored, Scorer
 from rlvr.train.together import first_rank
 
 AnyRecipe = RLRecipe | PreferenceRecipe | PrmRecipe
@@ -92,6 +92,8 @@ class Run:
     step: int = 0
     rollouts_state: dict[str, Any] = field(default_factory=dict)
     """Where the sampling of rollouts stood at the checkpoint that the run was continued from."""
+    surplus: list[list[Scored]] = field(default_factory=list)
+    """Groups that teach and wait for a step with room for them."""
     saved: Path | None = None
     """The checkpoint that this process wrote or read last."""
 
