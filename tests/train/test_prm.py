@@ -79,7 +79,7 @@ def column(metrics, name):
 @pytest.mark.parametrize(
     ("objective", "start"), [("ce", 0.6931), ("dpo", 0.6931), ("nca", 1.3863), ("kto", 0.5)]
 )
-def test_every_objective_learns_to_rank_held_out_responses(values, objective, start):
+def test_every_objective_learns_to_rank_held_out_responses(values, tmp_path, objective, start):
     _, metrics = run(values, f"objective.name={objective}")
     losses = column(metrics, "preference/loss")
     assert losses[0] == pytest.approx(start, abs=1e-3)
@@ -87,6 +87,10 @@ def test_every_objective_learns_to_rank_held_out_responses(values, objective, st
     areas = column(metrics, "eval/held_out/auc_within")
     assert areas[0] == 0.5
     assert areas[-1] > 0.95
+    kept = read_metrics(tmp_path / "prm" / "calibration.jsonl")
+    assert [(row["step"], row["set"]) for row in kept] == [(s, "held_out") for s in (0, 5, 10)]
+    assert sum(item["count"] for item in kept[-1]["bins"]) == PROBLEMS * SAMPLES
+    assert kept[-1]["brier"] == pytest.approx(column(metrics, "eval/held_out/brier")[-1])
     if objective == "ce":
         assert column(metrics, "eval/held_out/brier")[-1] < 0.25
 

@@ -33,7 +33,7 @@ Report.reliability = (item) => {
     );
   }
   const figures = `${total} responses. Brier ${number(item.brier)}, expected calibration error ${number(item.ece)}.`;
-  const help = "A point is a bin of responses, its area their number; whiskers are 95 % of a proportion. Below the diagonal the model is too sure.";
+  const help = "A point is a bin of responses, its area their number; whiskers are 95 % of a proportion. Above the diagonal more were right than it said, below fewer.";
   return make("figure", { class: "chart", "data-chart": "reliability" }, make("h3", {}, `Reliability: ${item.label}`), make("p", { class: "readout" }, figures), drawing, make("p", { class: "help" }, help));
 };
 
