@@ -3,8 +3,8 @@
 import pytest
 
 from rlvr.train.log import read_metrics
+from tests.train.runs import run as run_alone
 from tests.train.test_prm import in_steps, rows_of, write
-from tests.train.test_prm import run as run_alone
 from tests.train.test_processes import furthest, run
 from tests.train.test_rl import weights
 
