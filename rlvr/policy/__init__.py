@@ -7,6 +7,7 @@ from rlvr.policy.batching import (
     plan_packed,
     plan_padded,
 )
+from rlvr.policy.long import chunked_logprobs
 from rlvr.policy.model import (
     LoraSettings,
     ModelSettings,
@@ -36,6 +37,7 @@ __all__ = [
     "ProxyRequest",
     "ProxyRows",
     "TokenStats",
+    "chunked_logprobs",
     "critic_writer",
     "default_device",
     "evaluating",
