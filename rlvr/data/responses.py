@@ -52,7 +52,7 @@ def load_responses(sources: Sequence[Path], *, labelled: bool = True) -> list[Re
     """
     found = []
     for source in sources:
-        for file in _files(source):
+        for file in response_files(source):
             found += [_response(row, str(file), labelled) for row in read_rows(file)]
     if not found:
         raise ValueError(f"{', '.join(map(str, sources))}: there are no responses")
@@ -81,7 +81,12 @@ def encode_responses(
     return encoded
 
 
-def _files(source: Path) -> list[Path]:
+def response_files(source: Path) -> list[Path]:
+    """The files of a source: itself, or what a run folder kept.
+
+    Raises:
+        ValueError: A run folder without completions.
+    """
     folder = source / "completions"
     if not folder.is_dir():
         return [source]
@@ -96,7 +101,7 @@ def _response(row: Row, where: str, labelled: bool) -> Response:
     text = values.get("response", values.get("completion"))
     if not isinstance(text, str):
         raise ValueError(f"{place}: response = {short(text)} is no text; name the column response")
-    messages = _messages(values.get("prompt"), place)
+    messages = prompt_messages(values.get("prompt"), place)
     correct = values.get("correct", values.get("label"))
     extracted, gold = values.get("extracted"), values.get("answer")
     if correct is None and isinstance(gold, str):
@@ -119,7 +124,12 @@ def _response(row: Row, where: str, labelled: bool) -> Response:
     )
 
 
-def _messages(value: object, place: str) -> tuple[Message, ...]:
+def prompt_messages(value: object, place: str) -> tuple[Message, ...]:
+    """A prompt's messages, from text (the user's) or from turns.
+
+    Raises:
+        ValueError: It is neither; ``place`` is named.
+    """
     if isinstance(value, str) and value:
         return (Message(role="user", content=value),)
     turns = value if isinstance(value, list) else []

@@ -23,6 +23,7 @@ from rlvr.policy.model import (
     stop_token_ids,
 )
 from rlvr.policy.proxy import ProxyRequest, ProxyRows
+from rlvr.policy.responses import response_logprobs
 from rlvr.policy.token_stats import TokenStats, token_stats
 from rlvr.policy.value_head import Critic, critic_writer, load_critic
 
@@ -49,6 +50,7 @@ __all__ = [
     "plan_packed",
     "plan_padded",
     "policy_writer",
+    "response_logprobs",
     "save_policy",
     "stop_token_ids",
     "token_stats",

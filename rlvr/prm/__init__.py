@@ -20,7 +20,7 @@ from rlvr.prm.quality import (
     tuned_threshold,
 )
 from rlvr.prm.reward import prefix_values, response_rewards, step_rewards, token_rewards
-from rlvr.prm.score import log_ratios, response_logprobs
+from rlvr.prm.score import log_ratios
 from rlvr.prm.steps import step_ends, step_starts, steps_of_ids, token_starts
 
 __all__ = [
@@ -45,7 +45,6 @@ __all__ = [
     "log_ratios",
     "prefix_values",
     "ranking",
-    "response_logprobs",
     "response_rewards",
     "response_score",
     "step_ends",

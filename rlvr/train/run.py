@@ -52,9 +52,10 @@ from rlvr.train.prm_recipe import PrmRecipe
 from rlvr.train.prompts import check_context, load_prompts
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.scoring import Scorer
+from rlvr.train.sft_recipe import SftRecipe
 from rlvr.train.together import first_rank
 
-AnyRecipe = RLRecipe | PreferenceRecipe | PrmRecipe
+AnyRecipe = RLRecipe | PreferenceRecipe | PrmRecipe | SftRecipe
 
 # What may differ between a run and its continuation: nothing that enters a gradient.
 _MAY_CHANGE = frozenset({"steps", "evaluation", "checkpoint", "watchdog", "log", "output"})
@@ -64,6 +65,7 @@ _STACK = (
     "transformers",
     "accelerate",
     "peft",
+    "trl",
     "datasets",
     "math-verify",
     *VLLM_PACKAGES,
@@ -279,13 +281,20 @@ def open_run(
         yield run
 
 
-def open_log(recipe: AnyRecipe, ranks: Ranks, step: int, console: Console) -> RunLog:
-    """The records of a run that stands after ``step`` steps; the first rank keeps them."""
+def open_log(
+    recipe: AnyRecipe, ranks: Ranks, step: int, console: Console, total: int | None = None
+) -> RunLog:
+    """The records of a run that stands after ``step`` steps; the first rank keeps them.
+
+    ``total`` is how many there are to be, where the recipe leaves it to the data.
+    """
     if not ranks.first:
         return SilentLog()
+    steps = recipe.steps if total is None else total
+    assert steps is not None
     return RunLog(
         recipe.output,
-        recipe.steps,
+        steps,
         resumed_step=step,
         trackers=recipe.log.track,
         config=recipe.model_dump(mode="json"),

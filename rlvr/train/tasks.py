@@ -53,6 +53,12 @@ TASKS = {
         "rlvr.train.prm:train",
         "rlvr.train.prm_data:render_plan",
     ),
+    "sft": Task(
+        "sft",
+        "rlvr.train.sft_recipe:SftRecipe",
+        "rlvr.train.sft:train",
+        "rlvr.train.sft_data:render_plan",
+    ),
 }
 
 
