@@ -1,0 +1,406 @@
+"""Many traces at once, token by token: two caches, one vectorised accept or replace.
+
+At one token a round the teacher's and the student's forward passes do not depend on each other and
+may overlap; a round takes as long as the slower one. With ``block: K`` the teacher drafts K tokens
+and the student judges them in one pass; what follows the first refusal is rolled back. A draft is
+the teacher's first draw at its position and is judged with the numbers of that position, so that
+the traces are the same for every K. No token of the student's is added behind an accepted block:
+that would make it student-written without a refusal.
+
+A finished row is replaced at once by the next trace of the queue.
+
+Left out: paged memory; a row's buffer is as long as the longest row's.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from rlvr.distill.job import Job, Written
+from rlvr.distill.lane import Lane
+from rlvr.distill.rule import (
+    Choice,
+    Pool,
+    RuleSettings,
+    choose,
+    propose,
+    student_pool,
+    teacher_pool,
+    uniforms,
+)
+from rlvr.distill.vocabulary import Vocabulary
+from rlvr.settings import Settings
+from rlvr.types import FinishReason
+
+# Idle rows leave the batch once they are one in this many.
+_LEAVE_TOGETHER = 8
+
+
+class TransformersTraceSettings(Settings):
+    """Generate traces with both models in this process: exact, the reference."""
+
+    name: Literal["transformers"] = "transformers"
+    """Both models in this process, through transformers."""
+    rows: int = Field(64, ge=1)
+    """Traces generated side by side."""
+    block: int = Field(1, ge=1, le=64)
+    """Tokens the teacher drafts before the student judges them (K); the traces are the same."""
+    overlap: bool | None = None
+    """Run both models at the same time where a round allows it (block 1); null does where they are
+    on different devices."""
+
+
+@dataclass
+class Row:
+    """One trace in progress; ``*_next`` are tokens that its model has not been fed yet."""
+
+    job: Job
+    numbers: np.ndarray
+    student_next: tuple[int, ...]
+    teacher_next: tuple[int, ...]
+    tokens: list[int] = field(default_factory=list)
+    draws: list[int] = field(default_factory=list)
+    teacher_prob: list[float] = field(default_factory=list)
+    student_prob: list[float] = field(default_factory=list)
+
+    def written(self, rule: RuleSettings, reason: FinishReason) -> Written:
+        """The finished trace."""
+        nobody = (None,) * len(self.tokens)
+        return Written(
+            self.job,
+            tuple(self.tokens),
+            tuple(self.draws),
+            tuple(self.teacher_prob) if rule.uses_teacher else nobody,
+            tuple(self.student_prob) if rule.uses_student else nobody,
+            reason,
+        )
+
+
+class LockstepEngine:
+    """Traces by the rule, exactly, for models of which tokens are matched one to one.
+
+    Args:
+        teacher: A causal LM of transformers; None in the student's arm.
+        student: Likewise; None in the teacher's arm.
+        vocabulary: How their tokens belong together.
+        rule: The rule.
+        stop_ids: The student's tokens that end a trace.
+        max_tokens: Most tokens of a trace.
+        seed: Of all traces.
+        settings: Rows, block, overlap.
+    """
+
+    def __init__(
+        self,
+        teacher: Any | None,  # noqa: ANN401
+        student: Any | None,  # noqa: ANN401
+        vocabulary: Vocabulary,
+        rule: RuleSettings,
+        stop_ids: Sequence[int],
+        max_tokens: int,
+        seed: int,
+        settings: TransformersTraceSettings | None = None,
+    ) -> None:
+        self.models = (teacher, student)
+        self.vocabulary, self.rule = vocabulary, rule
+        self.stop_ids, self.max_tokens, self.seed = frozenset(stop_ids), max_tokens, seed
+        self.settings = settings or TransformersTraceSettings()
+        self.block = self.settings.block if rule.arm == "rsd" else 1
+        devices = [next(model.parameters()).device for model in self.models if model is not None]
+        self.device = devices[-1]
+        self._maps = _Maps(vocabulary, devices[0], self.device, rule.arm == "teacher")
+        overlap = self.settings.overlap
+        overlap = devices[0] != devices[-1] if overlap is None else overlap
+        self._thread = ThreadPoolExecutor(1) if overlap and rule.arm == "rsd" else None
+        self._spent = dict.fromkeys(("teacher_s", "student_s", "rule_s", "round_s"), 0.0)
+        self._counts = dict.fromkeys(("rounds", "drafted", "tokens", "fallbacks", "redrawn"), 0)
+
+    def close(self) -> None:
+        """End the second thread, where there is one."""
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    def metrics(self) -> dict[str, float]:
+        """See docs/metrics.md."""
+        counts, tokens = self._counts, max(1, self._counts["tokens"])
+        return {
+            "distill/tokens": counts["tokens"],
+            "distill/fallback_rate": counts["fallbacks"] / tokens,
+            "distill/redrawn_rate": counts["redrawn"] / tokens,
+            "distill/rows_mean": counts["drafted"] / max(1, counts["rounds"]) / self.block,
+            "distill/draft_yield": counts["tokens"] / max(1, counts["drafted"]),
+            **{f"distill/{name}": value for name, value in self._spent.items()},
+        }
+
+    @torch.no_grad()
+    def generate(self, jobs: Iterable[Job]) -> Iterator[Written]:
+        """See :class:`~rlvr.distill.job.TraceEngine`."""
+        queue = iter(jobs)
+        self.rows: list[Row | None] = [None] * self.settings.rows
+        teacher, student = self.models
+        self.teacher = None if teacher is None else Lane(teacher, len(self.rows))
+        self.student = None if student is None else Lane(student, len(self.rows))
+        self._refill(queue)
+        while any(row is not None for row in self.rows):
+            began = time.perf_counter()
+            finished = list(self._round())
+            self._spent["round_s"] += time.perf_counter() - began
+            yield from finished
+            if finished:
+                self._refill(queue)
+
+    def _refill(self, queue: Iterator[Job]) -> None:
+        """Put the next traces into empty rows; where there are none left, empty rows go."""
+        admitted = []
+        for index, row in enumerate(self.rows):
+            if row is None and (job := next(queue, None)) is not None:
+                self.rows[index] = self._started(job)
+                admitted.append((index, job))
+        places = [index for index, _ in admitted]
+        if self.teacher is not None and admitted:
+            self.teacher.admit(places, [job.teacher_prompt[:-1] for _, job in admitted])
+        if self.student is not None and admitted:
+            self.student.admit(places, [job.student_prompt[:-1] for _, job in admitted])
+        busy = [index for index, row in enumerate(self.rows) if row is not None]
+        if busy and (len(self.rows) - len(busy)) * _LEAVE_TOGETHER >= len(self.rows):
+            self.rows = [self.rows[index] for index in busy]
+            for lane in (self.teacher, self.student):
+                if lane is not None:
+                    lane.keep(busy)
+
+    def _started(self, job: Job) -> Row:
+        numbers = uniforms(
+            self.seed,
+            job.problem_id,
+            job.sample,
+            self.max_tokens + self.block,
+            self.rule.draws,
+        )
+        return Row(job, numbers, job.student_prompt[-1:], job.teacher_prompt[-1:])
+
+    def _round(self) -> Iterator[Written]:
+        numbers_BKN = self._numbers()
+        if self.block == 1:
+            teacher_logits, student_logits_BKV = self._both()
+            pools = [self._pool(logits) for logits in teacher_logits]
+        else:
+            teacher_logits, pools, drafts = self._draft(numbers_BKN)
+            student_logits_BKV = self._judge(drafts)
+        began = time.perf_counter()
+        choice = self._choose(pools, student_logits_BKV, numbers_BKN)
+        shape = (len(self.rows), self.block)
+        tokens_BK = choice.tokens_B.view(shape)
+        teacher_probs = self._teacher_probs(teacher_logits, tokens_BK)
+        columns = (
+            tokens_BK.tolist(),
+            choice.draws_B.view(shape).tolist(),
+            teacher_probs.tolist(),
+            choice.student_probs_B.view(shape).tolist(),
+        )
+        self._spent["rule_s"] += time.perf_counter() - began
+        self._counts["rounds"] += 1
+        for index, row in enumerate(self.rows):
+            if row is not None:
+                yield from self._commit(index, row, *(column[index] for column in columns))
+
+    def _numbers(self) -> torch.Tensor:
+        """The numbers of the next ``block`` positions of each row, [B, K, 1 + R]."""
+        nothing = np.zeros((self.block, self.rule.draws + 1))
+        found = [
+            nothing if row is None else row.numbers[len(row.tokens) : len(row.tokens) + self.block]
+            for row in self.rows
+        ]
+        return torch.from_numpy(np.stack(found)).to(self.device)
+
+    def _both(self) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """Logits of both models behind what is committed; at the same time where that pays."""
+        if self._thread is None:
+            return self._teacher_step(), self._student_step()
+        ahead = self._thread.submit(self._teacher_step)
+        student = self._student_step()
+        return ahead.result(), student
+
+    def _teacher_step(self) -> list[torch.Tensor]:
+        if self.teacher is None:
+            return []
+        return [self._teacher_feed([() if row is None else row.teacher_next for row in self.rows])]
+
+    @torch.no_grad()
+    def _teacher_feed(self, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Logits [B, V] behind each row's last token."""
+        assert self.teacher is not None
+        began = time.perf_counter()
+        logits_BQV = self.teacher.feed(tokens)
+        self._spent["teacher_s"] += time.perf_counter() - began
+        if logits_BQV.shape[1] == 1:
+            return logits_BQV[:, 0]
+        last_B = torch.tensor([max(0, len(row) - 1) for row in tokens], device=logits_BQV.device)
+        return logits_BQV[torch.arange(len(tokens), device=logits_BQV.device), last_B]
+
+    def _student_step(self) -> torch.Tensor | None:
+        if self.student is None:
+            return None
+        return self._judge([()] * len(self.rows))
+
+    @torch.no_grad()
+    def _judge(self, drafts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """The student's logits [B, K, V] behind what is committed and behind each draft."""
+        assert self.student is not None
+        began = time.perf_counter()
+        feed = [
+            () if row is None else (*row.student_next, *draft)
+            for row, draft in zip(self.rows, drafts, strict=True)
+        ]
+        logits_BKV = self._maps.without_unreadable(self.student.feed(feed))
+        self._spent["student_s"] += time.perf_counter() - began
+        return logits_BKV
+
+    def _pool(self, logits_BV: torch.Tensor) -> Pool:
+        pool = teacher_pool(
+            self._maps.without_unshared(logits_BV), self.rule.teacher, self._maps.student_ids
+        )
+        return Pool(*(part.to(self.device) for part in pool))
+
+    def _draft(
+        self, numbers_BKN: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[Pool], list[list[int]]]:
+        """The teacher's logits and pools at K positions, and its first K - 1 drafts."""
+        logits: list[torch.Tensor] = []
+        pools: list[Pool] = []
+        drafts: list[list[int]] = [[] for _ in self.rows]
+        feed: Sequence[Sequence[int]] = [
+            () if row is None else row.teacher_next for row in self.rows
+        ]
+        for position in range(self.block):
+            logits.append(self._teacher_feed(feed))
+            pools.append(self._pool(logits[-1]))
+            if position + 1 < self.block:
+                proposed_B = propose(pools[-1], numbers_BKN[:, position, 1:2])[:, 0]
+                theirs_B, known_B = self._maps.to_teacher(proposed_B)
+                # A pool may be empty: then nothing is accepted here, and the draft is a dummy.
+                ours = (proposed_B * known_B).tolist()
+                feed = [
+                    () if row is None else (token,)
+                    for row, token in zip(self.rows, theirs_B.tolist(), strict=True)
+                ]
+                for draft, token in zip(drafts, ours, strict=True):
+                    draft.append(token)
+        return logits, pools, drafts
+
+    def _choose(
+        self,
+        pools: list[Pool],
+        student_logits_BKV: torch.Tensor | None,
+        numbers_BKN: torch.Tensor,
+    ) -> Choice:
+        """The rule at every row and position, as if each were a row of its own."""
+        teacher = student = None
+        if pools:
+            parts = [torch.stack(part, dim=1).flatten(0, 1) for part in zip(*pools, strict=True)]
+            teacher = Pool(*parts)
+        if student_logits_BKV is not None:
+            student = student_pool(student_logits_BKV.flatten(0, 1), self.rule)
+        return choose(teacher, student, numbers_BKN.flatten(0, 1), self.rule)
+
+    def _teacher_probs(self, logits: list[torch.Tensor], tokens_BK: torch.Tensor) -> torch.Tensor:
+        """The teacher's probabilities of tokens at temperature 1; 0 for what it cannot write."""
+        if not logits:
+            return torch.full(tokens_BK.shape, float("nan"))
+        theirs_BK, known_BK = self._maps.to_teacher(tokens_BK)
+        columns = []
+        for position, logits_BV in enumerate(logits):
+            wide_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
+            found_B1 = wide_BV.gather(-1, theirs_BK[:, position, None].to(logits_BV.device))
+            columns.append((found_B1[:, 0] - wide_BV.logsumexp(-1)).exp())
+        return torch.stack(columns, dim=1).cpu() * known_BK.cpu()
+
+    def _commit(
+        self,
+        index: int,
+        row: Row,
+        tokens: list[int],
+        draws: list[int],
+        teacher_probs: list[float],
+        student_probs: list[float],
+    ) -> Iterator[Written]:
+        """Keep tokens up to the first that is no accepted draft; finish or roll back the row."""
+        kept, reason = 0, None
+        for token, draw in zip(tokens, draws, strict=True):
+            kept += 1
+            self._counts["fallbacks"] += draw == 0
+            self._counts["redrawn"] += draw > 1
+            reason = self._reason(token, len(row.tokens) + kept)
+            if reason is not None or draw != 1:
+                break
+        row.tokens += tokens[:kept]
+        row.draws += draws[:kept]
+        row.teacher_prob += teacher_probs[:kept]
+        row.student_prob += student_probs[:kept]
+        self._counts["tokens"] += kept
+        self._counts["drafted"] += self.block
+        if reason is not None:
+            self.rows[index] = None
+            for lane in (self.teacher, self.student):
+                if lane is not None:
+                    lane.rest(index)
+            yield row.written(self.rule, reason)
+            return
+        surplus = self.block - kept
+        for lane in (self.teacher, self.student):
+            if lane is not None and surplus:
+                lane.roll_back(index, lane.lengths[index] - surplus)
+        row.student_next = (tokens[kept - 1],)
+        row.teacher_next = self.vocabulary.spelled(tokens[kept - 1])
+
+    def _reason(self, token: int, length: int) -> FinishReason | None:
+        if token in self.stop_ids:
+            return "stop"
+        return "length" if length >= self.max_tokens else None
+
+
+class _Maps:
+    """A vocabulary's maps on the devices that use them."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        teacher: torch.device,
+        student: torch.device,
+        teacher_alone: bool,
+    ) -> None:
+        own, theirs = vocabulary.student_ids, vocabulary.teacher_ids
+        self.student_ids = None if own is None else own.to(teacher)
+        self._teacher_ids = None if theirs is None else theirs.to(student)
+        unshared = None if own is None or not teacher_alone else (own < 0).to(teacher)
+        self._unshared = unshared if unshared is not None and bool(unshared.any()) else None
+        silent = [token for token, spelled in vocabulary.spellings.items() if not spelled]
+        self._unreadable = torch.tensor(silent, device=student) if silent else None
+
+    def to_teacher(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The teacher's ids (0 where it has none) and whether it has one."""
+        if self._teacher_ids is None:
+            known = tokens < 2**40
+            return tokens * known, known
+        inside = tokens < len(self._teacher_ids)
+        found = self._teacher_ids[tokens * inside]
+        known = inside & (found >= 0)
+        return found * known, known
+
+    def without_unshared(self, logits_BV: torch.Tensor) -> torch.Tensor:
+        """Where the teacher writes alone, only what the student has, so that its pool never is
+        empty."""
+        if self._unshared is None:
+            return logits_BV
+        return logits_BV.masked_fill(self._unshared, float("-inf"))
+
+    def without_unreadable(self, logits_BKV: torch.Tensor) -> torch.Tensor:
+        """Without ids that stand for no text: rows that pad the student's output head."""
+        if self._unreadable is None:
+            return logits_BKV
+        return logits_BKV.index_fill(-1, self._unreadable, float("-inf"))
