@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from rlvr.distill.recipe import DistillRecipe
 from rlvr.preference.losses import LOSSES
 from rlvr.preference.pages import example, loss_page, loss_table, structure_table
 from rlvr.settings import describe, load_settings, markdown_table
@@ -14,9 +15,11 @@ from rlvr.train.recipe import RLRecipe
 from rlvr.train.tasks import task_of
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(
+ALL_RECIPES = sorted(
     path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate"
 )
+TRACES = [path for path in ALL_RECIPES if "\ntask: distill\n" in path.read_text()]
+RECIPES = [path for path in ALL_RECIPES if path not in TRACES]
 
 
 def test_the_settings_page_is_what_the_command_prints():
@@ -40,6 +43,13 @@ def test_the_settings_page_of_reward_models_is_what_the_command_prints():
     )
 
 
+def test_the_settings_page_of_traces_is_what_the_command_prints():
+    page = (ROOT / "docs" / "settings_distill.md").read_text()
+    assert page.endswith(markdown_table(list(describe(DistillRecipe))) + "\n"), (
+        "run: rlvr distill settings --markdown, and replace the table"
+    )
+
+
 @pytest.mark.parametrize(
     ("page", "key", "table"),
     [("preference", "losses", loss_table), ("preference_logic", "structures", structure_table)],
@@ -59,7 +69,7 @@ def test_every_loss_has_a_page_and_a_recipe(name):
     assert [loss.name for loss in loaded.losses] == [name]
 
 
-@pytest.mark.parametrize("schema", [RLRecipe, PreferenceRecipe, PrmRecipe])
+@pytest.mark.parametrize("schema", [RLRecipe, PreferenceRecipe, PrmRecipe, DistillRecipe])
 def test_every_setting_has_a_help_text(schema):
     missing = [item.key for item in describe(schema) if not item.help]
     assert not missing
@@ -86,12 +96,19 @@ def test_recipes_load_and_begin_with_the_command_that_runs_them(path):
     assert f"accelerate launch -m rlvr train {path.relative_to(ROOT)}" in head
 
 
+@pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
+def test_recipes_of_traces_load_and_begin_with_the_command_that_runs_them(path):
+    load_settings(DistillRecipe, path)
+    head = path.read_text().partition("\ntask:")[0]
+    assert f"rlvr distill generate {path.relative_to(ROOT)}" in head
+
+
 def test_every_logged_metric_is_documented():
     """Names as the code writes them, against the pages' tables."""
     page = (ROOT / "docs" / "metrics.md").read_text()
     documented = set(re.findall(r"`([a-z_]+/[a-z_A-Z/]+)`", page))
     prefixes = "reward|rollout|completion|mismatch|policy|learner|memory|throughput|time"
-    prefixes += "|sync|engine|lp_reg|critic|prm|preference"
+    prefixes += "|sync|engine|lp_reg|critic|prm|preference|distill"
     written = set()
     for source in (ROOT / "rlvr").rglob("*.py"):
         if "report" not in source.parts:

@@ -344,19 +344,32 @@ class LockstepEngine:
         row.student_prob += student_probs[:kept]
         self._counts["tokens"] += kept
         self._counts["drafted"] += self.block
+        row.student_next = (tokens[kept - 1],)
+        if reason is None:
+            row.teacher_next = self.vocabulary.spelled(tokens[kept - 1])
+            self._roll_back(index, self.block - kept)
+            reason = "length" if self._context_is_full(index, row) else None
         if reason is not None:
             self.rows[index] = None
             for lane in (self.teacher, self.student):
                 if lane is not None:
                     lane.rest(index)
             yield row.written(self.rule, reason)
-            return
-        surplus = self.block - kept
+
+    def _roll_back(self, index: int, surplus: int) -> None:
         for lane in (self.teacher, self.student):
             if lane is not None and surplus:
                 lane.roll_back(index, lane.lengths[index] - surplus)
-        row.student_next = (tokens[kept - 1],)
-        row.teacher_next = self.vocabulary.spelled(tokens[kept - 1])
+
+    def _context_is_full(self, index: int, row: Row) -> bool:
+        """Whether a model has no room for the next token: spelled out, a trace may be longer for
+        the teacher than for the student."""
+        return any(
+            lane is not None
+            and lane.limit is not None
+            and lane.lengths[index] + len(tokens) > lane.limit
+            for lane, tokens in ((self.teacher, row.teacher_next), (self.student, row.student_next))
+        )
 
     def _reason(self, token: int, length: int) -> FinishReason | None:
         if token in self.stop_ids:

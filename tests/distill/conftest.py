@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from rlvr.distill.job import Job
-from rlvr.policy.tiny import TinySettings, build_tiny_model, character_tokenizer
+from rlvr.distill.recipe import DistillRecipe
+from rlvr.policy.tiny import (
+    TinySettings,
+    build_tiny_model,
+    character_tokenizer,
+    write_tiny_model,
+)
+from rlvr.settings import load_settings
 
 
 def exact_model(seed, vocabulary, sharpness=6.0, **shape):
@@ -48,3 +55,41 @@ def jobs():
         prompt = tuple(torch.randint(5, 60, (length,), generator=generator).tolist())
         found += [Job(f"p{problem}", sample, prompt, prompt) for sample in range(4)]
     return found
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Folders of a teacher and a student, random and small."""
+    root = tmp_path_factory.mktemp("models")
+    shapes = {"teacher": (1, {}), "student": (2, {"hidden_size": 24, "layers": 1})}
+    for name, (seed, shape) in shapes.items():
+        settings = TinySettings(
+            **{"hidden_size": 32, "layers": 2, "heads": 4, "key_value_heads": 2} | shape
+        )
+        write_tiny_model(root / name, seed, settings)
+    return root
+
+
+@pytest.fixture
+def recipe(models, tmp_path):
+    """The values of a small recipe; a function takes what differs."""
+
+    def make(**changes):
+        values = {
+            "task": "distill",
+            "output": str(tmp_path / "traces"),
+            "seed": 3,
+            "teacher": {"path": str(models / "teacher")},
+            "student": {"path": str(models / "student")},
+            "data": {
+                "source": {"name": "arithmetic", "digits": 1, "size": 5},
+                "template": "plain",
+            },
+            "samples": 4,
+            "max_tokens": 24,
+            "rule": {"threshold": 0.012, "draws": 2},
+            "engine": {"name": "transformers", "rows": 8},
+        }
+        return load_settings(DistillRecipe, {**values, **changes})
+
+    return make

@@ -1,0 +1,175 @@
+"""``rlvr distill generate``: every trace on disk as it finishes; the same command resumes.
+
+OUT/plan.json               what traces depend on; an array's jobs share it
+OUT/recipe.yaml             the resolved recipe
+OUT/parts/part_I_of_N.jsonl traces as they finish, one file a process
+OUT/log.jsonl               when a process ran, how fast, where the time went
+OUT/traces.jsonl            all traces, graded, in canonical order (by ``rlvr distill filter``)
+OUT/kept.jsonl              those that survived the filter
+OUT/filter.json             how many did not, and why
+
+Which traces a part holds depends on its number alone, and random numbers on problem, number and
+position alone: killed at any time and gone on with, the set of traces is the same.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rlvr.distill.job import Job, TraceEngine
+from rlvr.distill.lockstep import LockstepEngine
+from rlvr.distill.models import Loaded, load_trace_model
+from rlvr.distill.plan import Plan, make_plan, trace_of
+from rlvr.distill.recipe import DistillRecipe
+from rlvr.distill.trace import Trace, trace_id
+from rlvr.jsonl import Appender, Row, differences, line, read_lines, write_atomically
+from rlvr.progress import progress_bar
+from rlvr.settings import to_yaml
+
+PARTS, PLAN, RECIPE, LOG = "parts", "plan.json", "recipe.yaml", "log.jsonl"
+
+
+def generate(
+    recipe: DistillRecipe, *, resume: bool = False, console: Console | None = None
+) -> Path:
+    """Generate this process's part of the traces; returns the file it appends to.
+
+    Raises:
+        ValueError: Something cannot be done; the message says why and what to change.
+    """
+    console = console or Console()
+    part, parts = recipe.shard.resolved()
+    path = recipe.output / PARTS / f"part_{part:04d}_of_{parts:04d}.jsonl"
+    if path.is_file() and not resume:
+        raise ValueError(
+            f"{str(path)!r} holds traces; go on with --resume, or choose another output"
+        )
+    teacher, student = load_models(recipe)
+    plan = make_plan(recipe, teacher, student)
+    if plan.notice:
+        console.print(plan.notice)
+    prepare_folder(recipe, plan)
+    done = finished_ids(recipe.output)
+    mine = plan.share(part, parts)
+    missing = [job for job in mine if trace_id(job.problem_id, job.sample) not in done]
+    engine = build_engine(recipe, plan, teacher, student)
+    try:
+        _write_traces(plan, missing, engine, student.tokenizer, path, console, len(mine))
+    finally:
+        engine.close()
+    return path
+
+
+def load_models(recipe: DistillRecipe) -> tuple[Loaded, Loaded]:
+    """Teacher and student; one model under the same settings is loaded once."""
+    student = load_trace_model(recipe.student)
+    if recipe.teacher == recipe.student:
+        return student, student
+    return load_trace_model(recipe.teacher), student
+
+
+def build_engine(
+    recipe: DistillRecipe, plan: Plan, teacher: Loaded, student: Loaded
+) -> TraceEngine:
+    """The engine that the recipe names."""
+    return LockstepEngine(
+        teacher.model if recipe.rule.uses_teacher else None,
+        student.model if recipe.rule.uses_student else None,
+        plan.vocabulary,
+        recipe.rule,
+        plan.stop_ids,
+        recipe.max_tokens,
+        recipe.seed,
+        recipe.engine,
+    )
+
+
+def prepare_folder(recipe: DistillRecipe, plan: Plan) -> None:
+    """See that the folder is for traces of these settings, and note them.
+
+    Raises:
+        ValueError: It holds traces of other settings (the differences are named).
+    """
+    described = plan.describe()
+    path = recipe.output / PLAN
+    if path.is_file():
+        found = read_lines(path).rows
+        changes = list(differences(found[0] if found else {}, described))
+        if changes:
+            shown = "; ".join(changes[:4]) + ("; ..." if changes[4:] else "")
+            raise ValueError(
+                f"{str(recipe.output)!r} holds traces made with other settings: {shown}; choose "
+                "another output, or the same settings"
+            )
+        return
+    recipe.output.mkdir(parents=True, exist_ok=True)
+    write_atomically(recipe.output / RECIPE, to_yaml(recipe))
+    write_atomically(path, line(described))
+
+
+def part_rows(folder: Path) -> Iterator[Row]:
+    """Every whole row of the parts; a line cut by a kill is as if it had not been written."""
+    for path in sorted((folder / PARTS).glob("part_*.jsonl")):
+        yield from read_lines(path).rows
+
+
+def finished_ids(folder: Path) -> set[str]:
+    """Ids of the traces that are on disk."""
+    return {str(row["id"]) for row in part_rows(folder)}
+
+
+def _write_traces(
+    plan: Plan,
+    jobs: list[Job],
+    engine: TraceEngine,
+    tokenizer: Any,  # noqa: ANN401
+    path: Path,
+    console: Console,
+    total: int,
+) -> None:
+    began, round_trips, stopped = time.perf_counter(), 0, 0
+    prompts = {prompt.problem.id: prompt for prompt in plan.prompts}
+    with Appender(path) as file, progress_bar(console) as bar:
+        done = total - len(jobs)
+        bar.show("traces", done, total)
+        for written in engine.generate(jobs):
+            trace = trace_of(written, plan, prompts[written.job.problem_id], tokenizer)
+            file.add(trace.model_dump(mode="json"))
+            done += 1
+            round_trips += _round_trips(trace, tokenizer)
+            stopped += trace.finish_reason == "stop"
+            bar.show("traces", done, total)
+    count, seconds = max(1, len(jobs)), time.perf_counter() - began
+    metrics = engine.metrics()
+    row = {
+        "time": time.time(),
+        "part": path.name,
+        "distill/traces": len(jobs),
+        "distill/seconds": seconds,
+        "distill/tokens_per_second": metrics.get("distill/tokens", 0) / max(seconds, 1e-9),
+        "distill/stopped_rate": stopped / count,
+        "distill/round_trip_rate": round_trips / count,
+        **metrics,
+    }
+    _note(plan.recipe.output / LOG, row)
+    console.print(
+        f"{len(jobs)} traces, {row['distill/tokens_per_second']:.0f} tokens/s, "
+        f"{row['distill/stopped_rate']:.0%} ended by themselves, "
+        f"{row.get('distill/fallback_rate', 0):.1%} of tokens by the student",
+        highlight=False,
+    )
+
+
+def _round_trips(trace: Trace, tokenizer: Any) -> bool:  # noqa: ANN401
+    """Whether tokenising the trace's text again gives its ids."""
+    text = tokenizer.decode(list(trace.token_ids))
+    return tuple(tokenizer.encode(text, add_special_tokens=False)) == trace.token_ids
+
+
+def _note(path: Path, row: Row) -> None:
+    rounded = {name: round(v, 4) if isinstance(v, float) else v for name, v in row.items()}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line(rounded))
