@@ -12,6 +12,7 @@ from rlvr.settings import describe, load_settings, markdown_table
 from rlvr.train.preference_recipe import PreferenceRecipe
 from rlvr.train.prm_recipe import PrmRecipe
 from rlvr.train.recipe import RLRecipe
+from rlvr.train.sft_recipe import SftRecipe
 from rlvr.train.tasks import task_of
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +51,13 @@ def test_the_settings_page_of_traces_is_what_the_command_prints():
     )
 
 
+def test_the_settings_page_of_fine_tuning_is_what_the_command_prints():
+    page = (ROOT / "docs" / "settings_sft.md").read_text()
+    assert page.endswith(markdown_table(list(describe(SftRecipe))) + "\n"), (
+        "run: rlvr settings --task sft --markdown, and replace the table"
+    )
+
+
 @pytest.mark.parametrize(
     ("page", "key", "table"),
     [("preference", "losses", loss_table), ("preference_logic", "structures", structure_table)],
@@ -69,7 +77,9 @@ def test_every_loss_has_a_page_and_a_recipe(name):
     assert [loss.name for loss in loaded.losses] == [name]
 
 
-@pytest.mark.parametrize("schema", [RLRecipe, PreferenceRecipe, PrmRecipe, DistillRecipe])
+@pytest.mark.parametrize(
+    "schema", [RLRecipe, PreferenceRecipe, PrmRecipe, SftRecipe, DistillRecipe]
+)
 def test_every_setting_has_a_help_text(schema):
     missing = [item.key for item in describe(schema) if not item.help]
     assert not missing
@@ -108,7 +118,7 @@ def test_every_logged_metric_is_documented():
     page = (ROOT / "docs" / "metrics.md").read_text()
     documented = set(re.findall(r"`([a-z_]+/[a-z_A-Z/]+)`", page))
     prefixes = "reward|rollout|completion|mismatch|policy|learner|memory|throughput|time"
-    prefixes += "|sync|engine|lp_reg|critic|prm|preference|distill"
+    prefixes += "|sync|engine|lp_reg|critic|prm|preference|sft|distill"
     written = set()
     for source in (ROOT / "rlvr").rglob("*.py"):
         if "report" not in source.parts:

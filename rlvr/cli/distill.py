@@ -1,4 +1,4 @@
-"""The verbs of distillation: ``rlvr distill generate`` and ``rlvr distill filter``."""
+"""The verbs of distillation: ``rlvr distill`` generate, filter, surprisal, page, settings."""
 
 from pathlib import Path
 from typing import Annotated
@@ -111,3 +111,87 @@ def distill_settings(
     from rlvr.distill.recipe import DistillRecipe
 
     show_settings(DistillRecipe, prefix, markdown=markdown)
+
+
+_Traces = Annotated[
+    list[Path],
+    typer.Argument(
+        help="JSONL files of traces, or of prompts with responses, or of messages; run folders."
+    ),
+]
+_Template = Annotated[
+    str,
+    typer.Option(
+        help="How a prompt of text becomes tokens: a name or a YAML file; traces have ids."
+    ),
+]
+_Reencode = Annotated[
+    bool,
+    typer.Option(
+        "--reencode",
+        help="Encode the traces' text by the student's tokenizer; their ids are another's.",
+    ),
+]
+_Threshold = Annotated[float, typer.Option(help="Probability below which a token is improbable.")]
+
+
+@distill_app.command("surprisal")
+def distill_surprisal(
+    traces: _Traces,
+    model: Annotated[str, typer.Option(help="Folder or Hub id of the student, untrained.")],
+    threshold: _Threshold = 0.01,
+    template: _Template = "raw",
+    reencode: _Reencode = False,
+    bins: Annotated[int, typer.Option(min=1, help="Points of the curve along the trace.")] = 20,
+    words: Annotated[int, typer.Option(min=0, help="Tokens to name: the worst.")] = 20,
+    tokens: Annotated[int, typer.Option(min=1, help="Most input positions run at once.")] = 4096,
+    out: Annotated[Path | None, typer.Option(help="JSON file for all figures.")] = None,
+) -> None:
+    """Say how improbable a student finds the tokens of traces: what makes them hard to learn.
+
+    Prints the share of tokens below the threshold, the mean negative log-likelihood in nats,
+    quantiles, the curve along the trace and the worst tokens; by who wrote them, where the traces
+    say so. Any student and any set of traces go together: traces that were made for one student
+    may be improbable to another.
+
+    Example: rlvr distill surprisal runs/distill/kept.jsonl --model ./student --out surprisal.json
+    """
+    quiet_libraries()
+    from rlvr.distill.surprisal import score_traces, surprisal, surprisal_table, write_surprisal
+
+    scored = score_traces(
+        traces, model, template=template, reencode=reencode, tokens_per_micro_batch=tokens
+    )
+    found = surprisal(scored, threshold=threshold, bins=bins, words=words)
+    typer.echo(surprisal_table(found))
+    if out is not None:
+        write_surprisal(found, out, {"student": model, "sources": [str(path) for path in traces]})
+
+
+@distill_app.command("page")
+def distill_page(
+    traces: _Traces,
+    out: Annotated[Path, typer.Option(help="HTML file to write.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="A student to score them with; without it, what the traces carry."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Whose tokens they are, where no recipe beside them names the student."),
+    ] = None,
+    threshold: _Threshold = 0.01,
+    template: _Template = "raw",
+    reencode: _Reencode = False,
+    most: Annotated[int, typer.Option(min=1, help="Traces that the page holds.")] = 200,
+) -> None:
+    """Show traces as one HTML page: who wrote each token, and how probable the student finds it.
+
+    The page needs neither a network nor other files. Example:
+    rlvr distill page runs/distill/kept.jsonl --out traces.html
+    """
+    quiet_libraries()
+    from rlvr.report.traces import PageSettings, write_traces_page
+
+    how = PageSettings(model, tokenizer, template, reencode, threshold, most)
+    typer.echo(write_traces_page(traces, out, how))

@@ -3,7 +3,7 @@
 For a token y at context c the surprisal is -log p(y | c) in nats, with p the student's
 distribution at temperature 1 over its whole vocabulary. Traces are forced through the student with
 their own prompts; only the trace's tokens count, the end token with them (Kim et al.,
-arXiv:2509.22230; recipe of the measurement: docs/methods/rsd.md). Measured with the student that
+arXiv:2509.22230; docs/methods/sft.md). Measured with the student that
 the traces are meant for, *before* it is trained on them.
 
 A token counts as improbable where p < ``threshold``. A trace that reverse speculative decoding made

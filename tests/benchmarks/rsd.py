@@ -300,6 +300,31 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def draw(results: dict[str, dict[str, dict[str, float]]], out: Path) -> None:
+    """Accuracy after training by arm, and against what the student thought of the traces before."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.8))
+    for index, (name, seeds) in enumerate(results.items()):
+        after = [row["after"] for row in seeds.values()]
+        left.barh(index, fmean(after), color=f"C{index}", alpha=0.35)
+        left.plot(after, [index] * len(after), "o", color=f"C{index}")
+        right.plot([row["nll"] for row in seeds.values()], after, "o", color=f"C{index}")
+    left.set_yticks(range(len(results)), list(results))
+    left.invert_yaxis()
+    left.set_xlim(0, 1)
+    left.set_xlabel("held-out accuracy after training (a point is a seed)")
+    right.set_xscale("log")
+    right.set_ylim(0, 1.03)
+    right.set_xlabel("mean NLL of the traces under the student before training (nats)")
+    right.set_ylabel("held-out accuracy after training")
+    figure.tight_layout()
+    figure.savefig(out, dpi=110)
+
+
 def main() -> None:
     """Read the command line, make what is missing, print the table."""
     parser = argparse.ArgumentParser()
@@ -318,10 +343,9 @@ def main() -> None:
             found = measure(chosen.out, seed, name, chosen)
             results.setdefault(name, {})[str(seed)] = found
             print(name, seed, {key: round(value, 4) for key, value in found.items()}, flush=True)
-    write_atomically(
-        chosen.out / f"results_{chosen.problems}_{chosen.steps}_{chosen.lr:g}.json",
-        json.dumps(results, indent=1),
-    )
+    name = f"results_{chosen.problems}_{chosen.steps}_{chosen.lr:g}"
+    write_atomically(chosen.out / f"{name}.json", json.dumps(results, indent=1))
+    draw(results, chosen.out / f"{name}.png")
     print(table(results))
 
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -203,3 +205,22 @@ def test_traces_of_another_vocabulary_are_refused(folders, tmp_path):
     path.write_text(json.dumps({"prompt_ids": [1], "token_ids": [5] * 400}) + "\n")
     with pytest.raises(ValueError, match="context of 256"):
         score_traces([path], str(folders / "student"))
+
+
+def test_the_command_line(folders, traces, tmp_path):
+    def rlvr(*arguments):
+        command = [sys.executable, "-m", "rlvr", "distill", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    out = tmp_path / "found.json"
+    done = rlvr("surprisal", traces, "--model", folders / "student", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "along the trace" in done.stdout
+    assert json.loads(out.read_text())["sources"] == [str(traces)]
+    done = rlvr("page", traces, "--tokenizer", folders / "student", "--out", tmp_path / "p.html")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "p.html").stat().st_size > 10_000
+    done = rlvr("page", traces, "--out", tmp_path / "p.html")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "--model STUDENT" in done.stderr
