@@ -109,8 +109,7 @@ def _go_on(run: SftRun) -> None:
     """Train to the end, from the checkpoint if there is one."""
     checkpoint = None if run.checkpoint is None else str(run.checkpoint)
     if checkpoint is not None and run.step >= run.total:
-        # transformers would train a step beyond the last; a kill came before the export.
-        run.trainer._load_from_checkpoint(checkpoint)
+        # A kill came before the export; transformers would train a step beyond the last.
         evaluate_if_due(run)
     else:
         run.trainer.train(resume_from_checkpoint=checkpoint)
@@ -133,8 +132,8 @@ def open_sft_run(
     console = console if ranks.first else Console(quiet=True)
     found = first_rank(ranks, lambda: runs.starting_point(recipe, resume))
     with ExitStack() as stack:
-        run = _build_run(recipe, ranks, stack, console, signals)
-        run.checkpoint = None if found is None else Path(found)
+        checkpoint = None if found is None else Path(found)
+        run = _build_run(recipe, ranks, checkpoint, stack, console, signals)
         if ranks.count > 1:
             say(console, launch.description)
         if run.checkpoint is not None:
@@ -172,7 +171,12 @@ def _begin(recipe: SftRecipe) -> None:
 
 
 def _build_run(
-    recipe: SftRecipe, ranks: Ranks, stack: ExitStack, console: Console, signals: StopSignals
+    recipe: SftRecipe,
+    ranks: Ranks,
+    checkpoint: Path | None,
+    stack: ExitStack,
+    console: Console,
+    signals: StopSignals,
 ) -> SftRun:
     from datasets import disable_progress_bars
 
@@ -186,7 +190,7 @@ def _build_run(
         # Its processes start before torch touches a GPU.
         limit = recipe.evaluation.sampling.max_tokens
         scorer = stack.enter_context(Scorer(RewardSettings(), tokenizer, limit))
-    policy = load_policy(recipe.model)
+    policy = load_policy(recipe.model, saved=checkpoint)
     data, held_out = load_training(recipe, tokenizer, console, policy.context_length)
     for found in (data, *held_out.values()):
         check_fit(policy, found)
@@ -194,14 +198,7 @@ def _build_run(
     if recipe.data.packing:
         check_packing(policy)
     total = recipe.total_steps(count_rows(recipe, data))
-    trainer = Trainer(
-        recipe,
-        ranks,
-        total,
-        model=policy.model,
-        processing_class=tokenizer,
-        train_dataset=dataset(data),
-    )
+    trainer = Trainer(recipe, policy, tokenizer, ranks, total, dataset(data))
     return SftRun(
         recipe=recipe,
         tokenizer=tokenizer,
@@ -215,6 +212,7 @@ def _build_run(
         evaluation_prompts=prompts,
         engine=TransformersEngine(policy, stop_token_ids(policy, tokenizer)) if prompts else None,
         scorer=scorer,
+        checkpoint=checkpoint,
     )
 
 

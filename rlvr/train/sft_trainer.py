@@ -5,7 +5,8 @@ parallelism, checkpoints and their way back. What is changed:
 
 - nothing is sent anywhere, and no card is written beside the checkpoints;
 - the learning rate follows the project's schedule (``rlvr/learner/settings.py``);
-- a checkpoint exists once its files have a manifest and its folder the project's name
+- a checkpoint holds the model as all of this project's do, in safetensors;
+- it exists once its files have a manifest and its folder the project's name
   (``rlvr/learner/checkpoint.py``), and only then are older ones dropped: transformers writes file
   by file into a folder that looks finished from the first, so a kill would leave half of one there.
 
@@ -22,7 +23,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from rlvr.learner import adopt_checkpoint
-from rlvr.policy import Policy, evaluating
+from rlvr.policy import Policy, evaluating, save_policy
 from rlvr.ranks import Ranks
 from rlvr.train.sft_recipe import SftRecipe
 
@@ -34,15 +35,30 @@ class Trainer(SFTTrainer):
 
     Args:
         recipe: What is trained.
+        policy: The model; where the run goes on, with the checkpoint's weights.
+        tokenizer: Its tokenizer.
         ranks: The processes that train together.
         total: Optimizer steps of the run.
-        arguments: SFTTrainer's.
+        data: Columns input_ids and labels.
     """
 
-    def __init__(self, recipe: SftRecipe, ranks: Ranks, total: int, **arguments: Any) -> None:  # noqa: ANN401
-        self.recipe, self.ranks, self.total = recipe, ranks, total
+    def __init__(
+        self,
+        recipe: SftRecipe,
+        policy: Policy,
+        tokenizer: Any,  # noqa: ANN401
+        ranks: Ranks,
+        total: int,
+        data: Any,  # noqa: ANN401
+    ) -> None:
+        self.recipe, self.policy, self.ranks, self.total = recipe, policy, ranks, total
         self.target_tokens = 0
-        super().__init__(args=_config(recipe, ranks, total), **arguments)
+        super().__init__(
+            model=policy.model,
+            args=_config(recipe, ranks, total),
+            processing_class=tokenizer,
+            train_dataset=data,
+        )
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
 
@@ -69,6 +85,17 @@ class Trainer(SFTTrainer):
         samples, count = super().get_batch_samples(*arguments)
         self.target_tokens = int(count) if count is not None else 0
         return samples, count
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write ``output_dir/model`` or ``output_dir/adapter``, as every task does."""
+        folder = Path(output_dir or self.args.output_dir)
+        if self.ranks.first:
+            save_policy(self.policy, folder)
+            if not self.policy.has_adapters:
+                self.processing_class.save_pretrained(folder / "model")
+
+    def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:  # noqa: ANN401
+        """The policy was loaded with the checkpoint's weights."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ANN401
         super()._save_checkpoint(model, trial)

@@ -308,7 +308,7 @@ def draw(results: dict[str, dict[str, dict[str, float]]], out: Path) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.8))
-    for index, (name, seeds) in enumerate(results.items()):
+    for index, seeds in enumerate(results.values()):
         after = [row["after"] for row in seeds.values()]
         left.barh(index, fmean(after), color=f"C{index}", alpha=0.35)
         left.plot(after, [index] * len(after), "o", color=f"C{index}")

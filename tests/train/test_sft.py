@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from eval.models import find_targets
 from rlvr.policy import ModelSettings, load_policy, load_tokenizer, response_logprobs
 from rlvr.report import write_report
 from rlvr.settings import load_settings, to_yaml
@@ -101,6 +102,10 @@ def test_a_run_learns_and_reports(values):
     assert len(column(metrics, "eval/sums/accuracy")) == 5
     page = write_report(folder).read_text()
     assert "sft/loss" in page
+    saved = find_targets(ModelSettings(path=str(folder)), all_checkpoints=True)
+    last = saved[-1].load().model.state_dict()
+    final = load_policy(ModelSettings(path=str(folder / "model"))).model.state_dict()
+    assert all(torch.equal(last[name], final[name]) for name in final)
     exported = load_policy(ModelSettings(path=str(folder / "model")))
     kept = column(metrics, "eval/held_out/nll")[-1]
     tokenizer = load_tokenizer(ModelSettings(path=str(folder / "model")))
@@ -145,14 +150,7 @@ def one_step(values, policy, demonstrations, *overrides):
 
     recipe = load_settings(SftRecipe, values, ["learner.max_grad_norm=null", *overrides])
     tokenizer = load_tokenizer(recipe.model)
-    trainer = Trainer(
-        recipe,
-        Ranks(),
-        1,
-        model=policy.model,
-        processing_class=tokenizer,
-        train_dataset=dataset(demonstrations),
-    )
+    trainer = Trainer(recipe, policy, tokenizer, Ranks(), 1, dataset(demonstrations))
     loader = iter(trainer.get_train_dataloader())
     batches, count = trainer.get_batch_samples(
         loader, trainer.args.gradient_accumulation_steps, torch.device("cpu")
@@ -266,14 +264,8 @@ def test_prompt_tokens_are_not_learnt(values, few, model_folder):
 
     recipe = load_settings(SftRecipe, values, ["learner.rows_per_micro_batch=8"])
     policy = load_policy(recipe.model)
-    trainer = Trainer(
-        recipe,
-        Ranks(),
-        1,
-        model=policy.model,
-        processing_class=load_tokenizer(recipe.model),
-        train_dataset=dataset(few),
-    )
+    tokenizer = load_tokenizer(recipe.model)
+    trainer = Trainer(recipe, policy, tokenizer, Ranks(), 1, dataset(few))
     seen = []
 
     def keep(_module, _inputs, output):
