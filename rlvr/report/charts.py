@@ -145,6 +145,26 @@ TEMPLATES: tuple[Template, ...] = (
         LEARNING, "Preference loss", ("preference/loss", "eval/*/loss"), "The loss of the mixture."
     ),
     Template(
+        LEARNING,
+        "Negative log-likelihood",
+        ("sft/loss", "eval/*/nll"),
+        "Mean of -log p over response tokens, in nats: those learnt from, and held-out ones.",
+    ),
+    Template(
+        LEARNING,
+        "Likeliest token right",
+        ("sft/token_accuracy",),
+        "Fraction of the learnt tokens that the model finds likeliest.",
+        "fraction",
+    ),
+    Template(
+        LEARNING,
+        "Improbable tokens",
+        ("eval/*/improbable",),
+        "Fraction of held-out response tokens to which the model gives a probability below 1 %.",
+        "fraction",
+    ),
+    Template(
         POLICY,
         "Entropy",
         ("policy/entropy",),
@@ -381,6 +401,8 @@ LABELS = {
     "preference/margin": "training",
     "preference/reward_accuracy": "training",
     "preference/loss": "training",
+    "sft/loss": "training",
+    "sft/token_accuracy": "training",
     "memory/rss_gib": "resident",
 }
 

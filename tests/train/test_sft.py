@@ -101,7 +101,9 @@ def test_a_run_learns_and_reports(values):
     assert len(column(metrics, "eval/held_out/improbable")) == 5
     assert len(column(metrics, "eval/sums/accuracy")) == 5
     page = write_report(folder).read_text()
-    assert "sft/loss" in page
+    assert "Negative log-likelihood" in page
+    assert "Training loss fell from" in page or "training loss fell from" in page
+    assert "on traces.jsonl" in page
     saved = find_targets(ModelSettings(path=str(folder)), all_checkpoints=True)
     last = saved[-1].load().model.state_dict()
     final = load_policy(ModelSettings(path=str(folder / "model"))).model.state_dict()
