@@ -26,11 +26,12 @@ from rlvr.rollout import TransformersEngine
 from rlvr.train import run as runs
 from rlvr.train.interrupt import StopSignals
 from rlvr.train.log import RunLog, say
-from rlvr.train.preference_data import check_fit, load_held_out_problems, load_pairs
+from rlvr.train.preference_data import check_fit, load_pairs
 from rlvr.train.preference_recipe import PreferenceRecipe
 from rlvr.train.preference_reference import add_reference
 from rlvr.train.prm_data import load_scored
 from rlvr.train.prm_recipe import PrmRecipe
+from rlvr.train.prompts import held_out_prompts
 from rlvr.train.recipe import RewardSettings
 from rlvr.train.scoring import Scorer
 from rlvr.train.together import first_rank
@@ -174,7 +175,14 @@ def _build_run(
         data, held_out = load_scored(recipe, tokenizer, console)
     else:
         data, held_out = load_pairs(recipe, tokenizer, console)
-        prompts = load_held_out_problems(recipe, tokenizer, scorer, console)
+        prompts = held_out_prompts(
+            recipe.evaluation.sets,
+            recipe.evaluation.template or recipe.data.template,
+            recipe.data.max_prompt_tokens,
+            tokenizer,
+            scorer,
+            console,
+        )
     # Weights that do not fit on one GPU are taken apart in host memory.
     device = torch.device("cpu") if runs.shards_weights(launch) else None
     policy = load_policy(recipe.model, saved=checkpoint, device=device)

@@ -31,11 +31,12 @@ from rlvr.train.clock import Clock
 from rlvr.train.evaluation import evaluate
 from rlvr.train.interrupt import Stopped, StopSignals
 from rlvr.train.log import RunLog, say
+from rlvr.train.prompts import held_out_prompts
 from rlvr.train.recipe import RewardSettings
 from rlvr.train.rl import export, memory_used
 from rlvr.train.run import Run
 from rlvr.train.scoring import Scorer
-from rlvr.train.sft_data import count_rows, dataset, load_held_out_problems, load_training
+from rlvr.train.sft_data import count_rows, dataset, load_training
 from rlvr.train.sft_recipe import SftRecipe
 from rlvr.train.together import first_rank, sum_over_ranks
 
@@ -194,7 +195,15 @@ def _build_run(
     data, held_out = load_training(recipe, tokenizer, console, policy.context_length)
     for found in (data, *held_out.values()):
         check_fit(policy, found)
-    prompts = load_held_out_problems(recipe, tokenizer, scorer, console)
+    asked = recipe.evaluation
+    prompts = held_out_prompts(
+        asked.sets,
+        asked.template or recipe.data.template,
+        asked.max_prompt_tokens,
+        tokenizer,
+        scorer,
+        console,
+    )
     if recipe.data.packing:
         check_packing(policy)
     total = recipe.total_steps(count_rows(recipe, data))

@@ -5,13 +5,11 @@ from typing import Any
 
 from rich.console import Console
 
-from rlvr.data import Prompt, load_problems, load_template
+from rlvr.data import load_template
 from rlvr.data.demonstrations import Demonstration, keep_short, load_demonstrations
 from rlvr.policy import load_tokenizer
 from rlvr.settings import to_yaml
 from rlvr.train.log import say
-from rlvr.train.prompts import usable_prompts
-from rlvr.train.scoring import Scorer
 from rlvr.train.sft_recipe import SftRecipe
 
 IGNORED = -100  # the label of tokens that are not learnt, as torch's cross-entropy has it
@@ -77,29 +75,6 @@ def count_rows(recipe: SftRecipe, found: Sequence[Demonstration]) -> int:
     from trl import pack_dataset
 
     return len(pack_dataset(dataset(found), recipe.data.max_tokens, "bfd"))
-
-
-def load_held_out_problems(
-    recipe: SftRecipe,
-    tokenizer: Any,  # noqa: ANN401
-    scorer: Scorer | None,
-    console: Console,
-) -> dict[str, list[Prompt]]:
-    """Problems of ``evaluation.sets`` by name.
-
-    Raises:
-        ValueError: They cannot be read, or none can be graded.
-    """
-    if scorer is None:
-        return {}
-    template = load_template(recipe.evaluation.template or recipe.data.template)
-    limit = recipe.evaluation.max_prompt_tokens
-    return {
-        name: usable_prompts(
-            name, load_problems(source), template, tokenizer, limit, scorer, console
-        )
-        for name, source in recipe.evaluation.sets.items()
-    }
 
 
 def render_plan(recipe: SftRecipe) -> str:
