@@ -10,10 +10,7 @@ from rlvr.preference.losses import LOSSES
 from rlvr.preference.pages import example, loss_page, loss_table, structure_table
 from rlvr.settings import describe, load_settings, markdown_table
 from rlvr.train.preference_recipe import PreferenceRecipe
-from rlvr.train.prm_recipe import PrmRecipe
-from rlvr.train.recipe import RLRecipe
-from rlvr.train.sft_recipe import SftRecipe
-from rlvr.train.tasks import task_of
+from rlvr.train.tasks import TASKS, task_of
 
 ROOT = Path(__file__).parents[1]
 ALL_RECIPES = sorted(
@@ -23,24 +20,12 @@ TRACES = [path for path in ALL_RECIPES if "\ntask: distill\n" in path.read_text(
 RECIPES = [path for path in ALL_RECIPES if path not in TRACES]
 
 
-def test_the_settings_page_is_what_the_command_prints():
-    page = (ROOT / "docs" / "settings.md").read_text()
-    assert page.endswith(markdown_table(list(describe(RLRecipe))) + "\n"), (
-        "run: rlvr settings --markdown, and replace the table in docs/settings.md"
-    )
-
-
-def test_the_settings_page_of_preferences_is_what_the_command_prints():
-    page = (ROOT / "docs" / "settings_preference.md").read_text()
-    assert page.endswith(markdown_table(list(describe(PreferenceRecipe))) + "\n"), (
-        "run: rlvr settings --task preference --markdown, and replace the table"
-    )
-
-
-def test_the_settings_page_of_reward_models_is_what_the_command_prints():
-    page = (ROOT / "docs" / "settings_prm.md").read_text()
-    assert page.endswith(markdown_table(list(describe(PrmRecipe))) + "\n"), (
-        "run: rlvr settings --task prm --markdown, and replace the table"
+@pytest.mark.parametrize("name", TASKS)
+def test_the_settings_page_is_what_the_command_prints(name):
+    page = "settings.md" if name == "rl" else f"settings_{name}.md"
+    table = markdown_table(list(describe(TASKS[name].schema)))
+    assert (ROOT / "docs" / page).read_text().endswith(table + "\n"), (
+        f"run: rlvr settings --task {name} --markdown, and replace the table in docs/{page}"
     )
 
 
@@ -48,13 +33,6 @@ def test_the_settings_page_of_traces_is_what_the_command_prints():
     page = (ROOT / "docs" / "settings_distill.md").read_text()
     assert page.endswith(markdown_table(list(describe(DistillRecipe))) + "\n"), (
         "run: rlvr distill settings --markdown, and replace the table"
-    )
-
-
-def test_the_settings_page_of_fine_tuning_is_what_the_command_prints():
-    page = (ROOT / "docs" / "settings_sft.md").read_text()
-    assert page.endswith(markdown_table(list(describe(SftRecipe))) + "\n"), (
-        "run: rlvr settings --task sft --markdown, and replace the table"
     )
 
 
@@ -77,9 +55,7 @@ def test_every_loss_has_a_page_and_a_recipe(name):
     assert [loss.name for loss in loaded.losses] == [name]
 
 
-@pytest.mark.parametrize(
-    "schema", [RLRecipe, PreferenceRecipe, PrmRecipe, SftRecipe, DistillRecipe]
-)
+@pytest.mark.parametrize("schema", [*(task.schema for task in TASKS.values()), DistillRecipe])
 def test_every_setting_has_a_help_text(schema):
     missing = [item.key for item in describe(schema) if not item.help]
     assert not missing

@@ -34,7 +34,7 @@ def train(
         typer.Option("--dry-run", help="Print the resolved recipe and derived numbers, then stop."),
     ] = False,
 ) -> None:
-    """Train as a recipe says; the recipe's task (rl, preference, prm, sft) chooses the loop.
+    """Train as a recipe says; the recipe's task (rl, preference, prm) chooses the loop.
 
     Example: rlvr train recipes/smollm2_arithmetic.yaml model.path=./smollm2 steps=20
     """
@@ -124,7 +124,9 @@ def settings(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the table of docs/settings.md.")
     ] = False,
-    task: Annotated[str, typer.Option(help="Whose recipe: rl, preference, prm or sft.")] = "rl",
+    task: Annotated[
+        str, typer.Option(help="Whose recipe; a task that is not there lists all.")
+    ] = "rl",
 ) -> None:
     """List every setting of a recipe with its type, default and meaning."""
     from rlvr.train.tasks import find_task

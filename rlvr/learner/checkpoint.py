@@ -104,7 +104,7 @@ def save_checkpoint(
     return target
 
 
-def adopt_checkpoint(built: Path, step: int, keep: int) -> Path:
+def adopt_checkpoint(built: Path, step: int, keep: int, ranks: Ranks) -> Path:
     """Make a folder that another library wrote the checkpoint of a step; on the first rank.
 
     Its files, whatever they are, get a manifest; the rest is as :func:`save_checkpoint` does it.
@@ -113,12 +113,14 @@ def adopt_checkpoint(built: Path, step: int, keep: int) -> Path:
         built: A finished folder beside the checkpoints; it is renamed.
         step: Number of finished steps.
         keep: How many checkpoints remain.
+        ranks: The processes that it is of.
 
     Raises:
         CheckpointError: Disk full or not writable; older checkpoints are untouched.
     """
     target = checkpoint_path(built.parent, step)
     try:
+        _write_json(built / "state.json", {"step": step, "ranks": ranks.count})
         _publish(built, target)
     except OSError as error:
         raise CheckpointError(_explain(built.parent, step, error)) from error

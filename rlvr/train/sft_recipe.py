@@ -1,7 +1,6 @@
 """The schema of a recipe with ``task: sft``: supervised fine-tuning on traces or responses."""
 
 import math
-import re
 from pathlib import Path
 from typing import Literal
 
@@ -9,10 +8,9 @@ from pydantic import Field, model_validator
 
 from rlvr.data import Source, TemplateChoice, load_template
 from rlvr.learner import OptimizerSettings, Schedule
-from rlvr.policy import ModelSettings
 from rlvr.rollout import Sampling
 from rlvr.settings import Settings
-from rlvr.train.recipe import CheckpointSettings, LogSettings
+from rlvr.train.base_recipe import BaseEvaluation, BaseRecipe, impossible_names
 
 
 class SftData(Settings):
@@ -69,7 +67,7 @@ class SftLearner(OptimizerSettings):
     it times the number of processes."""
 
 
-class SftEvaluation(Settings):
+class SftEvaluation(BaseEvaluation):
     """Held-out traces that are scored, and problems that the model answers, from time to time."""
 
     traces: dict[str, tuple[Path, ...]] = Field(default_factory=dict)
@@ -80,8 +78,6 @@ class SftEvaluation(Settings):
     """Template of the problems; null is that of the data."""
     max_prompt_tokens: int = Field(1024, ge=1)
     """Problems whose prompt is longer are left out (and counted), never cut."""
-    every: int = Field(50, ge=1)
-    """Evaluate after every so many steps; also before the first and after the last."""
     samples: int = Field(1, ge=1)
     """Completions of each problem."""
     sampling: Sampling = Sampling(max_tokens=512, temperature=0.0)
@@ -90,42 +86,29 @@ class SftEvaluation(Settings):
     """Most input positions of held-out demonstrations run at once, padding included."""
 
 
-class SftRecipe(Settings):
+class SftRecipe(BaseRecipe):
     """Supervised fine-tuning: the recipe of ``rlvr train`` with ``task: sft``."""
 
     task: Literal["sft"]
     """What is trained: a model, on demonstrations."""
-    output: Path
-    """Folder of the run; everything it writes is in there."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Order of the data, initialisation of adapters."""
     epochs: int | None = Field(None, ge=1)
     """Passes over the data; give these or steps."""
-    steps: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1)  # type: ignore[assignment]  # a run's recipe has them
     """Optimizer steps; give these or epochs."""
-    model: ModelSettings
-    """The model that is trained."""
     data: SftData
     """The demonstrations."""
-    learner: SftLearner = SftLearner()
+    learner: SftLearner = SftLearner()  # type: ignore[assignment]  # no micro-batches of ours
     """The optimizer."""
     evaluation: SftEvaluation = SftEvaluation()
     """Held-out demonstrations and problems."""
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    """What is kept to continue from."""
-    log: LogSettings = LogSettings()
-    """What is written for people."""
 
     @model_validator(mode="after")
     def _possible(self) -> "SftRecipe":
         for fault in _impossible(self):
             raise ValueError(fault)
         return self
-
-    @property
-    def evaluation_sampling(self) -> Sampling:
-        """How evaluation draws tokens."""
-        return self.evaluation.sampling
 
     def total_steps(self, rows: int) -> int:
         """Optimizer steps of the run over so many rows; the last of an epoch may be smaller."""
@@ -156,13 +139,8 @@ def _impossible(recipe: SftRecipe) -> list[str]:
         faults.append("model.compile is not used by task sft; set it to false")
     if recipe.checkpoint.background:
         faults.append("checkpoint.background is not done by task sft; set it to false")
-    for key, names in (("sets", recipe.evaluation.sets), ("traces", recipe.evaluation.traces)):
-        for name in names:
-            if not re.fullmatch(r"[\w.-]+", name):
-                faults.append(
-                    f"evaluation.{key} names {name!r}; a name becomes part of a metric's: letters, "
-                    "digits, dots, underscores and hyphens"
-                )
+    faults += impossible_names(recipe.evaluation.sets, "evaluation.sets")
+    faults += impossible_names(recipe.evaluation.traces, "evaluation.traces")
     for name in recipe.evaluation.sets.keys() & recipe.evaluation.traces.keys():
         faults.append(f"evaluation.sets and evaluation.traces both name {name!r}; rename one")
     return faults

@@ -34,11 +34,10 @@ class Trainer(SFTTrainer):
     """See the module.
 
     Args:
-        recipe: What is trained.
+        recipe: What is trained, for how many steps.
         policy: The model; where the run goes on, with the checkpoint's weights.
         tokenizer: Its tokenizer.
         ranks: The processes that train together.
-        total: Optimizer steps of the run.
         data: Columns input_ids and labels.
     """
 
@@ -48,17 +47,21 @@ class Trainer(SFTTrainer):
         policy: Policy,
         tokenizer: Any,  # noqa: ANN401
         ranks: Ranks,
-        total: int,
         data: Any,  # noqa: ANN401
     ) -> None:
-        self.recipe, self.policy, self.ranks, self.total = recipe, policy, ranks, total
+        assert recipe.steps is not None, "the run counts its epochs"
+        self.recipe, self.policy, self.ranks = recipe, policy, ranks
+        self.total: int = recipe.steps
         self.target_tokens = 0
         super().__init__(
             model=policy.model,
-            args=_config(recipe, ranks, total),
+            args=_config(recipe, ranks),
             processing_class=tokenizer,
             train_dataset=data,
         )
+        kind = str(self.accelerator.distributed_type)
+        # Ranks that do not add up their gradients would each train a model of their own.
+        assert ranks.count == 1 or not kind.endswith("NO"), kind
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
 
@@ -103,11 +106,11 @@ class Trainer(SFTTrainer):
         step = self.state.global_step
         if self.ranks.first:
             built = Path(self.args.output_dir) / f"{PREFIX}{step}"
-            adopt_checkpoint(built, step, self.recipe.checkpoint.keep)
+            adopt_checkpoint(built, step, self.recipe.checkpoint.keep, self.ranks)
         self.accelerator.wait_for_everyone()
 
 
-def _config(recipe: SftRecipe, ranks: Ranks, total: int) -> SFTConfig:
+def _config(recipe: SftRecipe, ranks: Ranks) -> SFTConfig:
     """TRL's settings of a recipe.
 
     Raises:
@@ -124,7 +127,7 @@ def _config(recipe: SftRecipe, ranks: Ranks, total: int) -> SFTConfig:
         output_dir=str(recipe.output / "checkpoints"),
         seed=recipe.seed,
         data_seed=recipe.seed,
-        max_steps=total,
+        max_steps=recipe.steps,
         per_device_train_batch_size=learner.rows_per_micro_batch,
         gradient_accumulation_steps=recipe.data.per_step // own,
         train_sampling_strategy="random" if recipe.data.shuffle else "sequential",
@@ -150,8 +153,10 @@ def _config(recipe: SftRecipe, ranks: Ranks, total: int) -> SFTConfig:
         report_to=[],
         disable_tqdm=True,
         log_level="error",
-        use_cpu=not torch.cuda.is_available() and ranks.count == 1,
-        accelerator_config={"use_configured_state": ranks.count > 1},
+        use_cpu=not torch.cuda.is_available(),
+        ddp_backend=None if torch.cuda.is_available() else "gloo",
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
     )
 
 

@@ -18,11 +18,10 @@ from rlvr.policy import ModelSettings, load_policy, load_tokenizer, response_log
 from rlvr.report import write_report
 from rlvr.settings import load_settings, to_yaml
 from rlvr.train.interrupt import Stopped
-from rlvr.train.log import read_metrics
-from rlvr.train.sft import train
 from rlvr.train.sft_data import IGNORED, dataset, load_training, render_plan
 from rlvr.train.sft_recipe import SftRecipe, SftSchedule
 from rlvr.train.tasks import task_of
+from tests.train.runs import column, run
 
 
 @pytest.fixture
@@ -75,16 +74,6 @@ def values(traces, model_folder):
         },
         "checkpoint": {"every": 2, "keep": 3},
     }
-
-
-def run(values, *overrides, resume=False):
-    recipe = load_settings(SftRecipe, values, overrides)
-    train(recipe, resume=resume, console=Console(quiet=True))
-    return recipe.output, read_metrics(recipe.output / "metrics.jsonl")
-
-
-def column(metrics, name):
-    return [row[name] for row in metrics if name in row]
 
 
 def weights(folder):
@@ -152,7 +141,7 @@ def one_step(values, policy, demonstrations, *overrides):
 
     recipe = load_settings(SftRecipe, values, ["learner.max_grad_norm=null", *overrides])
     tokenizer = load_tokenizer(recipe.model)
-    trainer = Trainer(recipe, policy, tokenizer, Ranks(), 1, dataset(demonstrations))
+    trainer = Trainer(recipe, policy, tokenizer, Ranks(), dataset(demonstrations))
     loader = iter(trainer.get_train_dataloader())
     batches, count = trainer.get_batch_samples(
         loader, trainer.args.gradient_accumulation_steps, torch.device("cpu")
@@ -267,7 +256,7 @@ def test_prompt_tokens_are_not_learnt(values, few, model_folder):
     recipe = load_settings(SftRecipe, values, ["learner.rows_per_micro_batch=8"])
     policy = load_policy(recipe.model)
     tokenizer = load_tokenizer(recipe.model)
-    trainer = Trainer(recipe, policy, tokenizer, Ranks(), 1, dataset(few))
+    trainer = Trainer(recipe, policy, tokenizer, Ranks(), dataset(few))
     seen = []
 
     def keep(_module, _inputs, output):
