@@ -154,8 +154,8 @@ def _config(recipe: SftRecipe, ranks: Ranks) -> SFTConfig:
         disable_tqdm=True,
         log_level="error",
         use_cpu=not torch.cuda.is_available(),
-        ddp_backend=None if torch.cuda.is_available() else "gloo",
-        ddp_find_unused_parameters=False,
+        ddp_backend="gloo" if ranks.count > 1 and not torch.cuda.is_available() else None,
+        ddp_find_unused_parameters=False if ranks.count > 1 else None,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
 
