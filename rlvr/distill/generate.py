@@ -20,8 +20,10 @@ from typing import Any
 from rich.console import Console
 
 from rlvr.distill.job import Job, TraceEngine
+from rlvr.distill.lane import ModelSource
 from rlvr.distill.lockstep import LockstepEngine
 from rlvr.distill.models import Loaded, load_trace_model
+from rlvr.distill.pieces import PieceEngine
 from rlvr.distill.plan import Plan, make_plan, trace_of
 from rlvr.distill.recipe import DistillRecipe
 from rlvr.distill.trace import Trace, trace_id
@@ -75,9 +77,20 @@ def build_engine(
     recipe: DistillRecipe, plan: Plan, teacher: Loaded, student: Loaded
 ) -> TraceEngine:
     """The engine that the recipe names."""
+    if plan.vocabulary.matching == "text":
+        return PieceEngine(
+            teacher,
+            student,
+            recipe.vocabulary,
+            recipe.rule,
+            plan.stop_ids,
+            recipe.max_tokens,
+            recipe.seed,
+            recipe.engine,
+        )
     return LockstepEngine(
-        teacher.model if recipe.rule.uses_teacher else None,
-        student.model if recipe.rule.uses_student else None,
+        ModelSource(teacher.model) if recipe.rule.uses_teacher else None,
+        ModelSource(student.model) if recipe.rule.uses_student else None,
         plan.vocabulary,
         recipe.rule,
         plan.stop_ids,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rlvr.distill.job import Job
+from rlvr.distill.lane import ModelSource
 from rlvr.distill.lockstep import LockstepEngine, TransformersTraceSettings
 from rlvr.distill.rule import RuleSettings
 from rlvr.distill.vocabulary import Vocabulary
@@ -18,8 +19,8 @@ STOP = (2, 9, 14, 20)
 
 def generate(teacher, student, jobs, rule=RULE, max_tokens=30, seed=5, vocabulary=SAME, **how):
     engine = LockstepEngine(
-        teacher if rule.uses_teacher else None,
-        student if rule.uses_student else None,
+        ModelSource(teacher) if rule.uses_teacher else None,
+        ModelSource(student) if rule.uses_student else None,
         vocabulary,
         rule,
         STOP,
