@@ -62,6 +62,10 @@ class LaneSource(Protocol):
         """New rows; ``banned`` are ids that the model is never to write."""
         ...
 
+    def close(self) -> None:
+        """Free the model."""
+        ...
+
 
 class ModelSource:
     """A transformers model in this process.
@@ -77,6 +81,9 @@ class ModelSource:
     def lane(self, rows: int, banned: torch.Tensor | None) -> "Lane":
         """See :class:`LaneSource`."""
         return Lane(self.model, rows, banned)
+
+    def close(self) -> None:
+        """Nothing to free: the model belongs to whoever loaded it."""
 
 
 class Lane:

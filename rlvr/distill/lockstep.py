@@ -128,9 +128,12 @@ class LockstepEngine:
         self._counts = dict.fromkeys(("rounds", "drafted", "tokens", "fallbacks", "redrawn"), 0)
 
     def close(self) -> None:
-        """End the second thread, where there is one."""
+        """End the second thread and free the models, where that is to be done."""
         if self._thread is not None:
             self._thread.shutdown()
+        for source in self.sources:
+            if source is not None:
+                source.close()
 
     def metrics(self) -> dict[str, float]:
         """See docs/metrics.md."""
