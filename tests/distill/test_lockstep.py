@@ -17,13 +17,15 @@ RULE = RuleSettings(threshold=0.02, draws=2)
 STOP = (2, 9, 14, 20)
 
 
-def generate(teacher, student, jobs, rule=RULE, max_tokens=30, seed=5, vocabulary=SAME, **how):
+def generate(
+    teacher, student, jobs, rule=RULE, max_tokens=30, seed=5, vocabulary=SAME, stop=STOP, **how
+):
     engine = LockstepEngine(
         ModelSource(teacher) if rule.uses_teacher else None,
         ModelSource(student) if rule.uses_student else None,
         vocabulary,
         rule,
-        STOP,
+        stop,
         max_tokens,
         seed,
         TransformersTraceSettings(**how),
