@@ -14,17 +14,21 @@ position alone: killed at any time and gone on with, the set of traces is the sa
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from rlvr.distill.job import Job, TraceEngine
-from rlvr.distill.lockstep import LockstepEngine
-from rlvr.distill.models import Loaded, load_trace_model
+from rlvr.distill.lane import LaneSource, ModelSource
+from rlvr.distill.lockstep import LockstepEngine, TransformersTraceSettings
+from rlvr.distill.models import Loaded, TraceModel, describe_trace_model, load_trace_model
+from rlvr.distill.pieces import PieceEngine
 from rlvr.distill.plan import Plan, make_plan, trace_of
 from rlvr.distill.recipe import DistillRecipe
 from rlvr.distill.trace import Trace, trace_id
+from rlvr.distill.vllm_lane import VllmSource, VllmTraceSettings
 from rlvr.jsonl import Appender, Row, differences, line, read_lines, write_atomically
 from rlvr.progress import progress_bar
 from rlvr.settings import to_yaml
@@ -64,27 +68,78 @@ def generate(
 
 
 def load_models(recipe: DistillRecipe) -> tuple[Loaded, Loaded]:
-    """Teacher and student; one model under the same settings is loaded once."""
-    student = load_trace_model(recipe.student)
-    if recipe.teacher == recipe.student:
+    """Teacher and student; one model under the same settings is loaded once.
+
+    For vLLM, which loads them itself, without weights; likewise one that an arm does not run.
+    """
+    elsewhere = isinstance(recipe.engine, VllmTraceSettings)
+
+    text = recipe.vocabulary.matching == "text"
+
+    def load(settings: TraceModel, used: bool) -> Loaded:
+        used = used or text
+        return (
+            describe_trace_model(settings) if elsewhere or not used else load_trace_model(settings)
+        )
+
+    student = load(recipe.student, recipe.rule.uses_student)
+    if recipe.teacher == recipe.student and recipe.rule.arm == "rsd":
         return student, student
-    return load_trace_model(recipe.teacher), student
+    return load(recipe.teacher, recipe.rule.uses_teacher), student
 
 
 def build_engine(
     recipe: DistillRecipe, plan: Plan, teacher: Loaded, student: Loaded
 ) -> TraceEngine:
     """The engine that the recipe names."""
+    how = recipe.engine
+    if plan.vocabulary.matching == "text":
+        assert isinstance(how, TransformersTraceSettings), "the recipe refuses other engines"
+        return PieceEngine(
+            teacher,
+            student,
+            recipe.vocabulary,
+            recipe.rule,
+            plan.stop_ids,
+            recipe.max_tokens,
+            recipe.seed,
+            how,
+        )
+    # One request in flight at each process: both work at the same time.
+    together = (
+        how
+        if isinstance(how, TransformersTraceSettings)
+        else TransformersTraceSettings(rows=how.rows, block=how.block, overlap=True)
+    )
+    with ExitStack() as stack:  # a second process that does not start takes the first with it
+        sources: list[LaneSource | None] = []
+        for loaded, settings, pool, used in (
+            (teacher, recipe.teacher, recipe.rule.teacher, recipe.rule.uses_teacher),
+            (student, recipe.student, recipe.rule.student, recipe.rule.uses_student),
+        ):
+            source = _source(recipe, plan, loaded, settings, pool.top_k) if used else None
+            sources.append(source)
+            if source is not None:
+                stack.callback(source.close)
+        stack.pop_all()
     return LockstepEngine(
-        teacher.model if recipe.rule.uses_teacher else None,
-        student.model if recipe.rule.uses_student else None,
+        sources[0],
+        sources[1],
         plan.vocabulary,
         recipe.rule,
         plan.stop_ids,
         recipe.max_tokens,
         recipe.seed,
-        recipe.engine,
+        together,
     )
+
+
+def _source(
+    recipe: DistillRecipe, plan: Plan, loaded: Loaded, settings: TraceModel, top_k: int
+) -> LaneSource:
+    if isinstance(recipe.engine, VllmTraceSettings):
+        return VllmSource(settings, recipe.engine, top_k, plan.longest(loaded.context))
+    return ModelSource(loaded.model)
 
 
 def prepare_folder(recipe: DistillRecipe, plan: Plan) -> None:

@@ -9,15 +9,81 @@ same case.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers.cache_utils import Cache
 
 from rlvr.distill.cache import Place, RaggedLayer
+from rlvr.distill.scores import LogitScores, Scores
 
 # Slots are added in steps, so that growing the buffers is rare.
 _STEP = 64
+
+
+class AnyLane(Protocol):
+    """What the lock-step needs of a model's rows."""
+
+    lengths: list[int]
+    limit: int | None
+
+    def admit(self, rows: Sequence[int], prefixes: Sequence[tuple[int, ...]]) -> None:
+        """Put new traces into rows: what stands before the first token that will be fed."""
+        ...
+
+    def last(self, tokens: Sequence[Sequence[int]]) -> Scores:
+        """Feed every row's next tokens; what the model says behind the last of each, [B]."""
+        ...
+
+    def every(self, tokens: Sequence[Sequence[int]], count: int) -> Scores:
+        """Likewise behind each of ``count`` tokens of every row, [B * count]; a row may have none,
+        and then stands for nothing."""
+        ...
+
+    def roll_back(self, row: int, length: int) -> None:
+        """Forget all but the first ``length`` tokens of a row."""
+        ...
+
+    def rest(self, row: int) -> None:
+        """A row has no trace any more."""
+        ...
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep these rows alone, in this order."""
+        ...
+
+
+class LaneSource(Protocol):
+    """A model that lanes can be made of."""
+
+    device: torch.device
+
+    def lane(self, rows: int, banned: torch.Tensor | None) -> AnyLane:
+        """New rows; ``banned`` are ids that the model is never to write."""
+        ...
+
+    def close(self) -> None:
+        """Free the model."""
+        ...
+
+
+class ModelSource:
+    """A transformers model in this process.
+
+    Args:
+        model: A causal LM with full attention in every layer.
+    """
+
+    def __init__(self, model: Any) -> None:  # noqa: ANN401
+        self.model = model
+        self.device: torch.device = next(model.parameters()).device
+
+    def lane(self, rows: int, banned: torch.Tensor | None) -> "Lane":
+        """See :class:`LaneSource`."""
+        return Lane(self.model, rows, banned)
+
+    def close(self) -> None:
+        """Nothing to free: the model belongs to whoever loaded it."""
 
 
 class Lane:
@@ -26,10 +92,11 @@ class Lane:
     Args:
         model: A transformers causal LM with full attention in every layer.
         rows: How many rows go side by side.
+        banned: Ids that the model is never to write.
     """
 
-    def __init__(self, model: Any, rows: int) -> None:  # noqa: ANN401
-        self.model = model
+    def __init__(self, model: Any, rows: int, banned: torch.Tensor | None = None) -> None:  # noqa: ANN401
+        self.model, self.banned = model, banned
         self.device = next(model.parameters()).device
         self.limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.place = Place(rows)
@@ -113,6 +180,19 @@ class Lane:
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
         self.positions_fed += sum(counts)
         return logits_BQV
+
+    def last(self, tokens: Sequence[Sequence[int]]) -> LogitScores:
+        """See :class:`AnyLane`."""
+        logits_BQV = self.feed(tokens)
+        last_B = torch.tensor([max(0, len(row) - 1) for row in tokens], device=self.device)
+        rows_B = torch.arange(len(tokens), device=self.device)
+        return LogitScores(logits_BQV[rows_B, last_B], self.banned)
+
+    def every(self, tokens: Sequence[Sequence[int]], count: int) -> LogitScores:
+        """See :class:`AnyLane`."""
+        logits_BQV = self.feed(tokens)
+        assert logits_BQV.shape[1] == count, "every row has as many tokens, or none"
+        return LogitScores(logits_BQV.flatten(0, 1), self.banned)
 
     def roll_back(self, row: int, length: int) -> None:
         """Forget all but the first ``length`` tokens of a row."""

@@ -12,28 +12,29 @@ A finished row is replaced at once by the next trace of the queue.
 Left out: paged memory; a row's buffer is as long as the longest row's.
 """
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
 from rlvr.distill.job import Job, Written
-from rlvr.distill.lane import Lane
+from rlvr.distill.lane import LaneSource
 from rlvr.distill.rule import (
+    NO_TOKEN,
     Choice,
     Pool,
     RuleSettings,
     choose,
     propose,
-    student_pool,
-    teacher_pool,
     uniforms,
 )
+from rlvr.distill.scores import Scores
 from rlvr.distill.vocabulary import Vocabulary
 from rlvr.settings import Settings
 from rlvr.types import FinishReason
@@ -76,18 +77,23 @@ class Row:
             self.job,
             tuple(self.tokens),
             tuple(self.draws),
-            tuple(self.teacher_prob) if rule.uses_teacher else nobody,
-            tuple(self.student_prob) if rule.uses_student else nobody,
+            tuple(map(_known, self.teacher_prob)) if rule.uses_teacher else nobody,
+            tuple(map(_known, self.student_prob)) if rule.uses_student else nobody,
             reason,
         )
+
+
+def _known(probability: float) -> float | None:
+    """An engine that gives the likeliest tokens only does not know the others'."""
+    return None if math.isnan(probability) else probability
 
 
 class LockstepEngine:
     """Traces by the rule, exactly, for models of which tokens are matched one to one.
 
     Args:
-        teacher: A causal LM of transformers; None in the student's arm.
-        student: Likewise; None in the teacher's arm.
+        teacher: The model that proposes; None in the student's arm.
+        student: The model that may refuse; None in the teacher's arm.
         vocabulary: How their tokens belong together.
         rule: The rule.
         stop_ids: The student's tokens that end a trace.
@@ -98,8 +104,8 @@ class LockstepEngine:
 
     def __init__(
         self,
-        teacher: Any | None,  # noqa: ANN401
-        student: Any | None,  # noqa: ANN401
+        teacher: LaneSource | None,
+        student: LaneSource | None,
         vocabulary: Vocabulary,
         rule: RuleSettings,
         stop_ids: Sequence[int],
@@ -107,14 +113,14 @@ class LockstepEngine:
         seed: int,
         settings: TransformersTraceSettings | None = None,
     ) -> None:
-        self.models = (teacher, student)
+        self.sources = (teacher, student)
         self.vocabulary, self.rule = vocabulary, rule
         self.stop_ids, self.max_tokens, self.seed = frozenset(stop_ids), max_tokens, seed
         self.settings = settings or TransformersTraceSettings()
         self.block = self.settings.block if rule.arm == "rsd" else 1
-        devices = [next(model.parameters()).device for model in self.models if model is not None]
+        devices = [source.device for source in self.sources if source is not None]
         self.device = devices[-1]
-        self._maps = _Maps(vocabulary, devices[0], self.device, rule.arm == "teacher")
+        self._maps = _Maps(vocabulary, devices[0], self.device)
         overlap = self.settings.overlap
         overlap = devices[0] != devices[-1] if overlap is None else overlap
         self._thread = ThreadPoolExecutor(1) if overlap and rule.arm == "rsd" else None
@@ -122,9 +128,12 @@ class LockstepEngine:
         self._counts = dict.fromkeys(("rounds", "drafted", "tokens", "fallbacks", "redrawn"), 0)
 
     def close(self) -> None:
-        """End the second thread, where there is one."""
+        """End the second thread and free the models, where that is to be done."""
         if self._thread is not None:
             self._thread.shutdown()
+        for source in self.sources:
+            if source is not None:
+                source.close()
 
     def metrics(self) -> dict[str, float]:
         """See docs/metrics.md."""
@@ -143,9 +152,11 @@ class LockstepEngine:
         """See :class:`~rlvr.distill.job.TraceEngine`."""
         queue = iter(jobs)
         self.rows: list[Row | None] = [None] * self.settings.rows
-        teacher, student = self.models
-        self.teacher = None if teacher is None else Lane(teacher, len(self.rows))
-        self.student = None if student is None else Lane(student, len(self.rows))
+        teacher, student = self.sources
+        alone = self.rule.arm == "teacher"
+        rows, unshared = len(self.rows), self._maps.unshared if alone else None
+        self.teacher = None if teacher is None else teacher.lane(rows, unshared)
+        self.student = None if student is None else student.lane(rows, self._maps.unreadable)
         self._refill(queue)
         while any(row is not None for row in self.rows):
             began = time.perf_counter()
@@ -187,16 +198,16 @@ class LockstepEngine:
     def _round(self) -> Iterator[Written]:
         numbers_BKN = self._numbers()
         if self.block == 1:
-            teacher_logits, student_logits_BKV = self._both()
-            pools = [self._pool(logits) for logits in teacher_logits]
+            teacher_scores, student_scores = self._both()
+            pools = [self._pool(scores) for scores in teacher_scores]
         else:
-            teacher_logits, pools, drafts = self._draft(numbers_BKN)
-            student_logits_BKV = self._judge(drafts)
+            teacher_scores, pools, drafts = self._draft(numbers_BKN)
+            student_scores = self._judge(drafts)
         began = time.perf_counter()
-        choice = self._choose(pools, student_logits_BKV, numbers_BKN)
+        choice = self._choose(pools, student_scores, numbers_BKN)
         shape = (len(self.rows), self.block)
         tokens_BK = choice.tokens_B.view(shape)
-        teacher_probs = self._teacher_probs(teacher_logits, tokens_BK)
+        teacher_probs = self._teacher_probs(teacher_scores, tokens_BK)
         columns = (
             tokens_BK.tolist(),
             choice.draws_B.view(shape).tolist(),
@@ -218,68 +229,61 @@ class LockstepEngine:
         ]
         return torch.from_numpy(np.stack(found)).to(self.device)
 
-    def _both(self) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-        """Logits of both models behind what is committed; at the same time where that pays."""
+    def _both(self) -> tuple[list[Scores], Scores | None]:
+        """What both models say behind what is committed; at the same time where that pays."""
         if self._thread is None:
             return self._teacher_step(), self._student_step()
         ahead = self._thread.submit(self._teacher_step)
         student = self._student_step()
         return ahead.result(), student
 
-    def _teacher_step(self) -> list[torch.Tensor]:
+    def _teacher_step(self) -> list[Scores]:
         if self.teacher is None:
             return []
         return [self._teacher_feed([() if row is None else row.teacher_next for row in self.rows])]
 
     @torch.no_grad()
-    def _teacher_feed(self, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Logits [B, V] behind each row's last token."""
+    def _teacher_feed(self, tokens: Sequence[Sequence[int]]) -> Scores:
+        """What the teacher says behind each row's last token."""
         assert self.teacher is not None
         began = time.perf_counter()
-        logits_BQV = self.teacher.feed(tokens)
+        scores = self.teacher.last(tokens)
         self._spent["teacher_s"] += time.perf_counter() - began
-        if logits_BQV.shape[1] == 1:
-            return logits_BQV[:, 0]
-        last_B = torch.tensor([max(0, len(row) - 1) for row in tokens], device=logits_BQV.device)
-        return logits_BQV[torch.arange(len(tokens), device=logits_BQV.device), last_B]
+        return scores
 
-    def _student_step(self) -> torch.Tensor | None:
+    def _student_step(self) -> Scores | None:
         if self.student is None:
             return None
         return self._judge([()] * len(self.rows))
 
     @torch.no_grad()
-    def _judge(self, drafts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """The student's logits [B, K, V] behind what is committed and behind each draft."""
+    def _judge(self, drafts: Sequence[Sequence[int]]) -> Scores:
+        """What the student says, [B * K], behind what is committed and behind each draft."""
         assert self.student is not None
         began = time.perf_counter()
         feed = [
             () if row is None else (*row.student_next, *draft)
             for row, draft in zip(self.rows, drafts, strict=True)
         ]
-        logits_BKV = self._maps.without_unreadable(self.student.feed(feed))
+        scores = self.student.every(feed, self.block)
         self._spent["student_s"] += time.perf_counter() - began
-        return logits_BKV
+        return scores
 
-    def _pool(self, logits_BV: torch.Tensor) -> Pool:
-        pool = teacher_pool(
-            self._maps.without_unshared(logits_BV), self.rule.teacher, self._maps.student_ids
-        )
+    def _pool(self, scores: Scores) -> Pool:
+        pool = scores.teacher_pool(self.rule.teacher, self._maps.student_ids)
         return Pool(*(part.to(self.device) for part in pool))
 
-    def _draft(
-        self, numbers_BKN: torch.Tensor
-    ) -> tuple[list[torch.Tensor], list[Pool], list[list[int]]]:
-        """The teacher's logits and pools at K positions, and its first K - 1 drafts."""
-        logits: list[torch.Tensor] = []
+    def _draft(self, numbers_BKN: torch.Tensor) -> tuple[list[Scores], list[Pool], list[list[int]]]:
+        """What the teacher says at K positions, its pools, and its first K - 1 drafts."""
+        scores: list[Scores] = []
         pools: list[Pool] = []
         drafts: list[list[int]] = [[] for _ in self.rows]
         feed: Sequence[Sequence[int]] = [
             () if row is None else row.teacher_next for row in self.rows
         ]
         for position in range(self.block):
-            logits.append(self._teacher_feed(feed))
-            pools.append(self._pool(logits[-1]))
+            scores.append(self._teacher_feed(feed))
+            pools.append(self._pool(scores[-1]))
             if position + 1 < self.block:
                 proposed_B = propose(pools[-1], numbers_BKN[:, position, 1:2])[:, 0]
                 theirs_B, known_B = self._maps.to_teacher(proposed_B)
@@ -291,34 +295,27 @@ class LockstepEngine:
                 ]
                 for draft, token in zip(drafts, ours, strict=True):
                     draft.append(token)
-        return logits, pools, drafts
+        return scores, pools, drafts
 
     def _choose(
-        self,
-        pools: list[Pool],
-        student_logits_BKV: torch.Tensor | None,
-        numbers_BKN: torch.Tensor,
+        self, pools: list[Pool], student_scores: Scores | None, numbers_BKN: torch.Tensor
     ) -> Choice:
         """The rule at every row and position, as if each were a row of its own."""
         teacher = student = None
         if pools:
             parts = [torch.stack(part, dim=1).flatten(0, 1) for part in zip(*pools, strict=True)]
             teacher = Pool(*parts)
-        if student_logits_BKV is not None:
-            student = student_pool(student_logits_BKV.flatten(0, 1), self.rule)
+        if student_scores is not None:
+            student = student_scores.student_pool(self.rule)
         return choose(teacher, student, numbers_BKN.flatten(0, 1), self.rule)
 
-    def _teacher_probs(self, logits: list[torch.Tensor], tokens_BK: torch.Tensor) -> torch.Tensor:
+    def _teacher_probs(self, scores: list[Scores], tokens_BK: torch.Tensor) -> torch.Tensor:
         """The teacher's probabilities of tokens at temperature 1; 0 for what it cannot write."""
-        if not logits:
+        if not scores:
             return torch.full(tokens_BK.shape, float("nan"))
         theirs_BK, known_BK = self._maps.to_teacher(tokens_BK)
-        columns = []
-        for position, logits_BV in enumerate(logits):
-            wide_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
-            found_B1 = wide_BV.gather(-1, theirs_BK[:, position, None].to(logits_BV.device))
-            columns.append((found_B1[:, 0] - wide_BV.logsumexp(-1)).exp())
-        return torch.stack(columns, dim=1).cpu() * known_BK.cpu()
+        columns = [item.probs(theirs_BK[:, position]) for position, item in enumerate(scores)]
+        return torch.where(known_BK.cpu(), torch.stack(columns, dim=1).cpu(), 0.0)
 
     def _commit(
         self,
@@ -378,42 +375,30 @@ class LockstepEngine:
 
 
 class _Maps:
-    """A vocabulary's maps on the devices that use them."""
+    """A vocabulary's maps on the devices that use them.
+
+    ``unshared`` are the teacher's ids that the student lacks: where the teacher writes alone, they
+    leave its pool before it is cut, so that it never is empty. ``unreadable`` are the student's
+    ids that stand for no text: rows that pad its output head.
+    """
 
     def __init__(
-        self,
-        vocabulary: Vocabulary,
-        teacher: torch.device,
-        student: torch.device,
-        teacher_alone: bool,
+        self, vocabulary: Vocabulary, teacher: torch.device, student: torch.device
     ) -> None:
         own, theirs = vocabulary.student_ids, vocabulary.teacher_ids
         self.student_ids = None if own is None else own.to(teacher)
         self._teacher_ids = None if theirs is None else theirs.to(student)
-        unshared = None if own is None or not teacher_alone else (own < 0).to(teacher)
-        self._unshared = unshared if unshared is not None and bool(unshared.any()) else None
         silent = [token for token, spelled in vocabulary.spellings.items() if not spelled]
-        self._unreadable = torch.tensor(silent, device=student) if silent else None
+        self.unreadable = torch.tensor(silent, device=student) if silent else None
+        lacking = torch.empty(0) if own is None else (own < 0).nonzero()[:, 0]
+        self.unshared = lacking.to(teacher) if len(lacking) else None
 
     def to_teacher(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The teacher's ids (0 where it has none) and whether it has one."""
         if self._teacher_ids is None:
-            known = tokens < 2**40
+            known = tokens < NO_TOKEN
             return tokens * known, known
         inside = tokens < len(self._teacher_ids)
         found = self._teacher_ids[tokens * inside]
         known = inside & (found >= 0)
         return found * known, known
-
-    def without_unshared(self, logits_BV: torch.Tensor) -> torch.Tensor:
-        """Where the teacher writes alone, only what the student has, so that its pool never is
-        empty."""
-        if self._unshared is None:
-            return logits_BV
-        return logits_BV.masked_fill(self._unshared, float("-inf"))
-
-    def without_unreadable(self, logits_BKV: torch.Tensor) -> torch.Tensor:
-        """Without ids that stand for no text: rows that pad the student's output head."""
-        if self._unreadable is None:
-            return logits_BKV
-        return logits_BKV.index_fill(-1, self._unreadable, float("-inf"))

@@ -1,6 +1,8 @@
 """The two models of a generation: loaded for inference, checked for what the caches need."""
 
+from contextlib import suppress
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -13,6 +15,7 @@ from rlvr.policy import (
     load_causal_lm,
     load_tokenizer,
 )
+from rlvr.policy.model import check_local
 from rlvr.settings import Settings
 
 _DTYPES = {
@@ -84,6 +87,30 @@ def load_trace_model(settings: TraceModel) -> Loaded:
         getattr(config, "max_position_embeddings", None),
         model.get_output_embeddings().weight.shape[0],
     )
+
+
+def describe_trace_model(settings: TraceModel) -> Loaded:
+    """A model's tokenizer and figures without its weights.
+
+    Raises:
+        ValueError: There is none.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    tokenizer = load_tokenizer(settings.model_settings)
+    where = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(check_local(settings.path), **where).get_text_config()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no model at {settings.path!r}; give a folder or a Hub id") from error
+    bare = SimpleNamespace(generation_config=None)
+    with suppress(OSError):  # a model need not have one
+        bare.generation_config = GenerationConfig.from_pretrained(
+            check_local(settings.path), revision=settings.revision
+        )
+    context = getattr(config, "max_position_embeddings", None)
+    ends = end_token_ids(bare, tokenizer)
+    return Loaded(tokenizer, None, ends, context, config.vocab_size)
 
 
 def check_full_attention(model: Any, path: str) -> None:  # noqa: ANN401

@@ -40,6 +40,17 @@ class Plan:
         jobs = self.jobs
         return jobs[len(jobs) * part // parts : len(jobs) * (part + 1) // parts]
 
+    def longest(self, context: int | None) -> int:
+        """Longest sequence that a model may be asked for: its whole context where tokens are
+        spelled out, which makes traces longer."""
+        longest = max(
+            len(ids) for job in self.jobs for ids in (job.student_prompt, job.teacher_prompt)
+        )
+        needed = longest + self.recipe.max_tokens + self.recipe.engine.block
+        if self.vocabulary.spellings and context is not None:
+            return context
+        return needed if context is None else min(needed, context)
+
     def describe(self) -> dict[str, Any]:
         """What traces depend on, as it is recorded and compared on resuming."""
         ids = [(prompt.problem.id, prompt.ids) for prompt in self.prompts]

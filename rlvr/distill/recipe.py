@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,10 +13,13 @@ from rlvr.data import Source, TemplateChoice, load_template
 from rlvr.distill.lockstep import TransformersTraceSettings
 from rlvr.distill.models import TraceModel
 from rlvr.distill.rule import RuleSettings
+from rlvr.distill.vllm_lane import VllmTraceSettings
 from rlvr.distill.vocabulary import VocabularySettings
 from rlvr.settings import Settings
 
-TraceEngineSettings = TransformersTraceSettings
+TraceEngineSettings = Annotated[
+    TransformersTraceSettings | VllmTraceSettings, Field(discriminator="name")
+]
 
 
 class TraceData(Settings):
@@ -135,6 +139,12 @@ class DistillRecipe(Settings):
     shard: ShardSettings = ShardSettings()
     """Which part of the traces this job generates."""
 
+    @model_validator(mode="after")
+    def _possible(self) -> "DistillRecipe":
+        for fault in _impossible(self):
+            raise ValueError(fault)
+        return self
+
     @property
     def identity(self) -> dict[str, Any]:
         """All settings that a trace depends on, for records and for resuming."""
@@ -153,3 +163,25 @@ class DistillRecipe(Settings):
         """Hash of :attr:`identity`."""
         text = json.dumps(self.identity, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _impossible(recipe: DistillRecipe) -> Iterator[str]:
+    """Combinations of valid settings that cannot work, each with its remedy."""
+    rule, text = recipe.rule, recipe.vocabulary.matching == "text"
+    if text and recipe.engine.block > 1:
+        yield "engine.block drafts tokens, and vocabulary.matching = text has none in common; use 1"
+    if recipe.engine.name != "vllm":
+        return
+    for name, model in (("teacher", recipe.teacher), ("student", recipe.student)):
+        if model.precision == "float64":
+            yield f"engine vllm has no float64; set {name}.precision to another"
+    if text:
+        yield "vocabulary.matching = text needs engine transformers; vllm reports tokens only"
+    for name, pool in (("teacher", rule.teacher), ("student", rule.student)):
+        if pool.top_k == 0 or pool.top_p < 1:
+            yield (
+                f"engine vllm reports the likeliest tokens only: rule.{name}.top_k must be at "
+                f"least 1 (is {pool.top_k}) and top_p 1 (is {pool.top_p}); use engine transformers"
+            )
+    if rule.threshold_on == "processed" and rule.student.temperature != 1:
+        yield "engine vllm reports raw probabilities; set rule.threshold_on=raw"

@@ -32,7 +32,7 @@ from rlvr.rollout import Sampling, sample_seed, uniform_stream
 from rlvr.rollout.sampling import truncate
 from rlvr.settings import Settings
 
-_NO_TOKEN = 2**40
+NO_TOKEN = 2**40
 """Id of pool entries that stand for nothing; beyond every vocabulary."""
 
 
@@ -140,11 +140,20 @@ def teacher_pool(
     """
     ids_BK, logits_BK = _top(logits_BV, settings.top_k)
     weights_BK = _weights(logits_BV, ids_BK, logits_BK, settings)
-    probs_BK = _raw(logits_BV, logits_BK)
+    return in_ids_of(student_ids_V, ids_BK, weights_BK, _raw(logits_BV, logits_BK))
+
+
+def in_ids_of(
+    student_ids_V: torch.Tensor | None,
+    ids_BK: torch.Tensor,
+    weights_BK: torch.Tensor,
+    probs_BK: torch.Tensor,
+) -> Pool:
+    """A pool of the teacher's tokens in the student's ids, without those that it has not."""
     if student_ids_V is not None:
         ids_BK = student_ids_V[ids_BK]
         weights_BK = weights_BK * (ids_BK >= 0)
-        ids_BK = ids_BK.masked_fill(ids_BK < 0, _NO_TOKEN)
+        ids_BK = ids_BK.masked_fill(ids_BK < 0, NO_TOKEN)
     return make_pool(ids_BK, weights_BK, probs_BK)
 
 
@@ -166,6 +175,11 @@ def make_pool(ids_BK: torch.Tensor, weights_BK: torch.Tensor, probs_BK: torch.Te
     return Pool(ids_BK, weights_BK, probs_BK.gather(-1, order_BK))
 
 
+def restricted(pool: Pool, allowed_BK: torch.Tensor) -> Pool:
+    """The pool without the entries that are not allowed, renormalised."""
+    return make_pool(pool.ids_BK, pool.weights_BK * allowed_BK, pool.probs_BK)
+
+
 def propose(pool: Pool, uniforms_BR: torch.Tensor) -> torch.Tensor:
     """Draw a token for each number by inverting the pool's cumulative weights, [B, R].
 
@@ -177,7 +191,7 @@ def propose(pool: Pool, uniforms_BR: torch.Tensor) -> torch.Tensor:
     # u * total may round up to the total itself; the last entry with any weight is then meant.
     last_B1 = (pool.weights_BK > 0).cumsum(-1).argmax(-1, keepdim=True)
     tokens_BR = pool.ids_BK.gather(-1, torch.minimum(index_BR, last_B1))
-    return tokens_BR.masked_fill(cumulative_BK[:, -1:] <= 0, _NO_TOKEN)
+    return tokens_BR.masked_fill(cumulative_BK[:, -1:] <= 0, NO_TOKEN)
 
 
 def probabilities(pool: Pool, tokens_BR: torch.Tensor) -> torch.Tensor:
@@ -204,7 +218,7 @@ def choose(
         tokens_B = propose(teacher, uniforms_BN[:, 1:2])[:, 0]
         unknown_B = torch.full_like(teacher.probs_BK[:, 0], float("nan"))
         return Choice(tokens_B, torch.ones_like(tokens_B), unknown_B)
-    fallback_B1 = propose(_fallback_pool(student, rule), uniforms_BN[:, :1])
+    fallback_B1 = propose(fallback_pool(student, rule), uniforms_BN[:, :1])
     if rule.arm == "student" or teacher is None:
         probs_B1 = probabilities(student, fallback_B1)
         return Choice(fallback_B1[:, 0], torch.zeros_like(fallback_B1[:, 0]), probs_B1[:, 0])
@@ -218,7 +232,8 @@ def choose(
     return Choice(tokens_B1[:, 0], draws_B1[:, 0], probabilities(student, tokens_B1)[:, 0])
 
 
-def _fallback_pool(student: Pool, rule: RuleSettings) -> Pool:
+def fallback_pool(student: Pool, rule: RuleSettings) -> Pool:
+    """What the student draws from after a refusal."""
     if rule.fallback == "pool" or rule.arm == "student":
         return student
     passing_BK = student.weights_BK * (student.probs_BK >= rule.threshold)

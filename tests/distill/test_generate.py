@@ -149,6 +149,20 @@ def test_what_cannot_work_is_refused_with_its_remedy(recipe, changes, said):
     assert said in str(fault.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rule": {"teacher": {"top_k": 0}}}, "rule.teacher.top_k must be at least 1"),
+        ({"rule": {"student": {"top_p": 0.9}}}, "top_p 1 (is 0.9)"),
+        ({"vocabulary": {"matching": "text"}}, "needs engine transformers"),
+    ],
+)
+def test_what_vllm_cannot_say_is_refused(recipe, changes, said):
+    with pytest.raises(ValueError, match=r"vllm") as fault:
+        recipe(engine={"name": "vllm"}, **changes)
+    assert said in str(fault.value)
+
+
 def test_the_command_line_generates_filters_and_speaks_in_one_line(recipe, tmp_path):
     settings = recipe(filter={"require_stop": False, "correctness": "none"})
     path = tmp_path / "recipe.yaml"

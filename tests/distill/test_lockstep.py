@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rlvr.distill.job import Job
+from rlvr.distill.lane import ModelSource
 from rlvr.distill.lockstep import LockstepEngine, TransformersTraceSettings
 from rlvr.distill.rule import RuleSettings
 from rlvr.distill.vocabulary import Vocabulary
@@ -16,13 +17,15 @@ RULE = RuleSettings(threshold=0.02, draws=2)
 STOP = (2, 9, 14, 20)
 
 
-def generate(teacher, student, jobs, rule=RULE, max_tokens=30, seed=5, vocabulary=SAME, **how):
+def generate(
+    teacher, student, jobs, rule=RULE, max_tokens=30, seed=5, vocabulary=SAME, stop=STOP, **how
+):
     engine = LockstepEngine(
-        teacher if rule.uses_teacher else None,
-        student if rule.uses_student else None,
+        ModelSource(teacher) if rule.uses_teacher else None,
+        ModelSource(student) if rule.uses_student else None,
         vocabulary,
         rule,
-        STOP,
+        stop,
         max_tokens,
         seed,
         TransformersTraceSettings(**how),
