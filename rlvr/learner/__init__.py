@@ -3,6 +3,7 @@
 from rlvr.learner.checkpoint import (
     CheckpointError,
     CheckpointWriter,
+    adopt_checkpoint,
     checkpoint_path,
     latest_checkpoint,
     load_state,
@@ -41,6 +42,7 @@ __all__ = [
     "RewardModel",
     "Schedule",
     "adapters_off",
+    "adopt_checkpoint",
     "checkpoint_path",
     "join",
     "latest_checkpoint",

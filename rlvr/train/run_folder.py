@@ -17,13 +17,16 @@ from rlvr.train.base_recipe import BaseRecipe
 from rlvr.train.log import RunLog, SilentLog, check_trackers, say, write_atomically
 
 # What may differ between a run and its continuation: nothing that enters a gradient.
-_MAY_CHANGE = frozenset({"steps", "evaluation", "checkpoint", "watchdog", "log", "output"})
+_MAY_CHANGE = frozenset(
+    {"steps", "epochs", "evaluation", "checkpoint", "watchdog", "log", "output"}
+)
 _STACK = (
     "rlvr",
     "torch",
     "transformers",
     "accelerate",
     "peft",
+    "trl",
     "datasets",
     "math-verify",
     *VLLM_PACKAGES,
