@@ -332,7 +332,7 @@ class LockstepEngine:
             kept += 1
             self._counts["fallbacks"] += draw == 0
             self._counts["redrawn"] += draw > 1
-            reason = self._reason(token, len(row.tokens) + kept)
+            reason = self._reason(index, token, len(row.tokens) + kept, self.block - kept)
             if reason is not None or draw != 1:
                 break
         row.tokens += tokens[:kept]
@@ -341,37 +341,38 @@ class LockstepEngine:
         row.student_prob += student_probs[:kept]
         self._counts["tokens"] += kept
         self._counts["drafted"] += self.block
-        row.student_next = (tokens[kept - 1],)
-        if reason is None:
-            row.teacher_next = self.vocabulary.spelled(tokens[kept - 1])
-            self._roll_back(index, self.block - kept)
-            reason = "length" if self._context_is_full(index, row) else None
         if reason is not None:
             self.rows[index] = None
             for lane in (self.teacher, self.student):
                 if lane is not None:
                     lane.rest(index)
             yield row.written(self.rule, reason)
-
-    def _roll_back(self, index: int, surplus: int) -> None:
+            return
+        row.student_next = (tokens[kept - 1],)
+        row.teacher_next = self.vocabulary.spelled(tokens[kept - 1])
         for lane in (self.teacher, self.student):
-            if lane is not None and surplus:
-                lane.roll_back(index, lane.lengths[index] - surplus)
+            if lane is not None and kept < self.block:
+                lane.roll_back(index, lane.lengths[index] - (self.block - kept))
 
-    def _context_is_full(self, index: int, row: Row) -> bool:
-        """Whether a model has no room for the next token: spelled out, a trace may be longer for
-        the teacher than for the student."""
-        return any(
-            lane is not None
-            and lane.limit is not None
-            and lane.lengths[index] + len(tokens) > lane.limit
-            for lane, tokens in ((self.teacher, row.teacher_next), (self.student, row.student_next))
-        )
+    def _reason(self, index: int, token: int, length: int, surplus: int) -> FinishReason | None:
+        """Why a trace ends with ``token``, its ``length``-th, if it does.
 
-    def _reason(self, token: int, length: int) -> FinishReason | None:
+        ``surplus`` is how many tokens the caches hold behind it. A context may be full before the
+        limit: spelled out, a trace may be longer for the teacher than for the student.
+        """
         if token in self.stop_ids:
             return "stop"
-        return "length" if length >= self.max_tokens else None
+        if length >= self.max_tokens:
+            return "length"
+        for lane, count in (
+            (self.teacher, len(self.vocabulary.spelled(token))),
+            (self.student, 1),
+        ):
+            if lane is not None and lane.limit is not None:
+                held = lane.lengths[index] - surplus
+                if held + count > lane.limit:
+                    return "length"
+        return None
 
 
 class _Maps:

@@ -1,5 +1,6 @@
 """The two models of a generation: loaded for inference, checked for what the caches need."""
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -38,7 +39,8 @@ class TraceModel(Settings):
     precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Precision of weights and computation."""
     device: str | None = Field(None, pattern=r"^(cpu|cuda(:\d+)?)$")
-    """"cpu", "cuda" or "cuda:1"; null takes the first GPU or the CPU."""
+    """"cpu", "cuda" or "cuda:1"; null takes the CPU or the first GPU, under a launcher each
+    process its own."""
     attention: Literal["sdpa", "eager"] = "sdpa"
     """transformers' attention implementation."""
     trust_remote_code: bool = False
@@ -74,7 +76,7 @@ def load_trace_model(settings: TraceModel) -> Loaded:
         ValueError: There is none, or its layers are not all full attention.
     """
     tokenizer = load_tokenizer(settings.model_settings)
-    device = torch.device(settings.device) if settings.device else default_device()
+    device = torch.device(settings.device) if settings.device else _own_device()
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {settings.device!r} needs a GPU, and there is none; use cpu")
     model = load_causal_lm(settings.model_settings, _DTYPES[settings.precision]).to(device).eval()
@@ -87,6 +89,14 @@ def load_trace_model(settings: TraceModel) -> Loaded:
         getattr(config, "max_position_embeddings", None),
         model.get_output_embeddings().weight.shape[0],
     )
+
+
+def _own_device() -> torch.device:
+    """The first GPU or the CPU; of a launcher's processes each its own GPU."""
+    device = default_device()
+    if device.type != "cuda":
+        return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def describe_trace_model(settings: TraceModel) -> Loaded:

@@ -13,7 +13,8 @@ A row has, in this order::
     reward        1 right, 0 wrong, null not graded
     answer        the problem's reference answer; null if there is none
     writer        one letter a token: "t" the teacher's, "s" the student's fallback
-    teacher_prob  the teacher's probability of each token, null where it was not asked
+    teacher_prob  the teacher's probability of each token at temperature 1, null where it was not
+                  asked; of a piece of text (vocabulary.matching: text) it stands at the first token
     student_prob  the student's likewise, as the threshold was tested on it
     settings      hash of everything that the trace depends on
 

@@ -11,6 +11,7 @@ from rlvr.distill.lockstep import LockstepEngine, TransformersTraceSettings
 from rlvr.distill.rule import RuleSettings
 from rlvr.distill.vocabulary import Vocabulary
 from tests.distill.closed_form import check_chi_square, kernel
+from tests.distill.conftest import exact_model
 
 SAME = Vocabulary("same", None, None, {})
 RULE = RuleSettings(threshold=0.02, draws=2)
@@ -147,3 +148,28 @@ def test_the_first_token_has_the_law_of_the_kernel(teacher, student, jobs):
     firsts = torch.tensor([item.token_ids[0] for item in found.values()])
     counts = torch.bincount(firsts, minlength=len(p)).double()
     check_chi_square(counts, kernel(RULE, q, p)[0])
+
+
+def test_a_full_context_ends_a_trace_at_the_same_token_for_every_block(tokenizer, student, jobs):
+    """A teacher whose context holds 20 tokens of prompt and trace."""
+    short = exact_model(1, len(tokenizer), context=20)
+    one, _ = generate(short, student, jobs)
+    four, _ = generate(short, student, jobs, block=4, rows=5)
+    assert_equal(one, four)
+    cut = [item for item in one.values() if item.finish_reason == "length"]
+    assert cut
+    for item in cut:
+        assert len(item.job.teacher_prompt) + len(item.token_ids) == 21
+
+
+def test_a_teacher_alone_writes_what_the_student_has(teacher, student, jobs):
+    """Whatever its pool would have held: the rest leaves it before it is cut."""
+    ids = torch.full((len(teacher.get_input_embeddings().weight),), -1)
+    shared = torch.tensor([*STOP, 40, 41, 42])
+    ids[shared] = shared
+    vocabulary = Vocabulary("shared", ids, ids.clone(), {0: (1,)})
+    rule = RULE.model_copy(update={"arm": "teacher"})
+    found, _ = generate(teacher, student, jobs, rule, vocabulary=vocabulary)
+    written = {token for item in found.values() for token in item.token_ids}
+    assert written <= set(shared.tolist())
+    assert len(written) > 3
