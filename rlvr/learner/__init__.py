@@ -18,6 +18,7 @@ from rlvr.learner.models import Models
 from rlvr.learner.preference import PreferenceLearner, adapters_off
 from rlvr.learner.preference_batch import PreferenceBatch
 from rlvr.learner.reward_model import PRM, PrimeSettings, PrimeTraining, RewardModel
+from rlvr.learner.routing import RouterSettings, RouterTraining
 from rlvr.learner.settings import LearnerSettings, OptimizerSettings, Schedule
 
 __all__ = [
@@ -37,6 +38,8 @@ __all__ = [
     "PrimeSettings",
     "PrimeTraining",
     "RewardModel",
+    "RouterSettings",
+    "RouterTraining",
     "Schedule",
     "adapters_off",
     "checkpoint_path",

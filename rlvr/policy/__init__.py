@@ -23,6 +23,7 @@ from rlvr.policy.model import (
     stop_token_ids,
 )
 from rlvr.policy.proxy import ProxyRequest, ProxyRows
+from rlvr.policy.routers import Routers, Routing, RoutingRequest, replayed, sequence_positions
 from rlvr.policy.token_stats import TokenStats, token_stats
 from rlvr.policy.value_head import Critic, critic_writer, load_critic
 
@@ -35,6 +36,9 @@ __all__ = [
     "Precision",
     "ProxyRequest",
     "ProxyRows",
+    "Routers",
+    "Routing",
+    "RoutingRequest",
     "TokenStats",
     "critic_writer",
     "default_device",
@@ -49,7 +53,9 @@ __all__ = [
     "plan_packed",
     "plan_padded",
     "policy_writer",
+    "replayed",
     "save_policy",
+    "sequence_positions",
     "stop_token_ids",
     "token_stats",
 ]
