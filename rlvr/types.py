@@ -53,7 +53,8 @@ class Completion:
 
     ``logprobs`` are the engine's log-probabilities (nats) of ``token_ids`` under the sampling
     temperature. ``token_ids`` ends with the end token if and only if ``finish_reason`` is "stop"
-    and the engine sampled one.
+    and the engine sampled one. ``experts`` are a mixture's choices [P, M, K] in the engine, at all
+    positions of prompt and completion but the last, where they are kept.
     """
 
     problem_id: str
@@ -64,6 +65,7 @@ class Completion:
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
     policy_version: int
+    experts: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

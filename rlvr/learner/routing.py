@@ -58,6 +58,11 @@ class RouterSettings(Settings):
         """Whether tokens of advantage zero have a gradient through it."""
         return self.balance > 0 or self.z > 0
 
+    @property
+    def needs_engine(self) -> bool:
+        """Whether the engine must say where it sent tokens."""
+        return self.against == "engine"
+
 
 class RouterTraining:
     """Reads the routers of a policy during its updates.

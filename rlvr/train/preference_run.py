@@ -130,7 +130,7 @@ def open_preference_run(
             say(console, f"resuming after step {run.step} from {checkpoint}")
             runs.say_what_is_not_exact(console, checkpoint, ranks)
         # Only now: a recipe that cannot be carried out leaves no folder behind.
-        first_rank(ranks, lambda: runs.record_run(recipe))
+        first_rank(ranks, lambda: runs.record_run(recipe, run.policy))
         run.log = stack.enter_context(runs.open_log(recipe, ranks, run.step, console))
         if run.engine is not None:
             run.engine.sync(run.policy, run.step)

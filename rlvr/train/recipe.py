@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rlvr.data import Source, TemplateChoice, load_template
-from rlvr.learner import CriticSettings, LearnerSettings, PrimeSettings
+from rlvr.learner import CriticSettings, LearnerSettings, PrimeSettings, RouterSettings
 from rlvr.objective import (
     Advantage,
     Clip,
@@ -29,6 +29,7 @@ from rlvr.rollout import (
     VllmEngineSettings,
 )
 from rlvr.settings import Settings
+from rlvr.train.pathways import TRAINING, PathwaySettings
 
 
 class DataSettings(Settings):
@@ -111,6 +112,9 @@ class EvaluationSettings(Settings):
     """Completions of each problem."""
     sampling: Sampling | None = None
     """How tokens are drawn; null is greedily, up to training's max_tokens."""
+    pathways: PathwaySettings | None = None
+    """Also measure how a mixture of experts routes some of the training and evaluation problems;
+    null does not."""
 
 
 class CheckpointSettings(Settings):
@@ -180,6 +184,9 @@ class RLRecipe(Settings):
     prime: PrimeSettings | None = None
     """An implicit process reward model that learns beside the policy and rewards its tokens
     (PRIME); null rewards outcomes alone."""
+    router: RouterSettings | None = None
+    """The routers of a mixture-of-experts policy: their losses and what is made of their choices;
+    null leaves them to the policy loss, and is the only choice for a dense model."""
     policy_loss: PolicyLoss = Clip()
     """The policy-gradient loss."""
     correction: Correction = NoCorrection()
@@ -251,7 +258,7 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             f"learner.updates_per_rollout = {recipe.learner.updates_per_rollout} cannot split "
             f"rollout.prompts_per_step = {rollout.prompts_per_step} prompts; lower it"
         )
-    faults += _impossible_filter(rollout) + _impossible_prime(recipe)
+    faults += _impossible_filter(rollout) + _impossible_prime(recipe) + _impossible_router(recipe)
     engine, precision = rollout.engine, recipe.model.precision
     if rollout.max_staleness and not engine.overlaps:
         faults.append(
@@ -300,6 +307,36 @@ def _impossible_filter(rollout: RolloutSettings) -> list[str]:
             "rollout.refill_rounds, or rollout.oversample above 1"
         ]
     return []
+
+
+def _impossible_router(recipe: RLRecipe) -> list[str]:
+    router, evaluation, faults = recipe.router, recipe.evaluation, []
+    if (router or evaluation.pathways) and recipe.model.compile:
+        faults.append(
+            "router and evaluation.pathways read routers by hooks, which model.compile = true "
+            "drops; set it to false"
+        )
+    if evaluation.pathways and TRAINING in evaluation.sets:
+        faults.append(
+            f"evaluation.pathways calls the training problems {TRAINING!r}, which "
+            "evaluation.sets names too; rename that set"
+        )
+    if router is None:
+        return faults
+    if router.replay and router.against == "none":
+        faults.append("router.replay needs choices to replay; set router.against to old or engine")
+    if router.against == "old" and recipe.learner.updates_per_rollout == 1:
+        faults.append(
+            "router.against = 'old' compares the policy with itself, as "
+            "learner.updates_per_rollout = 1 moves it after the only pass; raise that, or leave "
+            "against out"
+        )
+    if router.needs_engine and recipe.rollout.engine.name != "transformers":
+        faults.append(
+            f"router.against = 'engine' needs an engine that tells where it sends tokens, which "
+            f"rollout.engine {recipe.rollout.engine.name!r} does not here; use transformers, or old"
+        )
+    return faults
 
 
 def _impossible_prime(recipe: RLRecipe) -> list[str]:

@@ -104,13 +104,15 @@ def train_step(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
 def _evaluate_if_due(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
     """Evaluate before the first step, every so often, and after the last, once each."""
     due = run.step % run.recipe.evaluation.every == 0 or run.step == run.recipe.steps
-    if not run.evaluation_prompts or not due:
+    if not due or not (run.evaluation_prompts or run.probe):
         return
     if run.ranks.broadcast(run.log.evaluated(run.step)):
         return
     clock = Clock(lambda *span: run.log.span("learner", run.step, *span))
     with rollouts.exclusive(), clock("evaluate"), run.watch("evaluation"):
         metrics, rows = evaluate(run)
+        if run.probe is not None:
+            metrics |= run.probe.measure(run.learner)
     with signals.shield():
         run.log.completions("evaluations", run.step, rows)
         run.log.step(run.step, metrics | clock.seconds)

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from rlvr.learner import (
     Launch,
     Learner,
     PreferenceLearner,
+    RouterTraining,
     checkpoint_path,
     join,
     latest_checkpoint,
@@ -40,12 +41,14 @@ from rlvr.policy import (
     policy_writer,
     stop_token_ids,
 )
+from rlvr.policy.mixture import model_size
 from rlvr.ranks import Ranks
 from rlvr.remedies import VLLM_PACKAGES
-from rlvr.rollout import Engine, build_engine
+from rlvr.rollout import Engine, TransformersEngine, build_engine
 from rlvr.settings import load_settings, to_yaml
 from rlvr.train.interrupt import StopSignals
 from rlvr.train.log import RunLog, SilentLog, check_trackers, say, write_atomically
+from rlvr.train.pathways import TRAINING, Probe
 from rlvr.train.preference_recipe import PreferenceRecipe
 from rlvr.train.prime import build_prime, reward_model_writer
 from rlvr.train.prm_recipe import PrmRecipe
@@ -89,6 +92,7 @@ class Run:
     """The same processes, for the thread that samples."""
     signals: StopSignals
     watchdog: Watchdog | None = None
+    probe: Probe | None = None
     step: int = 0
     rollouts_state: dict[str, Any] = field(default_factory=dict)
     """Where the sampling of rollouts stood at the checkpoint that the run was continued from."""
@@ -257,7 +261,10 @@ def open_run(
             ranks=ranks,
             rollout_ranks=ranks.group(),
             signals=signals,
+            probe=_probe(recipe, {TRAINING: prompts, **evaluation_prompts}, tokenizer),
         )
+        if isinstance(run.engine, TransformersEngine):
+            run.engine.keeps_experts = recipe.router is not None and recipe.router.needs_engine
         stack.callback(run.checkpoints.wait)
         if ranks.count > 1 or launch.zero is not None:
             say(console, launch.description)
@@ -270,7 +277,7 @@ def open_run(
             console.print(waited_for[recipe.rollout.engine.name])
         run.sync()
         # Only now: a recipe that cannot be carried out leaves no folder behind.
-        first_rank(ranks, lambda: record_run(recipe))
+        first_rank(ranks, lambda: record_run(recipe, learner.policy))
         run.log = stack.enter_context(open_log(recipe, ranks, run.step, console))
         if recipe.watchdog is not None:
             run.watchdog = stack.enter_context(
@@ -379,8 +386,8 @@ def check_folder(recipe: AnyRecipe, resume: bool) -> None:
         raise ValueError(_no_folder(folder, f"{str(existing)!r} is not writable"))
 
 
-def record_run(recipe: AnyRecipe) -> None:
-    """Write what is run, with which versions, when."""
+def record_run(recipe: AnyRecipe, policy: Policy) -> None:
+    """Write what is run, on how large a model, with which versions, when."""
     try:
         recipe.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -388,6 +395,7 @@ def record_run(recipe: AnyRecipe) -> None:
     description = {
         "versions": versions(),
         "seed": recipe.seed,
+        "model": model_size(policy.causal_lm).card,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": ["rlvr", *sys.argv[1:]],
     }
@@ -421,6 +429,9 @@ def build_learner(
     # Weights that do not fit on one GPU are taken apart in host memory.
     device = torch.device("cpu") if shards_weights(launch) else None
     policy = load_policy(recipe.model, saved=checkpoint, device=device)
+    if recipe.evaluation.pathways is not None:
+        policy.watch_routers()
+    router = None if recipe.router is None else RouterTraining(policy, recipe.router)
     critic, needs_reference = None, objective.needs_reference
     if isinstance(recipe.advantage, Gae):
         model = load_critic(recipe.model, saved=checkpoint, device=device)
@@ -438,8 +449,18 @@ def build_learner(
         reference=reference,
         critic=critic,
         prime=build_prime(recipe, policy, checkpoint, device),
+        router=router,
         launch=launch,
     )
+
+
+def _probe(
+    recipe: RLRecipe,
+    prompts: dict[str, Sequence[Prompt]],
+    tokenizer: Any,  # noqa: ANN401
+) -> Probe | None:
+    settings = recipe.evaluation.pathways
+    return None if settings is None else Probe(settings, prompts, tokenizer)
 
 
 def _no_folder(folder: Path, reason: str | None) -> str:
