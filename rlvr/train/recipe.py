@@ -1,8 +1,9 @@
 """The root schema of a recipe: what a YAML file for ``rlvr train`` may say."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -208,6 +209,12 @@ class RLRecipe(Settings):
     log: LogSettings = LogSettings()
     """What is written for people."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_comp_sum(cls, given: Any) -> Any:  # noqa: ANN401
+        _refuse_comp_sum(given)
+        return given
+
     @model_validator(mode="after")
     def _possible(self) -> "RLRecipe":
         for fault in _impossible(self):
@@ -231,6 +238,30 @@ class RLRecipe(Settings):
         """Most tokens that a prompt and its completion may have together."""
         limits = (self.rollout.sampling.max_tokens, self.evaluation_sampling.max_tokens)
         return self.data.max_prompt_tokens + max(limits)
+
+
+def _refuse_comp_sum(given: object) -> None:
+    """The comp-sum losses belong to other tasks; a recipe that names one is told why.
+
+    Raises:
+        ValueError: One is named.
+    """
+    if not isinstance(given, Mapping):
+        return
+    parts = [given.get("policy_loss"), *_listed(given.get("regularisers"))]
+    names = [part.get("name") for part in parts if isinstance(part, Mapping)]
+    if "comp_sum" not in names:
+        return
+    beside = " beside lp_reg" if "lp_reg" in names else ""
+    raise ValueError(
+        f"comp_sum{beside} is refused in reinforcement learning: with tau above 1 it gives up "
+        "tokens of low probability, which Lp-Reg is there to protect, and below 1 it pushes them a "
+        "second time; use it in tasks preference, sft and reward_model"
+    )
+
+
+def _listed(value: object) -> Sequence[object]:
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _impossible(recipe: RLRecipe) -> list[str]:
