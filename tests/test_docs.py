@@ -9,9 +9,7 @@ from rlvr.preference.losses import LOSSES
 from rlvr.preference.pages import example, loss_page, loss_table, structure_table
 from rlvr.settings import describe, load_settings, markdown_table
 from rlvr.train.preference_recipe import PreferenceRecipe
-from rlvr.train.prm_recipe import PrmRecipe
-from rlvr.train.recipe import RLRecipe
-from rlvr.train.tasks import task_of
+from rlvr.train.tasks import TASKS, task_of
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(
@@ -19,24 +17,12 @@ RECIPES = sorted(
 )
 
 
-def test_the_settings_page_is_what_the_command_prints():
-    page = (ROOT / "docs" / "settings.md").read_text()
-    assert page.endswith(markdown_table(list(describe(RLRecipe))) + "\n"), (
-        "run: rlvr settings --markdown, and replace the table in docs/settings.md"
-    )
-
-
-def test_the_settings_page_of_preferences_is_what_the_command_prints():
-    page = (ROOT / "docs" / "settings_preference.md").read_text()
-    assert page.endswith(markdown_table(list(describe(PreferenceRecipe))) + "\n"), (
-        "run: rlvr settings --task preference --markdown, and replace the table"
-    )
-
-
-def test_the_settings_page_of_reward_models_is_what_the_command_prints():
-    page = (ROOT / "docs" / "settings_prm.md").read_text()
-    assert page.endswith(markdown_table(list(describe(PrmRecipe))) + "\n"), (
-        "run: rlvr settings --task prm --markdown, and replace the table"
+@pytest.mark.parametrize("name", TASKS)
+def test_the_settings_page_is_what_the_command_prints(name):
+    page = "settings.md" if name == "rl" else f"settings_{name}.md"
+    table = markdown_table(list(describe(TASKS[name].schema)))
+    assert (ROOT / "docs" / page).read_text().endswith(table + "\n"), (
+        f"run: rlvr settings --task {name} --markdown, and replace the table in docs/{page}"
     )
 
 
@@ -59,9 +45,9 @@ def test_every_loss_has_a_page_and_a_recipe(name):
     assert [loss.name for loss in loaded.losses] == [name]
 
 
-@pytest.mark.parametrize("schema", [RLRecipe, PreferenceRecipe, PrmRecipe])
-def test_every_setting_has_a_help_text(schema):
-    missing = [item.key for item in describe(schema) if not item.help]
+@pytest.mark.parametrize("name", TASKS)
+def test_every_setting_has_a_help_text(name):
+    missing = [item.key for item in describe(TASKS[name].schema) if not item.help]
     assert not missing
 
 

@@ -130,7 +130,9 @@ def settings(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the table of docs/settings.md.")
     ] = False,
-    task: Annotated[str, typer.Option(help="Whose recipe: rl, preference or prm.")] = "rl",
+    task: Annotated[
+        str, typer.Option(help="Whose recipe; a task that is not there lists all.")
+    ] = "rl",
 ) -> None:
     """List every setting of a recipe with its type, default and meaning."""
     from rlvr.settings import describe, markdown_table

@@ -103,6 +103,7 @@ class LocalEngine:
         self.models, self.settings = models, settings
         if models.policy.device.type == "cpu":
             give_back_freed_memory()
+            models.policy.add_embedding_rows()
         self.named = {name: parameter for _, name, parameter in models.trained()}
         self.optimizer = AdamW(parameter_groups(models, settings), models.policy.compute_dtype)
 

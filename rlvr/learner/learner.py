@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlvr.learner.budget import Budget
 from rlvr.learner.critic import CRITIC, CriticTraining, rollout_metrics
-from rlvr.learner.deal import Rows, deal
+from rlvr.learner.deal import Rows
 from rlvr.learner.launch import Launch, build_engine
 from rlvr.learner.layout import packs
+from rlvr.learner.micro_batches import MicroBatches, RowsOf
 from rlvr.learner.models import POLICY, Models, Outputs
 from rlvr.learner.old_policy import OldPolicy
 from rlvr.learner.reward_model import PRM, PrimeTraining, reward_metrics
@@ -28,16 +30,7 @@ from rlvr.learner.settings import LearnerSettings, OptimizerSettings
 from rlvr.learner.terms import ProxyRequests, proxy_requests, step_of, terms_of
 from rlvr.objective import Counts, Objective, merge_metrics
 from rlvr.objective.router_loss import load_shares
-from rlvr.policy import (
-    ModelInputs,
-    Policy,
-    RoutingRequest,
-    evaluating,
-    packed_inputs,
-    padded_inputs,
-    plan_packed,
-    plan_padded,
-)
+from rlvr.policy import ModelInputs, Policy, RoutingRequest, evaluating
 from rlvr.ranks import Ranks
 from rlvr.types import Batch
 
@@ -80,8 +73,7 @@ class Learner:
     ) -> None:
         self.policy, self.objective, self.settings = policy, objective, settings
         self.temperature, self.total_updates, self.reference = temperature, total_updates, reference
-        self.updates = self.skipped_updates = self.retries = 0
-        self.budget = settings.tokens_per_micro_batch
+        self.updates = self.skipped_updates = 0
         # Tried before the engine takes the parameters apart.
         self.packed = packs(policy, settings)
         launch = launch or Launch(Ranks())
@@ -97,6 +89,8 @@ class Learner:
         rates = {POLICY: settings, **{name: own for name, (_, own) in others.items()}}
         self.ranks = launch.ranks
         self.engine = build_engine(models, rates, launch)
+        self.budget = Budget(settings.tokens_per_micro_batch, self.engine, self.ranks)
+        self.micro_batches = MicroBatches(self.engine, self.ranks, self.budget, packed=self.packed)
         self.policy_step = frozenset(rates) - ({PRM} if prime and not prime.joint else set())
         if prime is not None and prime.trained:
             prime.model.policy.gathered = policy.gathered
@@ -114,7 +108,7 @@ class Learner:
         metrics |= found | rollout_metrics(batch)
         metrics["learner/updates"] = self.updates
         metrics["learner/skipped_updates"] = self.skipped_updates
-        metrics["learner/out_of_memory"] = self.retries
+        metrics["learner/out_of_memory"] = self.budget.retries
         metrics["time/statistics"] = statistics_seconds
         metrics["time/update"] = time.perf_counter() - started - statistics_seconds
         return metrics
@@ -140,7 +134,7 @@ class Learner:
         model = policy or self.engine.models
         logprobs_BT = torch.zeros(batch.mask_BT.shape, dtype=batch.mask_BT.dtype)
         with torch.no_grad(), evaluating(model):
-            for micro in self._share(batch, range(len(batch))):
+            for micro in self.micro_batches.share(_rows_of(batch), range(len(batch))):
                 inputs, outputs = self._forward(
                     batch, micro, policy, run=(of,), temperature=temperature
                 )
@@ -213,7 +207,7 @@ class Learner:
         if not old.needed:
             return batch
         with torch.no_grad(), evaluating(self.policy):
-            for micro in self._share(batch, range(len(batch))):
+            for micro in self.micro_batches.share(_rows_of(batch), range(len(batch))):
                 inputs, outputs = self._forward(
                     batch,
                     micro,
@@ -239,7 +233,7 @@ class Learner:
             metrics |= self.router.metrics(self.ranks)
         metrics |= self._step_weights(bool(rows))
         metrics["learner/rows_run"] = len(rows) / len(batch)
-        return metrics | self._batching_metrics(batch, rows)
+        return metrics | self.micro_batches.figures(_rows_of(batch), rows)
 
     def _expert_shares(
         self, router: RouterTraining, batch: Batch, rows: Sequence[int]
@@ -250,7 +244,7 @@ class Learner:
             return load_shares(known_ME)
         counts_ME = torch.zeros_like(router.share_ME)
         with torch.no_grad(), evaluating(self.engine.models):
-            for micro in self._share(batch, rows):
+            for micro in self.micro_batches.share(_rows_of(batch), rows):
                 _, outputs = self._forward(batch, micro, run=(POLICY,), routing=READ)
                 if micro:
                     counts_ME += router.count(outputs.stats)
@@ -269,22 +263,13 @@ class Learner:
         Raises:
             ValueError: Memory runs out all the same.
         """
-        while True:
-            metrics, fault = self._try_micro_batches(batch, rows, models)
-            if not float(self.ranks.maximum(torch.tensor(float(fault is not None)))):
-                return reduce(merge_metrics, self.ranks.gather(metrics), {})
-            self.engine.clear()
-            if self.retries or self.budget == 1:
-                raise ValueError(
-                    f"out of memory with micro-batches of {self.budget} tokens; lower "
-                    "learner.tokens_per_micro_batch, or set model.gradient_checkpointing"
-                ) from fault
-            self.retries, self.budget = 1, self.budget // 2
+        own = self.budget.attempt(lambda: self._run_micro_batches(batch, rows, models))
+        return reduce(merge_metrics, self.ranks.gather(own), {})
 
-    def _try_micro_batches(
+    def _run_micro_batches(
         self, batch: Batch, rows: Sequence[int], models: Collection[str]
-    ) -> tuple[dict[str, float], BaseException | None]:
-        """This rank's share of the gradient and of the metrics, or how memory ran out."""
+    ) -> dict[str, float]:
+        """This rank's share of the gradient, added up in the engine, and of the metrics."""
         prepared, proxy = {}, None
         if POLICY in models:
             prepared = self.objective.prepare(step_of(batch, self.updates))
@@ -298,32 +283,27 @@ class Learner:
             sequences=int(batch.mask_BT.any(-1).sum()),
         )
         metrics: dict[str, float] = {}
-        share = self._share(batch, rows)
-        try:
-            for index, micro in enumerate(share):
-                inputs, outputs = self._forward(
-                    batch,
-                    micro,
-                    entropy=True,
-                    proxy=proxy if micro else None,
-                    run=models,
-                    routing=self._routing_of(batch) if micro and POLICY in models else None,
-                )
-                if micro:
-                    columns = select(batch, micro)
-                    loss, found = self._micro_loss(columns, inputs, outputs, step, models)
-                    metrics = merge_metrics(metrics, found)
-                else:
-                    idle = [outputs.stats.logprobs_N, *outputs.beside.values()]
-                    loss = 0.0 * torch.stack([values_N.sum() for values_N in idle]).sum()
-                if outputs.idle is not None:
-                    loss = loss + 0.0 * outputs.idle
-                self.engine.backward(loss, last=index == len(share) - 1)
-        except RuntimeError as error:
-            if not (is_out_of_memory(error) and self.engine.retries):
-                raise
-            return {}, error
-        return metrics, None
+        share = self.micro_batches.share(_rows_of(batch), rows)
+        for index, micro in enumerate(share):
+            inputs, outputs = self._forward(
+                batch,
+                micro,
+                entropy=True,
+                proxy=proxy if micro else None,
+                run=models,
+                routing=self._routing_of(batch) if micro and POLICY in models else None,
+            )
+            if micro:
+                columns = select(batch, micro)
+                loss, found = self._micro_loss(columns, inputs, outputs, step, models)
+                metrics = merge_metrics(metrics, found)
+            else:
+                idle = [outputs.stats.logprobs_N, *outputs.beside.values()]
+                loss = 0.0 * torch.stack([values_N.sum() for values_N in idle]).sum()
+            if outputs.idle is not None:
+                loss = loss + 0.0 * outputs.idle
+            self.engine.backward(loss, last=index == len(share) - 1)
+        return metrics
 
     def _micro_loss(
         self,
@@ -411,11 +391,10 @@ class Learner:
 
         ``run`` names the engine's; None is the policy, and the critic where there is one.
         """
-        lay_out = packed_inputs if self.packed else padded_inputs
         prompts, completions, rows = batch.prompt_ids, batch.completion_ids, micro
         if not micro:  # two tokens, so that this rank's passes are as many as the others'
             prompts, completions, rows = (batch.prompt_ids[0][:1],), ((0,),), (0,)
-        inputs = lay_out(prompts, completions, rows).to(self.policy.device)
+        inputs = self.micro_batches.inputs(prompts, completions, rows).to(self.policy.device)
         options: dict[str, Any] = {
             "temperature": self.temperature if temperature is None else temperature,
             "entropy": entropy,
@@ -434,56 +413,6 @@ class Learner:
         router = self.router
         return None if router is None else lambda inputs: router.request(inputs, batch)
 
-    def _share(self, batch: Batch, rows: Sequence[int]) -> list[Rows]:
-        """This rank's micro-batches."""
-        share = self._deal(batch, rows)[self.ranks.rank]
-        return share if self.engine.equal_micro_batches else [micro for micro in share if micro]
-
-    def _deal(self, batch: Batch, rows: Sequence[int]) -> list[list[Rows]]:
-        """Every rank's micro-batches."""
-        units: dict[object, Rows] = {}
-        for row in rows:  # packed, completions of one prompt share it
-            unit = batch.prompt_ids[row] if self.packed else row
-            units[unit] = (*units.get(unit, ()), row)
-        return deal(
-            list(units.values()),
-            lambda micro: self._positions(batch, micro),
-            lambda share: self._plan(batch, share),
-            self.ranks.count,
-        )
-
-    def _plan(self, batch: Batch, rows: Sequence[int]) -> list[Rows]:
-        prompts = [batch.prompt_ids[row] for row in rows]
-        completions = [batch.completion_ids[row] for row in rows]
-        if self.packed:
-            plan = plan_packed(prompts, completions, self.budget)
-        else:
-            lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
-            plan = plan_padded(lengths, self.budget)
-        return [tuple(rows[index] for index in micro) for micro in plan]
-
-    def _positions(self, batch: Batch, micro: Rows) -> int:
-        """Input positions that a micro-batch runs, padding included."""
-        lengths = [len(batch.completion_ids[row]) for row in micro]
-        if self.packed:
-            return sum(lengths) + sum(map(len, {batch.prompt_ids[row] for row in micro}))
-        prompts = [len(batch.prompt_ids[row]) for row in micro]
-        return len(micro) * max(map(sum, zip(prompts, lengths, strict=True)), default=0)
-
-    def _batching_metrics(self, batch: Batch, rows: Sequence[int]) -> dict[str, float]:
-        real = sum(len(batch.prompt_ids[row]) + len(batch.completion_ids[row]) for row in rows)
-        by_rank = [
-            sum(self._positions(batch, micro) for micro in share)
-            for share in self._deal(batch, rows)
-        ]
-        total = sum(by_rank)
-        return {
-            "learner/positions": total,
-            # Packed rows share prompts: fewer positions are run than the sequences have tokens.
-            "learner/pad_fraction": max(0.0, 1 - real / total) if total else 0.0,
-            "learner/rank_balance": total / (len(by_rank) * max(by_rank)) if total else 1.0,
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class _Step:
@@ -495,9 +424,9 @@ class _Step:
     sequences: int = 0
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on a CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _rows_of(batch: Batch) -> RowsOf:
+    """A completion is an item of its own."""
+    return lambda row: ((batch.prompt_ids[row], batch.completion_ids[row]),)
 
 
 def select(batch: Batch, rows: Sequence[int]) -> Batch:

@@ -18,9 +18,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from rlvr.learner.budget import Budget
 from rlvr.learner.deal import Rows
 from rlvr.learner.launch import Launch, build_engine
 from rlvr.learner.layout import packs
+from rlvr.learner.micro_batches import MicroBatches
 from rlvr.learner.models import POLICY, Models
 from rlvr.learner.preference_batch import PreferenceBatch
 from rlvr.learner.preference_passes import PreferencePasses
@@ -98,12 +100,13 @@ class PreferenceLearner:
         launch = launch or Launch(Ranks())
         self.ranks = launch.ranks
         self.engine = build_engine(Models(policy), {POLICY: settings}, launch)
+        self.budget = Budget(settings.tokens_per_micro_batch, self.engine, self.ranks)
         self.passes = PreferencePasses(
             policy,
             self.engine,
             settings,
             self.ranks,
-            packed=packed,
+            micro_batches=MicroBatches(self.engine, self.ranks, self.budget, packed=packed),
             prompt=self.needs_prompt,
             ld_alpha=ld_alpha,
         )
@@ -117,6 +120,7 @@ class PreferenceLearner:
         numbers = self._gather_gradient(batch, step)
         metrics = self._metrics(numbers, batch, step) | self._step_weights()
         metrics |= self.passes.figures(batch)
+        metrics["learner/out_of_memory"] = self.budget.retries
         metrics["time/statistics"] = prepared - started
         metrics["time/update"] = time.perf_counter() - prepared
         return metrics
@@ -174,8 +178,23 @@ class PreferenceLearner:
     def _gather_gradient(
         self, batch: PreferenceBatch, step: StepConstants
     ) -> dict[str, torch.Tensor]:
-        """Run the step's micro-batches; numbers [B] of all items to log, in no certain order."""
+        """Run the step's micro-batches; numbers [B] of all items to log, in no certain order.
+
+        Raises:
+            ValueError: Memory runs out, and again with half the budget.
+        """
         whole = self._step_gradient(batch, step) if self._whole_step else None
+        own = self.budget.attempt(lambda: self._run_micro_batches(batch, step, whole))
+        shares = self.ranks.gather({name: values.tolist() for name, values in own.items()})
+        found: dict[str, torch.Tensor] = {}
+        for share in filter(None, shares):
+            found = _joined(found, {name: torch.tensor(v).double() for name, v in share.items()})
+        return found if whole is None else found | {"loss": whole.loss_B}
+
+    def _run_micro_batches(
+        self, batch: PreferenceBatch, step: StepConstants, whole: "_StepGradient | None"
+    ) -> dict[str, torch.Tensor]:
+        """This rank's share of the gradient, added up in the engine, and its items' numbers."""
         own: dict[str, torch.Tensor] = {}
         for items, sums_BKS, last in self.passes.run(batch):
             if not items:
@@ -186,11 +205,7 @@ class PreferenceLearner:
             if items and whole is not None:
                 loss = (whole.gradient_BKS[list(items)].to(sums_BKS) * sums_BKS).sum()
             self.engine.backward(loss, last=last)
-        shares = self.ranks.gather({name: values.tolist() for name, values in own.items()})
-        found: dict[str, torch.Tensor] = {}
-        for share in filter(None, shares):
-            found = _joined(found, {name: torch.tensor(v).double() for name, v in share.items()})
-        return found if whole is None else found | {"loss": whole.loss_B}
+        return own
 
     def _step_gradient(self, batch: PreferenceBatch, step: StepConstants) -> "_StepGradient":
         leaf = self.passes.sums(batch).requires_grad_()

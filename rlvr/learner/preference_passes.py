@@ -9,19 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from rlvr.learner.deal import Rows, deal
+from rlvr.learner.deal import Rows
 from rlvr.learner.engine import Engine
+from rlvr.learner.micro_batches import MicroBatches, RowsOf
 from rlvr.learner.preference_batch import PreferenceBatch
 from rlvr.learner.settings import LearnerSettings
-from rlvr.policy import (
-    ModelInputs,
-    Policy,
-    evaluating,
-    packed_inputs,
-    padded_inputs,
-    plan_packed,
-    plan_padded,
-)
+from rlvr.policy import ModelInputs, Policy, evaluating
 from rlvr.preference.losses import desensitised_logps, sampling_weights
 from rlvr.ranks import Ranks
 
@@ -35,9 +28,9 @@ class PreferencePasses:
     Args:
         policy: The model that is trained.
         engine: What holds its parameters.
-        settings: Micro-batches.
+        settings: Chunks of logits.
         ranks: The processes that share the work.
-        packed: Whether completions of one prompt share it.
+        micro_batches: How items are split and shared out.
         prompt: Whether the prompt's own log-probability is wanted too.
         ld_alpha: Weight of tokens beyond the shorter side's length (LD-DPO); None is 1.
     """
@@ -49,12 +42,12 @@ class PreferencePasses:
         settings: LearnerSettings,
         ranks: Ranks,
         *,
-        packed: bool,
+        micro_batches: MicroBatches,
         prompt: bool,
         ld_alpha: float | None,
     ) -> None:
         self.policy, self.engine, self.settings, self.ranks = policy, engine, settings, ranks
-        self.packed, self.prompt, self.ld_alpha = packed, prompt, ld_alpha
+        self.micro_batches, self.prompt, self.ld_alpha = micro_batches, prompt, ld_alpha
 
     def run(
         self, batch: PreferenceBatch, model: Policy | None = None
@@ -116,55 +109,14 @@ class PreferencePasses:
 
     def figures(self, batch: PreferenceBatch) -> dict[str, float]:
         """How well a step's items filled the micro-batches of all ranks."""
-        rows = self._rows(batch, range(len(batch)), prompt=self.prompt)
-        real = sum(len(prompt) + len(completion) for prompt, completion in rows)
-        by_rank = [
-            sum(self._positions(batch, micro) for micro in share) for share in self._deal(batch)
-        ]
-        total = sum(by_rank)
-        return {
-            "learner/positions": total,
-            "learner/pad_fraction": max(0.0, 1 - real / total),
-            "learner/rank_balance": total / (len(by_rank) * max(by_rank)),
-        }
+        return self.micro_batches.figures(self._rows_of(batch), range(len(batch)))
 
     def _share(self, batch: PreferenceBatch) -> list[Rows]:
         """This rank's micro-batches."""
-        share = self._deal(batch)[self.ranks.rank]
-        return share if self.engine.equal_micro_batches else [micro for micro in share if micro]
+        return self.micro_batches.share(self._rows_of(batch), range(len(batch)))
 
-    def _deal(self, batch: PreferenceBatch) -> list[list[Rows]]:
-        """Every rank's micro-batches."""
-        units: dict[object, Rows] = {}
-        for item, prompt in enumerate(batch.prompt_ids):
-            unit = prompt if self.packed else item
-            units[unit] = (*units.get(unit, ()), item)
-        return deal(
-            list(units.values()),
-            lambda micro: self._positions(batch, micro),
-            lambda share: self._plan(batch, share),
-            self.ranks.count,
-        )
-
-    def _plan(self, batch: PreferenceBatch, items: Sequence[int]) -> list[Rows]:
-        budget = self.settings.tokens_per_micro_batch
-        prompts = [batch.prompt_ids[item] for item in items]
-        if self.packed:
-            joined = [
-                [0] * sum(map(len, (*batch.completion_ids[item], prompt if self.prompt else ())))
-                for item, prompt in zip(items, prompts, strict=True)
-            ]
-            plan = plan_packed(prompts, joined, budget)
-        else:
-            plan = plan_padded([self._positions(batch, (item,)) for item in items], budget)
-        return [tuple(items[index] for index in micro) for micro in plan]
-
-    def _positions(self, batch: PreferenceBatch, items: Rows) -> int:
-        """Input positions that items run together take, padding included."""
-        rows = self._rows(batch, items, prompt=self.prompt)
-        if self.packed:
-            return sum(len(own) for _, own in rows) + sum(map(len, {prompt for prompt, _ in rows}))
-        return len(rows) * max((len(prompt) + len(own) for prompt, own in rows), default=0)
+    def _rows_of(self, batch: PreferenceBatch) -> RowsOf:
+        return lambda item: self._rows(batch, (item,), prompt=self.prompt)
 
     def _rows(
         self, batch: PreferenceBatch, items: Sequence[int], *, prompt: bool
@@ -184,8 +136,8 @@ class PreferencePasses:
         else:
             rows = self._rows(_IDLE, (0,), prompt=False)
         prompts, completions = zip(*rows, strict=True)
-        lay_out = packed_inputs if self.packed else padded_inputs
-        return lay_out(prompts, completions, range(len(rows))).to(self.policy.device)
+        inputs = self.micro_batches.inputs(prompts, completions, tuple(range(len(rows))))
+        return inputs.to(self.policy.device)
 
     def _forward(
         self, model: Policy | None, inputs: ModelInputs, temperature: float

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import nn
 
 from rlvr.policy.batching import ModelInputs, packed_inputs, padded_inputs
+from rlvr.policy.embedding import add_rows_in_place
 from rlvr.policy.proxy import ProxyRequest
 from rlvr.policy.routers import Routers, RoutingRequest
 from rlvr.policy.token_stats import TokenHead, TokenStats
@@ -126,6 +127,17 @@ class Policy(nn.Module):
         if self.precision == "bfloat16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
+
+    def add_embedding_rows(self) -> None:
+        """Where the output head is the embedding, add a lookup's gradient to the head's in place.
+
+        For engines that look at gradients only when the backward pass is over
+        (:mod:`rlvr.policy.embedding`).
+        """
+        embedding, head = self.causal_lm.get_input_embeddings(), self.head
+        tied = head is not None and getattr(embedding, "weight", None) is head.weight
+        if tied and not self._compiled:
+            add_rows_in_place(embedding)
 
     def reference(self) -> AbstractContextManager[Any]:
         """The policy with its adapters off: the frozen base model."""

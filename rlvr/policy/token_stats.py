@@ -263,14 +263,13 @@ class _ChunkedStats(torch.autograd.Function):
         if not ctx.entropy:
             grad_entropy_N = None
         grad_hidden = torch.zeros_like(hidden_ND) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight_VD) if needs_weight else None
+        grad_weight: torch.Tensor | None = None
         grad_bias = torch.zeros_like(bias_V) if needs_bias else None
-        if grad_logprobs_N is None and grad_entropy_N is None and grad_kl_N is None:
-            return grad_hidden, grad_weight, grad_bias, *(None,) * 7
+        asked = any(grad is not None for grad in (grad_logprobs_N, grad_entropy_N, grad_kl_N))
         weight = weight_VD.to(ctx.dtype)
         bias = None if bias_V is None else bias_V.to(ctx.dtype)
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            for start in range(0, targets_N.shape[0], ctx.chunk):
+            for start in range(0, targets_N.shape[0] if asked else 0, ctx.chunk):
                 part = slice(start, start + ctx.chunk)
                 hidden_CD = hidden_ND[part].to(ctx.dtype)
                 # Used up: it is overwritten below.
@@ -292,10 +291,12 @@ class _ChunkedStats(torch.autograd.Function):
                 grad_CV = grad_CV.to(ctx.dtype)
                 if grad_hidden is not None:
                     grad_hidden[part] = grad_CV @ weight
-                if grad_weight is not None:
-                    _accumulate_product(grad_weight, grad_CV, hidden_CD)
+                if needs_weight:
+                    grad_weight = _add_product(grad_weight, grad_CV, hidden_CD, weight_VD.dtype)
                 if grad_bias is not None:
                     grad_bias += grad_CV.sum(0)
+        if needs_weight and grad_weight is None:
+            grad_weight = torch.zeros_like(weight_VD)
         return grad_hidden, grad_weight, grad_bias, *(None,) * 7
 
 
@@ -339,11 +340,15 @@ def _logit_gradient(
     return grad_CV
 
 
-def _accumulate_product(
-    total_VD: torch.Tensor, grad_CV: torch.Tensor, hidden_CD: torch.Tensor
-) -> None:
-    """total += grad^T hidden, in place where the dtypes allow it."""
-    if total_VD.dtype == grad_CV.dtype:
-        total_VD.addmm_(grad_CV.T, hidden_CD)
-    else:
-        total_VD += grad_CV.T @ hidden_CD
+def _add_product(
+    total_VD: torch.Tensor | None,
+    grad_CV: torch.Tensor,
+    hidden_CD: torch.Tensor,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """total + grad^T hidden in ``dtype``, in place where that can be; None is 0, never filled."""
+    if total_VD is None:
+        return (grad_CV.T @ hidden_CD).to(dtype)
+    if dtype == grad_CV.dtype:
+        return total_VD.addmm_(grad_CV.T, hidden_CD)
+    return total_VD.add_(grad_CV.T @ hidden_CD)

@@ -1,19 +1,33 @@
 """Held-out problems, answered by the running policy with the running engine."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from eval.metrics import REFERENCE, Outcome, ProblemOutcomes, training_metrics
 from rlvr.data import Prompt
-from rlvr.rollout import sample_groups
+from rlvr.rollout import Engine, Sampling, sample_groups
+from rlvr.train.base_run import BaseRun
 from rlvr.train.log import completion_row
-from rlvr.train.run import Run
-from rlvr.train.scoring import Scored, scored_from_state, scored_state
+from rlvr.train.loop import Measured
+from rlvr.train.scoring import Scored, Scorer, scored_from_state, scored_state
 from rlvr.train.together import gather_or_stop
 from rlvr.train.watch import watched_words
 
 
-def evaluate(run: Run) -> tuple[dict[str, float], list[dict[str, Any]]]:
+@dataclass(frozen=True)
+class HeldOutProblems:
+    """Evaluation sets by name, and what answers and grades them."""
+
+    prompts: dict[str, list[Prompt]]
+    engine: Engine
+    scorer: Scorer
+    sampling: Sampling
+    samples: int
+    """Completions of each problem."""
+
+
+def evaluate(run: BaseRun, problems: HeldOutProblems) -> Measured:
     """Answer and grade every evaluation set.
 
     Accuracy is the mean over problems and samples of the verifier's verdict; truncated completions
@@ -25,8 +39,8 @@ def evaluate(run: Run) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """
     metrics: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
-    for name, prompts in run.evaluation_prompts.items():
-        scored = _answers(run, name, prompts)
+    for name in problems.prompts:
+        scored = _answers(run, problems, name)
         found = training_metrics([problem_outcomes(group) for group in scored], name)
         found |= watched_words(scored, run.recipe.log.watch_words, "words_")
         metrics |= {f"eval/{name}/{figure}": value for figure, value in found.items()}
@@ -35,9 +49,9 @@ def evaluate(run: Run) -> tuple[dict[str, float], list[dict[str, Any]]]:
     return metrics, rows
 
 
-def _answers(run: Run, name: str, prompts: list[Prompt]) -> list[list[Scored]]:
+def _answers(run: BaseRun, problems: HeldOutProblems, name: str) -> list[list[Scored]]:
     """All groups of a set in order; each process answers and grades its share."""
-    sampling = run.recipe.evaluation_sampling
+    prompts, sampling = problems.prompts[name], problems.sampling
 
     def show(done: int, total: int) -> None:
         run.signals.check()
@@ -45,16 +59,16 @@ def _answers(run: Run, name: str, prompts: list[Prompt]) -> list[list[Scored]]:
 
     def own() -> list[list[Scored]]:
         groups = sample_groups(
-            run.engine,
+            problems.engine,
             prompts,
-            run.recipe.evaluation.samples,
+            problems.samples,
             sampling,
             run_seed=run.recipe.seed,
             step=-1,
             progress=show,
             share=run.share(len(prompts)),
         )
-        return run.scorer.score(groups, sampling.max_tokens)
+        return problems.scorer.score(groups, sampling.max_tokens)
 
     if run.ranks.count == 1:
         return own()

@@ -7,7 +7,7 @@ what it trains on are shared by what it does not. Definitions: ``rlvr/policy/pat
 to be looked at, not a rule to stop by.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import torch
@@ -51,7 +51,7 @@ class Probe:
     def __init__(
         self,
         settings: PathwaySettings,
-        problems: dict[str, Sequence[Prompt]],
+        problems: Mapping[str, Sequence[Prompt]],
         tokenizer: object,
     ) -> None:
         self.settings = settings
@@ -121,7 +121,7 @@ def _routings(
     lengths = [len(prompt) + len(response) for prompt, response in texts]
     found: dict[int, tuple[torch.Tensor, float]] = {}
     with torch.no_grad(), evaluating(learner.engine.models):
-        for micro in plan_padded(lengths, learner.budget):
+        for micro in plan_padded(lengths, learner.budget.tokens):
             inputs = padded_inputs(prompts, responses, micro).to(learner.policy.device)
             stats = learner.engine.forward(inputs, run=(POLICY,), routing=READ_EVERYWHERE).stats
             assert stats.routing is not None

@@ -10,18 +10,17 @@ a step and the first keeps the records.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 
-from rlvr.train.clock import Clock
 from rlvr.train.evaluation import evaluate
-from rlvr.train.interrupt import Stopped, StopSignals
+from rlvr.train.interrupt import StopSignals
+from rlvr.train.loop import Measured, evaluate_if_due, run_steps, step_clock
 from rlvr.train.preference_recipe import PreferenceRecipe
 from rlvr.train.preference_run import PreferenceRun, open_preference_run
 from rlvr.train.prm_recipe import PrmRecipe
 from rlvr.train.rl import export, memory_used
-from rlvr.train.run import Run
 from rlvr.train.together import stop_together
 
 
@@ -30,44 +29,29 @@ def train(
 ) -> Path:
     """Train a policy as the recipe says; returns the run folder.
 
-    Args:
-        recipe: What to do.
-        resume: Continue from the newest valid checkpoint in the output folder, if there is one.
-        console: Where progress is shown; None is standard output.
-
-    Raises:
-        ValueError: The recipe cannot be carried out; the message says why and what to change.
-        Stopped: Ctrl-C or SIGTERM; a checkpoint was written first.
+    Arguments and errors as :func:`rlvr.train.rl.train`.
     """
-    return learn(recipe, _evaluate_if_due, resume=resume, console=console)
+    return learn(recipe, _measure, resume=resume, console=console)
 
 
 def learn(
     recipe: PreferenceRecipe | PrmRecipe,
-    evaluate_if_due: Callable[[PreferenceRun, StopSignals], None],
+    measure: Callable[[PreferenceRun], Measured],
     *,
     resume: bool = False,
     console: Console | None = None,
 ) -> Path:
-    """The loop, with its measure; see :func:`train`."""
+    """The loop; ``measure`` is its evaluation, where there is anything held out."""
     with (
         StopSignals().watch() as signals,
         open_preference_run(recipe, resume, console or Console(), signals) as run,
     ):
-        try:
-            evaluate_if_due(run, signals)
-            while run.step < recipe.steps:
-                train_step(run, signals)
-                evaluate_if_due(run, signals)
-                if run.step % recipe.checkpoint.every == 0 or run.step == recipe.steps:
-                    with signals.shield():
-                        run.log.phase("saving")
-                        run.save()
-        except Stopped:
-            if run.step:
-                run.log.say(f"stopped after step {run.step}; saving")
-                run.save()
-            raise
+        run_steps(
+            run,
+            lambda: train_step(run, signals),
+            lambda: _evaluate_if_due(run, measure),
+            run.save,
+        )
         run.log.phase("exporting")
         export(run.policy, run.tokenizer, run.folder, run.ranks)
     return recipe.output
@@ -75,12 +59,12 @@ def learn(
 
 def train_step(run: PreferenceRun, signals: StopSignals) -> None:
     """Take the next preferences, update, record."""
-    clock = Clock(lambda *span: run.log.span("learner", run.step + 1, *span))
+    clock = step_clock(run, run.step + 1)
     stop_together(run.ranks, signals)
     with signals.shield():
         batch = run.data.select(run.sampler.next(run.recipe.data.per_step))
         run.log.phase("updating")
-        with clock("update", counted=False):
+        with clock("update", counted=False), run.watch("update"):
             metrics = run.learner.update(batch)
         run.step += 1
         metrics["time/step"] = clock.total
@@ -91,26 +75,21 @@ def train_step(run: PreferenceRun, signals: StopSignals) -> None:
         run.log.step(run.step, metrics)
 
 
-def _evaluate_if_due(run: PreferenceRun, signals: StopSignals) -> None:
-    """Evaluate before the first step, every so often, and after the last, once each."""
-    due = run.step % run.recipe.evaluation.every == 0 or run.step == run.recipe.steps
-    if not due or not (run.held_out or run.evaluation_prompts):
-        return
-    if run.ranks.broadcast(run.log.evaluated(run.step)):
-        return
-    clock = Clock(lambda *span: run.log.span("learner", run.step, *span))
+def _evaluate_if_due(run: PreferenceRun, measure: Callable[[PreferenceRun], Measured]) -> None:
+    if run.held_out or run.problems is not None:
+        evaluate_if_due(run, run.recipe.evaluation.every, lambda: measure(run))
+
+
+def _measure(run: PreferenceRun) -> Measured:
     rows: list[dict[str, Any]] = []
     metrics: dict[str, float] = {}
-    with clock("evaluate"):
-        for name, batch in run.held_out.items():
-            measured = run.learner.measure(batch)
-            metrics |= {
-                f"eval/{name}/{key.removeprefix('preference/')}": value
-                for key, value in measured.items()
-            }
-        if run.engine is not None:
-            answered, rows = evaluate(cast(Run, run))  # it has all that evaluation looks at
-            metrics |= answered
-    with signals.shield():
-        run.log.completions("evaluations", run.step, rows)
-        run.log.step(run.step, metrics | clock.seconds)
+    for name, batch in run.held_out.items():
+        measured = run.learner.measure(batch)
+        metrics |= {
+            f"eval/{name}/{key.removeprefix('preference/')}": value
+            for key, value in measured.items()
+        }
+    if run.problems is not None:
+        answered, rows = evaluate(run, run.problems)
+        metrics |= answered
+    return metrics, rows

@@ -1,19 +1,22 @@
 """The schema of a recipe with ``task: preference``."""
 
-import re
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from rlvr.data import Source, TemplateChoice, load_template
 from rlvr.data.preferences import PreferenceSource
-from rlvr.learner import LearnerSettings
 from rlvr.policy import ModelSettings
 from rlvr.preference.losses import AnyLoss, UnpairedLoss
 from rlvr.rollout import Sampling
 from rlvr.settings import Settings
-from rlvr.train.recipe import CheckpointSettings, LogSettings
+from rlvr.train.base_recipe import (
+    BaseEvaluation,
+    BaseRecipe,
+    impossible_layout,
+    impossible_names,
+    rollout_only,
+)
 
 
 class PreferenceData(Settings):
@@ -43,7 +46,7 @@ class ReferenceSettings(Settings):
     is live where a loss needs other completions than the data's (kto), else precomputed."""
 
 
-class PreferenceEvaluation(Settings):
+class PreferenceEvaluation(BaseEvaluation):
     """Held-out pairs that are measured, and problems that the policy answers, from time to time."""
 
     pairs: dict[str, PreferenceSource] = Field(default_factory=dict)
@@ -52,25 +55,17 @@ class PreferenceEvaluation(Settings):
     """Problems by name; the policy's answers are graded by the verifier."""
     template: TemplateChoice | None = None
     """Template of the problems; null is that of the data."""
-    every: int = Field(20, ge=1)
-    """Evaluate after every so many steps; also before the first and after the last."""
     samples: int = Field(1, ge=1)
     """Completions of each problem."""
     sampling: Sampling = Sampling(max_tokens=512, temperature=0.0)
     """How the policy's answers are drawn."""
 
 
-class PreferenceRecipe(Settings):
+class PreferenceRecipe(BaseRecipe):
     """Learning from preferences: the recipe of ``rlvr train`` with ``task: preference``."""
 
     task: Literal["preference"]
     """What is trained: a policy, from preferences."""
-    output: Path
-    """Folder of the run; everything it writes is in there."""
-    seed: int = Field(0, ge=0, lt=2**64)
-    """Order of the data, initialisation of adapters."""
-    steps: int = Field(ge=1)
-    """Optimizer steps."""
     model: ModelSettings
     """The policy, which as it is before training is also the reference."""
     data: PreferenceData
@@ -83,14 +78,8 @@ class PreferenceRecipe(Settings):
     """Weigh pairs by how probable the policy finds them (WPO), for one more forward pass."""
     reference: ReferenceSettings | None = None
     """How reference log-probabilities are had; leave it out for losses without a reference."""
-    learner: LearnerSettings = LearnerSettings()
-    """The optimizer."""
     evaluation: PreferenceEvaluation = PreferenceEvaluation()
     """Held-out preferences and problems."""
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    """What is kept to continue from."""
-    log: LogSettings = LogSettings()
-    """What is written for people."""
 
     @model_validator(mode="after")
     def _possible(self) -> "PreferenceRecipe":
@@ -150,34 +139,12 @@ def _impossible(recipe: PreferenceRecipe) -> list[str]:
         )
     if recipe.weighting and any(loss.whole_step for loss in recipe.losses):
         faults.append("weighting is of pairs, but aot sorts each side by itself; drop one of them")
-    return faults + _impossible_learner(recipe) + _impossible_names(recipe.evaluation)
-
-
-def _impossible_learner(recipe: PreferenceRecipe) -> list[str]:
-    faults, learner = [], recipe.learner
-    for name in ("updates_per_rollout", "ratio_against", "skip_zero_advantage"):
-        default = LearnerSettings.model_fields[name].default
-        if getattr(learner, name) != default:
-            faults.append(
-                f"learner.{name} = {getattr(learner, name)} means nothing to preference losses; "
-                "leave it out"
-            )
-    if learner.layout == "packed" and recipe.model.attention not in ("sdpa", "eager"):
-        faults.append(
-            f"learner.layout = 'packed' needs a block mask, which model.attention = "
-            f"{recipe.model.attention!r} does not take; use sdpa or layout padded"
-        )
-    return faults
+    faults += rollout_only(recipe.learner, "preference losses") + impossible_layout(recipe)
+    return faults + _impossible_names(recipe.evaluation)
 
 
 def _impossible_names(evaluation: PreferenceEvaluation) -> list[str]:
-    faults = []
-    for name in (*evaluation.pairs, *evaluation.sets):
-        if not re.fullmatch(r"[\w.-]+", name):
-            faults.append(
-                f"evaluation names {name!r}; a name becomes part of a metric's: letters, digits, "
-                "dots, underscores and hyphens"
-            )
+    faults = impossible_names((*evaluation.pairs, *evaluation.sets), "evaluation")
     for name in evaluation.pairs.keys() & evaluation.sets.keys():
         faults.append(f"evaluation.pairs and evaluation.sets both name {name!r}; rename one")
     return faults

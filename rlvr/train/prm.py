@@ -16,8 +16,7 @@ from rich.console import Console
 
 from rlvr.learner import PreferenceBatch
 from rlvr.prm import calibration, ranking
-from rlvr.train.clock import Clock
-from rlvr.train.interrupt import StopSignals
+from rlvr.train.loop import Measured
 from rlvr.train.preference import learn
 from rlvr.train.preference_run import PreferenceRun
 from rlvr.train.prm_data import prompt_groups
@@ -27,38 +26,18 @@ from rlvr.train.prm_recipe import PrmRecipe
 def train(recipe: PrmRecipe, *, resume: bool = False, console: Console | None = None) -> Path:
     """Train a reward model as the recipe says; returns the run folder.
 
-    Args:
-        recipe: What to do.
-        resume: Continue from the newest valid checkpoint in the output folder, if there is one.
-        console: Where progress is shown; None is standard output.
-
-    Raises:
-        ValueError: The recipe cannot be carried out; the message says why and what to change.
-        Stopped: Ctrl-C or SIGTERM; a checkpoint was written first.
+    Arguments and errors as :func:`rlvr.train.rl.train`.
     """
-    return learn(recipe, _evaluate_if_due, resume=resume, console=console)
+    return learn(recipe, _measure, resume=resume, console=console)
 
 
-def _evaluate_if_due(run: PreferenceRun, signals: StopSignals) -> None:
-    """Measure before the first step, every so often, and after the last, once each."""
-    due = run.step % run.recipe.evaluation.every == 0 or run.step == run.recipe.steps
-    if not due or not run.held_out or run.ranks.broadcast(run.log.evaluated(run.step)):
-        return
+def _measure(run: PreferenceRun) -> Measured:
     assert isinstance(run.recipe, PrmRecipe)
-    clock = Clock(lambda *span: run.log.span("learner", run.step, *span))
     metrics: dict[str, float] = {}
-    with clock("evaluate"):
-        for name, batch in run.held_out.items():
-            log_ratio_B = held_out_log_ratios(run, batch)
-            found = measures(batch, recipe_beta(run.recipe) * log_ratio_B)
-            metrics |= {f"eval/{name}/{key}": value for key, value in found.items()}
-    with signals.shield():
-        run.log.step(run.step, metrics | clock.seconds)
-
-
-def recipe_beta(recipe: PrmRecipe) -> float:
-    """Scale of the rewards."""
-    return recipe.objective.beta
+    for name, batch in run.held_out.items():
+        rewards_B = run.recipe.objective.beta * held_out_log_ratios(run, batch)
+        metrics |= {f"eval/{name}/{key}": v for key, v in measures(batch, rewards_B).items()}
+    return metrics, []
 
 
 def held_out_log_ratios(run: PreferenceRun, batch: PreferenceBatch) -> torch.Tensor:

@@ -1,19 +1,22 @@
 """The schema of a recipe with ``task: prm``: an implicit process reward model from outcomes."""
 
-import re
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from rlvr.data import TemplateChoice, load_template
-from rlvr.learner import LearnerSettings
 from rlvr.policy import ModelSettings
 from rlvr.preference.losses import PreferenceLoss
 from rlvr.prm import PrmObjective, takes_pairs
 from rlvr.prm.objectives import CeSettings
 from rlvr.settings import Settings
-from rlvr.train.recipe import CheckpointSettings, LogSettings
+from rlvr.train.base_recipe import (
+    BaseEvaluation,
+    BaseRecipe,
+    impossible_names,
+    rollout_only,
+)
 
 
 class PrmData(Settings):
@@ -35,26 +38,20 @@ class PrmData(Settings):
     """Visit them in a new random order in every epoch."""
 
 
-class PrmEvaluation(Settings):
+class PrmEvaluation(BaseEvaluation):
     """Held-out responses that the reward model is measured on from time to time."""
 
     responses: dict[str, tuple[Path, ...]] = Field(default_factory=dict)
     """Labelled responses by name, as ``data.sources``."""
-    every: int = Field(20, ge=1)
-    """Measure after every so many steps; also before the first and after the last."""
 
 
-class PrmRecipe(Settings):
+class PrmRecipe(BaseRecipe):
     """Training an implicit process reward model: the recipe of ``task: prm``."""
 
     task: Literal["prm"]
     """What is trained: an implicit process reward model, from labels of whole responses."""
-    output: Path
-    """Folder of the run; everything it writes is in there."""
     seed: int = Field(0, ge=0, lt=2**64)
     """Order of the data, balance, initialisation of adapters."""
-    steps: int = Field(ge=1)
-    """Optimizer steps."""
     model: ModelSettings
     """The reward model, which as it is before training is also the reference."""
     data: PrmData
@@ -63,14 +60,8 @@ class PrmRecipe(Settings):
     """What it is trained with."""
     use_reference: bool = True
     """Train the log-ratio to the reference; false trains the log-probability alone."""
-    learner: LearnerSettings = LearnerSettings()
-    """The optimizer."""
     evaluation: PrmEvaluation = PrmEvaluation()
     """Held-out responses."""
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    """What is kept to continue from."""
-    log: LogSettings = LogSettings()
-    """What is written for people."""
 
     @model_validator(mode="after")
     def _possible(self) -> "PrmRecipe":
@@ -110,17 +101,6 @@ def _impossible(recipe: PrmRecipe) -> list[str]:
             "objective 'kto' compares with its distance from the reference, which use_reference = "
             "false leaves out; use ce"
         )
-    for name in ("updates_per_rollout", "ratio_against", "skip_zero_advantage"):
-        default = LearnerSettings.model_fields[name].default
-        if getattr(recipe.learner, name) != default:
-            faults.append(
-                f"learner.{name} = {getattr(recipe.learner, name)} means nothing to a reward "
-                "model; leave it out"
-            )
-    for name in recipe.evaluation.responses:
-        if not re.fullmatch(r"[\w.-]+", name):
-            faults.append(
-                f"evaluation.responses names {name!r}; a name becomes part of a metric's: letters, "
-                "digits, dots, underscores and hyphens"
-            )
+    faults += rollout_only(recipe.learner, "a reward model")
+    faults += impossible_names(recipe.evaluation.responses, "evaluation.responses")
     return faults

@@ -37,7 +37,7 @@ from rlvr.settings import Settings, load_settings
 from rlvr.train.log import read_metrics, write_atomically
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.rl import train
-from rlvr.train.run import versions
+from rlvr.train.run_folder import versions
 from rlvr.types import Batch
 
 _DIGITS = 3

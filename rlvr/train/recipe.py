@@ -1,14 +1,12 @@
 """The root schema of a recipe: what a YAML file for ``rlvr train`` may say."""
 
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from rlvr.data import Source, TemplateChoice, load_template
-from rlvr.learner import CriticSettings, LearnerSettings, PrimeSettings, RouterSettings
+from rlvr.learner import CriticSettings, PrimeSettings, RouterSettings
 from rlvr.objective import (
     Advantage,
     Clip,
@@ -30,6 +28,12 @@ from rlvr.rollout import (
     VllmEngineSettings,
 )
 from rlvr.settings import Settings
+from rlvr.train.base_recipe import (
+    BaseEvaluation,
+    BaseRecipe,
+    impossible_layout,
+    impossible_names,
+)
 from rlvr.train.pathways import TRAINING, PathwaySettings
 
 
@@ -102,7 +106,7 @@ class RewardSettings(Settings):
     """Seconds after which a verdict is given up, the worker killed and the completion scored 0."""
 
 
-class EvaluationSettings(Settings):
+class EvaluationSettings(BaseEvaluation):
     """Held-out problems, answered by the running policy from time to time."""
 
     sets: dict[str, Source] = Field(default_factory=dict)
@@ -118,54 +122,11 @@ class EvaluationSettings(Settings):
     null does not."""
 
 
-class CheckpointSettings(Settings):
-    """What is kept to continue from."""
-
-    every: int = Field(20, ge=1)
-    """Write a checkpoint after every so many steps; always after the last."""
-    keep: int = Field(2, ge=1)
-    """How many of the newest remain."""
-    background: bool = False
-    """Write while training goes on, from copies in host memory; one at a time. A kill loses at most
-    the checkpoint that is being written."""
-
-
-class WatchdogSettings(Settings):
-    """When a phase of the loop is taken to hang; the process is then ended with all stacks."""
-
-    factor: float = Field(20.0, gt=1)
-    """Times its median that a phase may last."""
-    least_s: float = Field(600.0, gt=0)
-    """Seconds that any phase may last."""
-    first_s: float = Field(7200.0, gt=0)
-    """Seconds that a phase may last which was not seen before."""
-
-
-class LogSettings(Settings):
-    """What is written for people."""
-
-    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Experiment trackers to send the metrics to; ``metrics.jsonl`` is always written."""
-    completions_per_step: int = Field(32, ge=0)
-    """Training completions kept at each step: as many whole groups as that holds, at least one;
-    0 keeps none."""
-    completions_every: int = Field(1, ge=1)
-    """Keep them at every so many steps."""
-    watch_tokens: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Sets of words by name, such as exploratory: [but, wait]; count and probabilities of the
-    sampled tokens that are one of them are logged."""
-    watch_words: tuple[str, ...] = ()
-    """Words such as rethink; the share of responses that hold each is logged, in
-    training and in evaluation."""
-
-
-class RLRecipe(Settings):
+class RLRecipe(BaseRecipe):
     """Reinforcement learning from verifiable rewards: the recipe of ``rlvr train``."""
 
     task: Literal["rl"] = "rl"
     """What is trained: a policy, by reinforcement learning."""
-    output: Path
-    """Folder of the run; everything it writes is in there."""
     seed: int = Field(0, ge=0, lt=2**64)
     """Order of problems, sampling, initialisation of adapters."""
     steps: int = Field(ge=1)
@@ -198,16 +159,8 @@ class RLRecipe(Settings):
     """Terms added to the loss."""
     reducer: Reducer = TokenMean()
     """How the loss over tokens becomes a number."""
-    learner: LearnerSettings = LearnerSettings()
-    """The optimizer."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """Held-out problems."""
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    """What is kept to continue from."""
-    watchdog: WatchdogSettings | None = WatchdogSettings()
-    """Ends a run that hangs; null lets it."""
-    log: LogSettings = LogSettings()
-    """What is written for people."""
 
     @model_validator(mode="before")
     @classmethod
@@ -312,17 +265,8 @@ def _impossible(recipe: RLRecipe) -> list[str]:
         names = [part.name for part in parts]
         if len(set(names)) < len(names):
             faults.append(f"{key} {names} name one twice; merge their coefficients")
-    if recipe.learner.layout == "packed" and recipe.model.attention not in ("sdpa", "eager"):
-        faults.append(
-            f"learner.layout = 'packed' needs a block mask, which model.attention = "
-            f"{recipe.model.attention!r} does not take; use sdpa or layout padded"
-        )
-    for name in recipe.evaluation.sets:
-        if not re.fullmatch(r"[\w.-]+", name):
-            faults.append(
-                f"evaluation.sets names {name!r}; a name becomes part of a metric's: letters, "
-                "digits, dots, underscores and hyphens"
-            )
+    faults += impossible_layout(recipe)
+    faults += impossible_names(recipe.evaluation.sets, "evaluation.sets")
     return faults
 
 

@@ -27,8 +27,9 @@ from rlvr.train.batch import build_batch, group_advantages, rollout_metrics
 from rlvr.train.clock import Clock
 from rlvr.train.collect import Rollout
 from rlvr.train.evaluation import evaluate
-from rlvr.train.interrupt import Stopped, StopSignals
+from rlvr.train.interrupt import StopSignals
 from rlvr.train.log import completion_row
+from rlvr.train.loop import evaluate_if_due, run_steps, step_clock
 from rlvr.train.prime import add_token_rewards, export_reward_model
 from rlvr.train.recipe import RLRecipe
 from rlvr.train.run import Run, open_run
@@ -54,18 +55,13 @@ def train(recipe: RLRecipe, *, resume: bool = False, console: Console | None = N
         open_run(recipe, resume=resume, console=console or Console(), signals=signals) as run,
         sampling_rollouts(run) as rollouts,
     ):
-        try:
-            _evaluate_if_due(run, rollouts, signals)
-            while run.step < recipe.steps:
-                train_step(run, rollouts, signals)
-                _evaluate_if_due(run, rollouts, signals)
-                if run.step % recipe.checkpoint.every == 0 or run.step == recipe.steps:
-                    _save(run, rollouts, signals)
-        except Stopped:
-            if run.step:
-                run.log.say(f"stopped after step {run.step}; saving")
-                run.save(rollouts.state())
-            raise
+        run_steps(
+            run,
+            lambda: train_step(run, rollouts, signals),
+            lambda: _evaluate_if_due(run, rollouts),
+            lambda: run.save(rollouts.state()),
+            settle=lambda: _settle(run, rollouts),
+        )
         run.log.phase("exporting")
         export(run.policy, run.tokenizer, run.folder, run.ranks)
         export_reward_model(run.learner.prime, run.tokenizer, run.folder, run.ranks)
@@ -75,7 +71,7 @@ def train(recipe: RLRecipe, *, resume: bool = False, console: Console | None = N
 def train_step(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
     """Sample, verify, update, record."""
     step = run.step + 1
-    clock = Clock(lambda *span: run.log.span("learner", step, *span))
+    clock = step_clock(run, step)
     stop_together(run.ranks, run.signals)
     with run.watch("rollout"):
         rollout = rollouts.next(clock)
@@ -101,32 +97,20 @@ def train_step(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
         _keep_completions(run, step, rollout.groups, run.recipe.advantage)
 
 
-def _evaluate_if_due(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
-    """Evaluate before the first step, every so often, and after the last, once each."""
-    due = run.step % run.recipe.evaluation.every == 0 or run.step == run.recipe.steps
-    if not due or not (run.evaluation_prompts or run.probe):
-        return
-    if run.ranks.broadcast(run.log.evaluated(run.step)):
-        return
-    clock = Clock(lambda *span: run.log.span("learner", run.step, *span))
-    with rollouts.exclusive(), clock("evaluate"), run.watch("evaluation"):
-        metrics, rows = evaluate(run)
-        if run.probe is not None:
-            metrics |= run.probe.measure(run.learner)
-    with signals.shield():
-        run.log.completions("evaluations", run.step, rows)
-        run.log.step(run.step, metrics | clock.seconds)
+def _evaluate_if_due(run: Run, rollouts: Rollouts) -> None:
+    if run.held_out.prompts or run.probe:
+        every, beside = run.recipe.evaluation.every, rollouts.exclusive()
+        evaluate_if_due(run, every, lambda: _measured(run), beside=beside)
 
 
-def _save(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
-    clock = Clock(lambda *span: run.log.span("learner", run.step, *span))
+def _measured(run: Run) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    metrics, rows = evaluate(run, run.held_out)
+    return metrics | ({} if run.probe is None else run.probe.measure(run.learner)), rows
+
+
+def _settle(run: Run, rollouts: Rollouts) -> None:
     run.log.phase("waiting for rollouts to save")
     rollouts.settle()
-    with signals.shield():
-        run.log.phase("saving")
-        with clock("checkpoint"), run.watch("checkpoint"):
-            run.save(rollouts.state())
-        run.log.step(run.step, clock.seconds)
 
 
 def export(policy: Policy, tokenizer: Any, folder: Path, ranks: Ranks) -> None:  # noqa: ANN401

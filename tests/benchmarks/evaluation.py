@@ -1,21 +1,33 @@
 """Speed of the evaluation harness.
 
     python -m tests.benchmarks.evaluation score [SAMPLES]        scoring of recorded samples
-    python -m tests.benchmarks.evaluation throughput MODEL DATA  the harness against its engine
+    python -m tests.benchmarks.evaluation throughput MODEL DATA  the harness against raw vLLM
 
 ``throughput`` gives both the same requests (prompts of a benchmark file, seeds, sampling), in turn,
-three times each, after one warm-up, and compares medians: the vLLM engine alone, its samples thrown
-away, and the harness over it, which decodes and writes each.
+five times each, after one warm-up, and compares medians: vLLM's ``LLM.generate`` in a process of
+its own, the vLLM engine alone, its samples thrown away, and the harness over it, which decodes and
+writes each. All stay started, none has a prompt cached, and the order changes with every round.
 """
 
 import json
+import os
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+from eval.generate import finished_rows, sample_missing
+from eval.models import find_targets
+from eval.plan import EvalSettings, make_plan
 from eval.score import read_recorded, score
+from rlvr.bench.generation import raw_generate, raw_llm
+from rlvr.policy import ModelSettings, load_tokenizer, stop_token_ids
+from rlvr.ranks import Ranks
+from rlvr.rollout import VllmEngine, VllmEngineSettings
+from rlvr.rollout.vllm_child import child_environment
 from tests.eval.small import write_samples
 
 
@@ -31,38 +43,103 @@ def time_scoring(samples: int) -> None:
             print(f"{len(rows)} samples, {names}: {time.perf_counter() - began:.1f} s")
 
 
-def time_generation(model: str, data: str, problems: int = 48, tokens: int = 64) -> None:
-    """Median seconds of the harness and of the bare engine over the same requests."""
-    from eval.generate import sample_missing
-    from eval.models import find_targets
-    from eval.plan import EvalSettings, make_plan
-    from rlvr.policy import ModelSettings, load_tokenizer, stop_token_ids
-    from rlvr.ranks import Ranks
-    from rlvr.rollout import VllmEngine, VllmEngineSettings
+class RawVllm:
+    """``LLM.generate`` in a process of its own, which is told when to go."""
 
+    def __init__(self, request: dict[str, Any]) -> None:
+        with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
+            json.dump(request, file)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.benchmarks.evaluation", "raw", file.name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=child_environment(os.environ, len(os.sched_getaffinity(0))),
+        )
+        self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        """Its next line that is ours."""
+        for text in self.process.stdout:
+            if text.startswith("RAW "):
+                return json.loads(text[4:])
+        raise SystemExit(f"the process with LLM.generate ended: {self.process.wait()}")
+
+    def generate(self) -> tuple[float, int]:
+        """Seconds and tokens of all its requests, nothing cached."""
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        found = self.answer()
+        return found["seconds"], found["tokens"]
+
+    def close(self) -> None:
+        """End it."""
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
+def serve_raw(file: str) -> None:
+    """The child: generate at every line of standard input."""
+    asked = json.loads(Path(file).read_text())
+    Path(file).unlink()
+    llm = raw_llm(asked["model"], "float32", asked["longest"])
+    print("RAW {}", flush=True)
+    for _ in sys.stdin:
+        llm.reset_prefix_cache()
+        began = time.perf_counter()
+        tokens = raw_generate(llm, asked["pairs"], **asked["sampling"])
+        seconds = time.perf_counter() - began
+        print(f"RAW {json.dumps({'seconds': seconds, 'tokens': tokens})}", flush=True)
+
+
+def time_generation(
+    model: str, data: str, problems: int = 48, tokens: int = 64, rounds: int = 5
+) -> None:
+    """Seconds of the harness, of the bare engine and of ``LLM.generate``, the same requests."""
     settings = ModelSettings(path=model)
     (target,) = find_targets(settings)
     policy, tokenizer = target.load(), load_tokenizer(settings)
     wanted = EvalSettings(benchmarks=(data,), limit=problems, max_tokens=tokens, temperature=0.6)
     plan = make_plan(wanted, tokenizer, stop_token_ids(policy, tokenizer), policy.context_length)
     engine = VllmEngine(policy, plan.stop_ids, VllmEngineSettings(), plan.longest)
-    engine.sync(policy, 0)
     requests = [job.request(0) for job in plan.jobs]
     (sampling, jobs), *_ = plan.rounds(plan.jobs)
-    times: dict[str, list[float]] = {"engine": [], "harness": []}
-    for turn in range(4):
-        for name in times:
-            with tempfile.TemporaryDirectory() as place:
-                began = time.perf_counter()
-                if name == "engine":
-                    engine.generate(requests, sampling)
-                else:
-                    sample_missing(plan, jobs, engine, tokenizer, Path(place), Ranks())
-                if turn:
-                    times[name].append(time.perf_counter() - began)
+    pairs = [(job.request(0).prompt_ids, job.request(0).seeds[0]) for job in jobs]
+    stops = {"temperature": 0.6, "max_tokens": tokens, "stop_token_ids": list(plan.stop_ids)}
+    raw = RawVllm({"model": model, "longest": plan.longest, "pairs": pairs, "sampling": stops})
+
+    def run_engine() -> tuple[float, int]:
+        began = time.perf_counter()
+        outputs = engine.generate(requests, sampling)
+        return time.perf_counter() - began, sum(len(s.token_ids) for out in outputs for s in out)
+
+    def run_harness() -> tuple[float, int]:
+        with tempfile.TemporaryDirectory() as place:
+            began = time.perf_counter()
+            sample_missing(plan, jobs, engine, tokenizer, Path(place), Ranks())
+            seconds = time.perf_counter() - began
+            return seconds, sum(row["tokens"] for row in finished_rows(Path(place)).values())
+
+    arms = {"LLM.generate": raw.generate, "engine": run_engine, "harness": run_harness}
+    rates: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(rounds + 1):
+        order = list(arms)[turn % 3 :] + list(arms)[: turn % 3]
+        for name in order:
+            engine.sync(policy, turn)  # forgets what was cached
+            seconds, count = arms[name]()
+            if turn:  # the first warms up
+                rates[name].append(count / seconds)
+                print(f"round {turn}  {name:13} {count} tokens  {count / seconds:7.1f} tokens/s")
+            sys.stdout.flush()
     engine.close()
-    print(json.dumps({name: [round(t, 2) for t in found] for name, found in times.items()}))
-    print(f"harness / engine: {median(times['engine']) / median(times['harness']):.3f}")
+    raw.close()
+    for other in ("engine", "LLM.generate"):
+        ratios = [ours / its for ours, its in zip(rates["harness"], rates[other], strict=True)]
+        print(
+            f"harness / {other}: {median(rates['harness']) / median(rates[other]):.3f}  "
+            f"by round {', '.join(f'{ratio:.3f}' for ratio in ratios)}"
+        )
 
 
 if __name__ == "__main__":
@@ -70,5 +147,7 @@ if __name__ == "__main__":
         time_scoring(int(sys.argv[2]) if len(sys.argv) > 2 else 10_000)
     elif sys.argv[1:2] == ["throughput"] and len(sys.argv) == 4:
         time_generation(sys.argv[2], sys.argv[3])
+    elif sys.argv[1:2] == ["raw"] and len(sys.argv) == 3:
+        serve_raw(sys.argv[2])
     else:
         raise SystemExit(__doc__)

@@ -46,26 +46,10 @@ SMALL = "rlvr, 512"
 
 def batch_of(lengths: tuple[int, ...]):
     """The learner's batch."""
-    import torch
+    from rlvr.bench import made_up_batch
 
-    from rlvr.types import Batch
-
-    generator = torch.Generator().manual_seed(0)
-    prompt = tuple(torch.randint(10, 40_000, (PROMPT,), generator=generator).tolist())
-    mask_BT = torch.zeros(len(lengths), max(lengths))
-    completions = []
-    for row, length in enumerate(lengths):
-        mask_BT[row, :length] = 1
-        ids = torch.randint(10, 40_000, (length,), generator=generator).tolist()
-        completions.append(tuple(ids))
-    advantages_B1 = torch.randn(len(lengths), 1, generator=generator)
-    return Batch(
-        prompt_ids=(prompt,) * len(lengths),
-        completion_ids=tuple(completions),
-        group_index_B=torch.zeros(len(lengths), dtype=torch.long),
-        rewards_B=advantages_B1[:, 0],
-        advantages_BT=advantages_B1 * mask_BT,
-        mask_BT=mask_BT,
+    return made_up_batch(
+        list(lengths), prompt_tokens=PROMPT, group_size=len(lengths), vocabulary=40_000
     )
 
 

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import torch
 
+from rlvr.bench.generation import raw_generate, raw_llm
 from rlvr.policy import ModelSettings, Policy, load_policy
 from rlvr.rollout import Request, Sampling, VllmEngineSettings, build_engine
 from rlvr.rollout.engine import Engine
 from rlvr.rollout.transformers_engine import TransformersEngineSettings
 from rlvr.rollout.vllm_child import child_environment
-from rlvr.rollout.vllm_engine import engine_seed
 
 NAMES = ("vllm engine", "LLM.generate", "transformers engine")
 
@@ -54,42 +54,12 @@ def timed(engine: Engine, options: argparse.Namespace, policy: Policy) -> float:
 
 
 def raw(options: argparse.Namespace) -> float:
-    """Tokens per second of ``LLM.generate`` in this process, set up as the engine sets it up."""
-    from vllm import LLM, SamplingParams
-
-    longest = options.prompt_tokens + options.tokens
-    llm = LLM(
-        model=options.model,
-        dtype=options.precision,
-        enforce_eager=True,
-        max_model_len=longest,
-        max_num_seqs=128,
-        kv_cache_memory_bytes=2**30,
-        block_size=32,
-        enable_chunked_prefill=False,
-        generation_config="vllm",
-        logprobs_mode="processed_logprobs",
-        disable_log_stats=True,
-    )
+    """Tokens per second of ``LLM.generate`` in this process."""
+    llm = raw_llm(options.model, options.precision, options.prompt_tokens + options.tokens)
 
     def generate(asked: list[Request], tokens: int) -> int:
-        pairs = [
-            (
-                {"prompt_token_ids": list(request.prompt_ids)},
-                SamplingParams(
-                    seed=engine_seed(seed),
-                    max_tokens=tokens,
-                    logprobs=0,
-                    ignore_eos=True,
-                    detokenize=False,
-                ),
-            )
-            for request in asked
-            for seed in request.seeds
-        ]
-        prompts, params = zip(*pairs, strict=True)
-        outputs = llm.generate(list(prompts), list(params), use_tqdm=False)
-        return sum(len(output.outputs[0].token_ids) for output in outputs)
+        pairs = [(request.prompt_ids, seed) for request in asked for seed in request.seeds]
+        return raw_generate(llm, pairs, max_tokens=tokens, ignore_eos=True)
 
     generate(requests(options, 1), 4)
     began = time.perf_counter()

@@ -23,6 +23,7 @@ from rlvr.objective import (
 )
 from rlvr.policy import ModelSettings, load_policy
 from tests.learner.batches import make_batch
+from tests.learner.memory import short_of_memory
 
 
 def learner_of(policy, objective, **settings):
@@ -89,7 +90,10 @@ def test_eight_times_one_equals_four_times_two_equals_one_times_eight(exact_poli
     results = []
     for rows in (1, 2, 4, 8):
         learner = learner_of(exact_policy, FULL, layout="padded", tokens_per_micro_batch=9 * rows)
-        assert [len(micro) for micro in learner._plan(batch, range(8))] == [rows] * (8 // rows)
+        plan = learner.micro_batches.plan(
+            lambda row: [(batch.prompt_ids[row], batch.completion_ids[row])], range(8)
+        )
+        assert [len(micro) for micro in plan] == [rows] * (8 // rows)
         results.append(gradients(learner, batch))
         order = random.Random(rows).sample(range(8), 8)
         learner = learner_of(exact_policy, FULL, layout="padded", tokens_per_micro_batch=9 * rows)
@@ -335,19 +339,6 @@ def test_ratios_against_the_engine_use_its_log_probabilities_and_cost_no_pass(ex
     assert metrics["mismatch/difference"] == pytest.approx(math.log(2))
 
 
-def short_of_memory(learner, times, message="DefaultCPUAllocator: can't allocate memory: 9 bytes"):
-    """Let the second micro-batch of the next ``times`` attempts fail as an allocation does."""
-    backward, calls = learner.engine.backward, []
-
-    def failing(loss, **options):
-        calls.append(loss)
-        if times and len(calls) % 2 == 0 and len(calls) <= 2 * times:
-            raise RuntimeError(message)
-        backward(loss, **options)
-
-    learner.engine.backward = failing
-
-
 def test_out_of_memory_halves_the_budget_once_and_the_step_is_the_same(exact_policy):
     batch = make_batch(REWARDS)
     whole = learner_of(exact_policy, FULL, tokens_per_micro_batch=40)
@@ -355,7 +346,7 @@ def test_out_of_memory_halves_the_budget_once_and_the_step_is_the_same(exact_pol
     learner = learner_of(exact_policy, FULL, tokens_per_micro_batch=40)
     short_of_memory(learner, times=1)
     assert learner.update(batch)["learner/out_of_memory"] == 1
-    assert learner.budget == 20
+    assert learner.budget.tokens == 20
     for (name, one), two in zip(
         whole.policy.named_parameters(), learner.policy.parameters(), strict=True
     ):

@@ -15,6 +15,7 @@ from rlvr.learner import (
 )
 from rlvr.policy import LoraSettings, ModelSettings, load_policy
 from rlvr.preference.losses import LOSSES, Pairs, Side, mixed_loss
+from tests.learner.memory import short_of_memory
 
 
 def pairs(count=6, seed=0):
@@ -103,6 +104,28 @@ def test_the_gradient_does_not_depend_on_the_split(exact_policy, case):
         )  # fmt: skip
         for name, value in gradients(learner, batch).items():
             assert torch.allclose(value, whole[name], atol=1e-12, rtol=1e-8), (layout, name)
+
+
+@pytest.mark.parametrize("case", ["dpo", "ld_and_wpo", "aot", "kto"])
+def test_out_of_memory_halves_the_budget_once_and_the_step_is_the_same(exact_policy, case):
+    names, options = CASES[case]
+    batch = labelled() if case == "kto" else pairs()
+    whole, halved = (
+        learner_of(exact_policy, names, layout="padded", tokens_per_micro_batch=40, **options)
+        for _ in range(2)
+    )
+    short_of_memory(halved, times=1)
+    expected, found = whole.update(batch), halved.update(batch)
+    assert (expected["learner/out_of_memory"], found["learner/out_of_memory"]) == (0, 1)
+    assert (whole.budget.tokens, halved.budget.tokens) == (40, 20)
+    assert found["preference/loss"] == pytest.approx(expected["preference/loss"], rel=1e-12)
+    for (name, one), two in zip(
+        whole.policy.named_parameters(), halved.policy.parameters(), strict=True
+    ):
+        assert torch.allclose(one, two, atol=1e-9, rtol=0), name
+    short_of_memory(halved, times=1)
+    with pytest.raises(ValueError, match=r"lower learner\.tokens_per_micro_batch"):
+        halved.update(batch)
 
 
 @pytest.mark.parametrize("case", ["dpo", "ld_and_wpo", "aot", "orpo"])

@@ -238,6 +238,7 @@ def test_truncated_completions_teach_the_reward_model_nothing(exact_policy):
 
 @pytest.mark.parametrize("update", ["after", "before"])
 def test_adapters_are_their_own_reference(tiny_folder, update):
+    torch.manual_seed(0)  # fresh adapters
     settings = ModelSettings(path=str(tiny_folder), lora=LoraSettings(rank=2))
     training = PrimeTraining(
         RewardModel(load_policy(settings)),

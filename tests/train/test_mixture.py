@@ -144,7 +144,7 @@ def test_the_probe_leaves_model_and_gradients_alone_and_repeats_itself(mixture_f
     probe = probe_of(mixture_folder)
     one, two = probe.measure(learner), probe.measure(learner)
     assert one == two
-    learner.budget = 40
+    learner.budget.tokens = 40
     split = probe.measure(learner)
     assert split == pytest.approx(one, abs=1e-5)
     assert all(p.grad is None for p in policy.parameters())

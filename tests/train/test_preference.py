@@ -6,33 +6,22 @@ import signal
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 
+from rlvr.learner.watchdog import Watchdog
 from rlvr.report import write_report
 from rlvr.settings import load_settings, to_yaml
 from rlvr.train import preference
 from rlvr.train.interrupt import Stopped
-from rlvr.train.log import read_metrics
-from rlvr.train.preference import train
 from rlvr.train.preference_plan import render_plan
 from rlvr.train.preference_recipe import PreferenceRecipe
 from rlvr.train.tasks import task_of
+from tests.train.runs import column, run
 
 
 @pytest.fixture
 def values(preference_values):
     return preference_values
-
-
-def run(values, *overrides, resume=False):
-    recipe = load_settings(PreferenceRecipe, values, overrides)
-    train(recipe, resume=resume, console=Console(quiet=True))
-    return recipe.output, read_metrics(recipe.output / "metrics.jsonl")
-
-
-def column(metrics, name):
-    return [row[name] for row in metrics if name in row]
 
 
 def test_a_run_learns_and_reports(values):
@@ -81,6 +70,20 @@ def test_a_live_reference_gives_what_a_precomputed_one_gives(values, tmp_path, l
     assert column(first, "preference/loss") == pytest.approx(
         column(second, "preference/loss"), abs=1e-5
     )
+
+
+def test_the_watchdog_watches_every_phase_that_may_hang(values, monkeypatch):
+    seen, phase = set(), Watchdog.phase
+
+    def noted(self, name):
+        seen.add(name)
+        return phase(self, name)
+
+    monkeypatch.setattr(Watchdog, "phase", noted)
+    run(values, "steps=2", "watchdog=null")
+    assert seen == set()
+    run({**values, "output": values["output"] + "_watched"}, "steps=2")
+    assert seen == {"update", "evaluation", "checkpoint"}
 
 
 def test_a_signal_leaves_a_checkpoint(values, monkeypatch):

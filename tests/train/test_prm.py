@@ -5,18 +5,16 @@ import random
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from rlvr.cli import app
 from rlvr.data.responses import load_responses
 from rlvr.settings import load_settings
-from rlvr.train.log import read_metrics
-from rlvr.train.prm import train
 from rlvr.train.prm_data import render_plan
 from rlvr.train.prm_rank import Scoring, rank, rank_table, read_scored, score
 from rlvr.train.prm_recipe import PrmRecipe
+from tests.train.runs import column, run
 from tests.train.test_bad_input import refused
 
 PROBLEMS, SAMPLES = 20, 4
@@ -63,16 +61,6 @@ def values(tiny_folder, tmp_path):
         },
         "checkpoint": {"every": 5, "keep": 2},
     }
-
-
-def run(values, *overrides, resume=False):
-    recipe = load_settings(PrmRecipe, values, overrides)
-    train(recipe, resume=resume, console=Console(quiet=True))
-    return recipe.output, read_metrics(recipe.output / "metrics.jsonl")
-
-
-def column(metrics, name):
-    return [row[name] for row in metrics if name in row]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Rewards of completions as the loop gives them, and evaluation that compares like with like."""
 
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -41,9 +42,9 @@ def test_evaluation_counts_the_truncated_as_wrong_and_draws_the_same_numbers_at_
     overrides += [f"evaluation.sampling={sampling}", "evaluation.samples=32"]
     recipe = load_settings(RLRecipe, recipe_values, overrides)
     with open_run(recipe, resume=False, console=SILENT) as run:
-        metrics, rows = evaluate(run)
+        metrics, rows = evaluate(run, run.held_out)
         run.step = 3
-        again, later = evaluate(run)
+        again, later = evaluate(run, run.held_out)
         score = run.scorer.score
 
         def all_cut(groups, limit):
@@ -52,8 +53,7 @@ def test_evaluation_counts_the_truncated_as_wrong_and_draws_the_same_numbers_at_
                 object.__setattr__(item.completion, "finish_reason", "length")
             return scored
 
-        run.scorer = SimpleNamespace(score=all_cut)
-        cut, _ = evaluate(run)
+        cut, _ = evaluate(run, replace(run.held_out, scorer=SimpleNamespace(score=all_cut)))
     assert metrics["eval/held_out/accuracy"] > 0
     assert again == metrics
     assert [row["tokens"] for row in later] == [row["tokens"] for row in rows]

@@ -1,0 +1,87 @@
+"""A step's items into micro-batches by a token budget, dealt to the ranks of the job.
+
+An item is what runs together and is not split: one completion, or the sides of a pair. Every rank
+holds the whole step, so plans and counts are the same everywhere without a word.
+"""
+
+from collections.abc import Callable, Sequence
+
+from rlvr.learner.budget import Budget
+from rlvr.learner.deal import Rows, deal
+from rlvr.learner.engine import Engine
+from rlvr.policy import ModelInputs, packed_inputs, padded_inputs, plan_packed, plan_padded
+from rlvr.ranks import Ranks
+
+Ids = tuple[int, ...]
+RowsOf = Callable[[int], Sequence[tuple[Ids, Ids]]]
+"""The rows of an item, each a prompt and its completion; the first row's prompt is the item's."""
+
+
+class MicroBatches:
+    """Splits steps and shares them out.
+
+    Args:
+        engine: Says whether ranks have to run equally many micro-batches.
+        ranks: The processes that share the work.
+        budget: Most tokens of a micro-batch, unless one item is more.
+        packed: Whether completions of one prompt share it.
+    """
+
+    def __init__(self, engine: Engine, ranks: Ranks, budget: Budget, *, packed: bool) -> None:
+        self.engine, self.ranks, self.budget, self.packed = engine, ranks, budget, packed
+
+    def share(self, rows_of: RowsOf, items: Sequence[int]) -> list[Rows]:
+        """This rank's micro-batches of the items."""
+        share = self._deal(rows_of, items)[self.ranks.rank]
+        return share if self.engine.equal_micro_batches else [micro for micro in share if micro]
+
+    def inputs(self, prompts: Sequence[Ids], completions: Sequence[Ids], rows: Rows) -> ModelInputs:
+        """The given rows as the model sees them."""
+        lay_out = packed_inputs if self.packed else padded_inputs
+        return lay_out(prompts, completions, rows)
+
+    def figures(self, rows_of: RowsOf, items: Sequence[int]) -> dict[str, float]:
+        """How well the items filled the micro-batches of all ranks; see docs/metrics.md."""
+        real = sum(len(prompt) + len(own) for item in items for prompt, own in rows_of(item))
+        by_rank = [
+            sum(self._positions(rows_of, micro) for micro in share)
+            for share in self._deal(rows_of, items)
+        ]
+        total = sum(by_rank)
+        return {
+            "learner/positions": total,
+            # Packed rows share prompts: fewer positions are run than the sequences have tokens.
+            "learner/pad_fraction": max(0.0, 1 - real / total) if total else 0.0,
+            "learner/rank_balance": total / (len(by_rank) * max(by_rank)) if total else 1.0,
+        }
+
+    def plan(self, rows_of: RowsOf, items: Sequence[int]) -> list[Rows]:
+        """One rank's micro-batches of the items."""
+        alone = [self._positions(rows_of, (item,)) for item in items]
+        if self.packed:
+            prompts = [rows_of(item)[0][0] for item in items]
+            behind = [[0] * (size - len(p)) for size, p in zip(alone, prompts, strict=True)]
+            plan = plan_packed(prompts, behind, self.budget.tokens)
+        else:
+            plan = plan_padded(alone, self.budget.tokens)
+        return [tuple(items[index] for index in micro) for micro in plan]
+
+    def _deal(self, rows_of: RowsOf, items: Sequence[int]) -> list[list[Rows]]:
+        """Every rank's micro-batches."""
+        units: dict[object, Rows] = {}
+        for item in items:  # packed, completions of one prompt share it
+            unit = rows_of(item)[0][0] if self.packed else item
+            units[unit] = (*units.get(unit, ()), item)
+        return deal(
+            list(units.values()),
+            lambda micro: self._positions(rows_of, micro),
+            lambda share: self.plan(rows_of, share),
+            self.ranks.count,
+        )
+
+    def _positions(self, rows_of: RowsOf, items: Rows) -> int:
+        """Input positions that items run together take, padding included."""
+        rows = [row for item in items for row in rows_of(item)]
+        if self.packed:
+            return sum(len(own) for _, own in rows) + sum(map(len, {prompt for prompt, _ in rows}))
+        return len(rows) * max((len(prompt) + len(own) for prompt, own in rows), default=0)

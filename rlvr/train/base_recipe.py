@@ -1,0 +1,119 @@
+"""What every recipe has, whatever its task."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from rlvr.learner import LearnerSettings
+from rlvr.policy import ModelSettings
+from rlvr.settings import Settings
+
+
+class BaseEvaluation(Settings):
+    """When a run is measured."""
+
+    every: int = Field(20, ge=1)
+    """Evaluate after every so many steps; also before the first and after the last."""
+
+
+class CheckpointSettings(Settings):
+    """What is kept to continue from."""
+
+    every: int = Field(20, ge=1)
+    """Write a checkpoint after every so many steps; always after the last."""
+    keep: int = Field(2, ge=1)
+    """How many of the newest remain."""
+    background: bool = False
+    """Write while training goes on, from copies in host memory; one at a time. A kill loses at most
+    the checkpoint that is being written."""
+
+
+class WatchdogSettings(Settings):
+    """When a phase of the loop is taken to hang; the process is then ended with all stacks."""
+
+    factor: float = Field(20.0, gt=1)
+    """Times its median that a phase may last."""
+    least_s: float = Field(600.0, gt=0)
+    """Seconds that any phase may last."""
+    first_s: float = Field(7200.0, gt=0)
+    """Seconds that a phase may last which was not seen before."""
+
+
+class LogSettings(Settings):
+    """What is written for people."""
+
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Experiment trackers to send the metrics to; ``metrics.jsonl`` is always written."""
+    completions_per_step: int = Field(32, ge=0)
+    """Training completions kept at each step: as many whole groups as that holds, at least one;
+    0 keeps none."""
+    completions_every: int = Field(1, ge=1)
+    """Keep them at every so many steps."""
+    watch_tokens: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Sets of words by name, such as exploratory: [but, wait]; count and probabilities of the
+    sampled tokens that are one of them are logged."""
+    watch_words: tuple[str, ...] = ()
+    """Words such as rethink; the share of responses that hold each is logged, in
+    training and in evaluation."""
+
+
+class BaseRecipe(Settings):
+    """The settings that the recipes of all tasks share.
+
+    A task's recipe extends this class, declares ``task`` as a literal of its name and ``data`` as
+    its own, and is entered in ``rlvr/train/tasks.py``. It declares another field anew only to give
+    it a help text, or a default, of its own.
+    """
+
+    task: str
+    """What is trained, and how."""
+    output: Path
+    """Folder of the run; everything it writes is in there."""
+    seed: int = Field(0, ge=0, lt=2**64)
+    """Order of the data, initialisation of adapters."""
+    steps: int = Field(ge=1)
+    """Optimizer steps."""
+    model: ModelSettings
+    """The model that is trained."""
+    data: Settings
+    """What it learns from."""
+    learner: LearnerSettings = LearnerSettings()
+    """The optimizer."""
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    """What is kept to continue from."""
+    watchdog: WatchdogSettings | None = WatchdogSettings()
+    """Ends a run that hangs; null lets it."""
+    log: LogSettings = LogSettings()
+    """What is written for people."""
+
+
+def impossible_layout(recipe: BaseRecipe) -> list[str]:
+    """What is wrong with the layout of micro-batches, with its remedy."""
+    if recipe.learner.layout == "packed" and recipe.model.attention not in ("sdpa", "eager"):
+        return [
+            f"learner.layout = 'packed' needs a block mask, which model.attention = "
+            f"{recipe.model.attention!r} does not take; use sdpa or layout padded"
+        ]
+    return []
+
+
+def rollout_only(learner: LearnerSettings, whom: str) -> list[str]:
+    """Settings that only learning from rollouts has, where they are set for another task."""
+    return [
+        f"learner.{name} = {getattr(learner, name)} means nothing to {whom}; leave it out"
+        for name in ("updates_per_rollout", "ratio_against", "skip_zero_advantage")
+        if getattr(learner, name) != LearnerSettings.model_fields[name].default
+    ]
+
+
+def impossible_names(names: Iterable[str], key: str) -> list[str]:
+    """Names of evaluation sets, given under ``key``, that no metric can have."""
+    return [
+        f"{key} names {name!r}; a name becomes part of a metric's: letters, digits, dots, "
+        "underscores and hyphens"
+        for name in names
+        if not re.fullmatch(r"[\w.-]+", name)
+    ]
