@@ -404,25 +404,28 @@ def leaderboard_table(compared: Compared) -> Table:
 
 def disagreement_table(compared: Compared) -> Table:
     """How much near-equal evaluations disagree, and how much one model would with itself."""
-    heads = ["benchmark", "of", "models", "problems", "mean range", "ambiguity", "by chance", "p"]
-    heads += ["discrepancy", "by chance", "p"]
-    table = plain_table("disagreement of near-equal evaluations", heads, left=2)
+    heads = ["benchmark", "of", "measure", "models", "problems", "mean range", "share"]
+    heads += ["by chance", "95 % of it", "p"]
+    table = plain_table("disagreement of near-equal evaluations", heads, left=3)
     for item in compared.disagreements:
-        found, cells = item.found, []
-        for value, null in (
-            (found.ambiguity, found.ambiguity_null),
-            (found.discrepancy, found.discrepancy_null),
+        found = item.found
+        for name, value, null in (
+            ("ambiguity", found.ambiguity, found.ambiguity_null),
+            ("discrepancy", found.discrepancy, found.discrepancy_null),
         ):
-            chance = "" if null is None else f"{100 * null.mean:.1f} (to {100 * null.high:.1f})"
-            cells += [f"{100 * value:.1f}", chance, "" if null is None else _p(null.p)]
-        table.add_row(
-            item.benchmark,
-            item.metric,
-            str(len(item.models)),
-            str(found.problems),
-            f"{100 * found.width:.1f}",
-            *cells,
-        )
+            chance = ("", "", "")
+            if null is not None:
+                chance = (f"{100 * null.mean:.1f}", f"{100 * null.high:.1f}", _p(null.p))
+            table.add_row(
+                item.benchmark,
+                item.metric,
+                name,
+                str(len(item.models)),
+                str(found.problems),
+                f"{100 * found.width:.1f}",
+                f"{100 * value:.1f}",
+                *chance,
+            )
     return table
 
 

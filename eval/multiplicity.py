@@ -10,9 +10,10 @@ is within epsilon of the baseline's (the baseline is one of them):
 Watson-Daniels et al., "Predictive Multiplicity in Probabilistic Classification"
 (arXiv:2206.01131). There S is found by optimisation over a convex model class; here it is the
 models at hand, so the figures are lower bounds. Pass rates of n samples differ by chance alone: the
-null draws every member's samples anew from one model, whose rate on each problem is that of all
-members' samples together, and says how large A and D are then. Only what exceeds the null is
-disagreement of the models.
+null takes every member for the baseline, draws all their samples anew, and says how large A and D
+are then. The baseline's rate on a problem is itself drawn, from Beta(c + 1/2, n - c + 1/2) after c
+of n right samples: taken as c/n, a problem with none right would never vary. Only what exceeds the
+null is disagreement of the models.
 """
 
 from collections.abc import Sequence
@@ -111,16 +112,15 @@ def multiplicity(
 def _null(
     rates_SP: np.ndarray, counts_SP: np.ndarray, delta: float, seed: int, draws: int
 ) -> np.ndarray:
-    """Ambiguity and discrepancy [R, 2] when all members are one model."""
+    """Ambiguity and discrepancy [R, 2] when all members are the baseline."""
     random = np.random.Generator(np.random.Philox(key=seed))
-    pooled_P = (rates_SP * counts_SP).sum(0) / counts_SP.sum(0)
     counts_SP = counts_SP.astype(np.int64)
-    return np.array(
-        [
-            disagreement(random.binomial(counts_SP, pooled_P) / counts_SP, delta)
-            for _ in range(draws)
-        ]
-    )
+    right_P = rates_SP[0] * counts_SP[0]
+    found = []
+    for _ in range(draws):
+        rates_P = random.beta(right_P + 0.5, counts_SP[0] - right_P + 0.5)
+        found.append(disagreement(random.binomial(counts_SP, rates_P) / counts_SP, delta))
+    return np.array(found)
 
 
 def _summary(drawn_R: np.ndarray, observed: float) -> Null:

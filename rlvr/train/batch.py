@@ -7,22 +7,34 @@ from typing import Literal
 import torch
 
 from rlvr.objective import Advantage, Gae
+from rlvr.objective.uncertainty import UncertaintyWeights, error_correlation
 from rlvr.train.scoring import Scored
 from rlvr.types import Batch
 
 
-def group_advantages(scored: Sequence[Sequence[Scored]], advantage: Advantage) -> torch.Tensor:
-    """Advantages [B] of all completions, groups in order; zeros where a critic is to give them."""
+def group_advantages(
+    scored: Sequence[Sequence[Scored]],
+    advantage: Advantage,
+    uncertain: UncertaintyWeights | None = None,
+) -> torch.Tensor:
+    """Advantages [B] of all completions, groups in order; zeros where a critic is to give them.
+
+    ``uncertain`` weighs them by how sure their scores are.
+    """
     rewards_B = torch.tensor([item.reward for group in scored for item in group])
     if isinstance(advantage, Gae):
         return torch.zeros_like(rewards_B)
-    return advantage(rewards_B, _group_index(scored))
+    if uncertain is None:
+        return advantage(rewards_B, _group_index(scored))
+    uncertainty_B = torch.tensor([item.uncertainty for group in scored for item in group])
+    return uncertain.advantages(advantage, rewards_B, _group_index(scored), uncertainty_B)
 
 
 def build_batch(
     scored: Sequence[Sequence[Scored]],
     advantage: Advantage,
     truncated: Literal["keep", "mask"] = "keep",
+    uncertain: UncertaintyWeights | None = None,
 ) -> Batch:
     """Columns [B] and [B, T] of all completions, groups in order.
 
@@ -43,7 +55,7 @@ def build_batch(
         completion_ids=tuple(item.completion.token_ids for item in rows),
         group_index_B=_group_index(scored),
         rewards_B=torch.tensor([item.reward for item in rows]),
-        advantages_BT=group_advantages(scored, advantage)[:, None] * mask_BT,
+        advantages_BT=group_advantages(scored, advantage, uncertain)[:, None] * mask_BT,
         mask_BT=mask_BT,
         rollout_logprobs_BT=rollout_BT,
         labels_B=torch.tensor([float(item.grade.correct) for item in rows]),
@@ -77,4 +89,23 @@ def rollout_metrics(scored: Sequence[Sequence[Scored]]) -> dict[str, float]:
         "completion/truncated": fmean(item.completion.finish_reason == "length" for item in rows),
         "completion/logprob_mean": sum(sum(item.completion.logprobs) for item in rows)
         / max(1, sum(lengths)),
+    } | _uncertainty_metrics(rows)
+
+
+def _uncertainty_metrics(rows: Sequence[Scored]) -> dict[str, float]:
+    """How unsure scores that are not exact are, and whether they are so where they are wrong."""
+    unsure = [item for item in rows if item.scores]
+    if not unsure:
+        return {}
+    uncertainty_B = torch.tensor([item.uncertainty for item in unsure], dtype=torch.float64)
+    error_B = torch.tensor(
+        [abs(item.rewards["uncertain"] - item.grade.correct) for item in unsure],
+        dtype=torch.float64,
+    )
+    correlation = error_correlation(uncertainty_B, error_B)
+    known = {} if correlation is None else {"reward/uncertainty_error": correlation}
+    return {
+        "reward/uncertainty": float(uncertainty_B.mean()),
+        "reward/score_error": float(error_B.mean()),
+        **known,
     }

@@ -19,6 +19,7 @@ from rlvr.objective import (
     TokenFilter,
     TokenMean,
 )
+from rlvr.objective.uncertainty import UncertaintyWeights, check_baseline
 from rlvr.policy import ModelSettings
 from rlvr.prm import step_starts
 from rlvr.rollout import (
@@ -92,11 +93,25 @@ class RewardTerm(Settings):
     """Keyword arguments of the function."""
 
 
+class UncertainReward(UncertaintyWeights):
+    """A reward that is not exact: several scores of each completion, whose spread says how sure
+    they are."""
+
+    scores: tuple[RewardTerm, ...] = Field(min_length=2)
+    """Reward functions that score the same thing: a judge at several prompts or seeds, two graders,
+    members of an ensemble. Their mean, by weight, is the reward."""
+    weight: float = 1.0
+    """Factor on that mean beside ``reward.functions``."""
+
+
 class RewardSettings(Settings):
     """What a completion is worth."""
 
     functions: tuple[RewardTerm, ...] = (RewardTerm(function="accuracy"),)
-    """Summed with their weights."""
+    """Summed with their weights; may be empty beside ``uncertain``."""
+    uncertain: UncertainReward | None = None
+    """Scores that are not exact; null has none. They weigh a completion's advantage by how well
+    they agree on it."""
     truncated: Literal["keep", "mask"] = "keep"
     """Completions cut at the token limit: keep trains on them (with the reward they got), mask
     takes them out of the loss. To shape their reward instead, add the function ``overlong``."""
@@ -162,11 +177,19 @@ class RLRecipe(BaseRecipe):
     evaluation: EvaluationSettings = EvaluationSettings()
     """Held-out problems."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _no_comp_sum(cls, given: Any) -> Any:  # noqa: ANN401
-        _refuse_comp_sum(given)
-        return given
+    def refusal(cls, given: Mapping[str, Any]) -> str | None:
+        """The comp-sum losses belong to other tasks; a recipe that names one is told why."""
+        parts = [given.get("policy_loss"), *_listed(given.get("regularisers"))]
+        names = [part.get("name") for part in parts if isinstance(part, Mapping)]
+        if "comp_sum" not in names:
+            return None
+        beside = " beside lp_reg" if "lp_reg" in names else ""
+        return (
+            f"comp_sum{beside} is refused in reinforcement learning: with tau above 1 it gives up "
+            "tokens of low probability, which Lp-Reg is there to protect, and below 1 it pushes "
+            "them a second time; use it in tasks preference, sft and reward_model"
+        )
 
     @model_validator(mode="after")
     def _possible(self) -> "RLRecipe":
@@ -191,26 +214,6 @@ class RLRecipe(BaseRecipe):
         """Most tokens that a prompt and its completion may have together."""
         limits = (self.rollout.sampling.max_tokens, self.evaluation_sampling.max_tokens)
         return self.data.max_prompt_tokens + max(limits)
-
-
-def _refuse_comp_sum(given: object) -> None:
-    """The comp-sum losses belong to other tasks; a recipe that names one is told why.
-
-    Raises:
-        ValueError: One is named.
-    """
-    if not isinstance(given, Mapping):
-        return
-    parts = [given.get("policy_loss"), *_listed(given.get("regularisers"))]
-    names = [part.get("name") for part in parts if isinstance(part, Mapping)]
-    if "comp_sum" not in names:
-        return
-    beside = " beside lp_reg" if "lp_reg" in names else ""
-    raise ValueError(
-        f"comp_sum{beside} is refused in reinforcement learning: with tau above 1 it gives up "
-        "tokens of low probability, which Lp-Reg is there to protect, and below 1 it pushes them a "
-        "second time; use it in tasks preference, sft and reward_model"
-    )
 
 
 def _listed(value: object) -> Sequence[object]:
@@ -243,6 +246,7 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             f"rollout.prompts_per_step = {rollout.prompts_per_step} prompts; lower it"
         )
     faults += _impossible_filter(rollout) + _impossible_prime(recipe) + _impossible_router(recipe)
+    faults += _impossible_reward(recipe)
     engine, precision = rollout.engine, recipe.model.precision
     if rollout.max_staleness and not engine.overlaps:
         faults.append(
@@ -281,6 +285,22 @@ def _impossible_filter(rollout: RolloutSettings) -> list[str]:
             f"rollout.keep_accuracy = {list(bounds)} has nothing to choose from; set "
             "rollout.refill_rounds, or rollout.oversample above 1"
         ]
+    return []
+
+
+def _impossible_reward(recipe: RLRecipe) -> list[str]:
+    uncertain = recipe.reward.uncertain
+    if uncertain is None:
+        return [] if recipe.reward.functions else ["reward.functions is empty; name at least one"]
+    if recipe.advantage.name == "gae":
+        return [
+            "reward.uncertain weighs the advantages of completions, but advantage 'gae' makes them "
+            "of a critic's values; use another advantage"
+        ]
+    try:
+        check_baseline(uncertain, recipe.advantage)
+    except ValueError as error:
+        return [f"reward.uncertain: {error}"]
     return []
 
 

@@ -75,7 +75,8 @@ def train_step(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
     stop_together(run.ranks, run.signals)
     with run.watch("rollout"):
         rollout = rollouts.next(clock)
-    batch = build_batch(rollout.groups, run.recipe.advantage, run.recipe.reward.truncated)
+    reward = run.recipe.reward
+    batch = build_batch(rollout.groups, run.recipe.advantage, reward.truncated, reward.uncertain)
     with signals.shield():
         run.log.phase("updating")
         with clock("update", counted=False), run.watch("update"):
@@ -135,7 +136,7 @@ def _keep_completions(
         return
     whole = groups[: max(1, log.completions_per_step // run.recipe.rollout.samples_per_prompt)]
     flat = [item for group in whole for item in group]
-    known = group_advantages(whole, advantage).tolist()
+    known = group_advantages(whole, advantage, run.recipe.reward.uncertain).tolist()
     advantages = [None] * len(flat) if isinstance(advantage, Gae) else known
     rows = [
         completion_row(item, step, run.tokenizer, advantage=value)

@@ -118,7 +118,7 @@ def test_comparisons_name_what_near_equal_evaluations_dispute(tmp_path):
     assert item.found.ambiguity == 0.5
     assert item.found.ambiguity_null.p < 0.05
     assert item.disputed[0] in ("p0", "p1")
-    assert disagreement_table(found).row_count == 1
+    assert disagreement_table(found).row_count == 2
     assert "x disputed among a, b, c: p0" in disputed_problems(found)[0]
     result = CliRunner().invoke(app, ["compare", *map(str, folders), "--tournaments", "50"])
     assert result.exit_code == 0, result.output

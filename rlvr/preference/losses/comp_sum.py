@@ -54,7 +54,7 @@ def comp_sum(log_p: torch.Tensor, tau: float) -> torch.Tensor:
         return -log_p
     exponent = (tau - 1) * log_p
     steep = exponent.clamp_max(_STEEPEST)
-    beyond = math.exp(_STEEPEST) * (exponent - steep)
+    beyond = math.exp(_STEEPEST) * torch.relu(exponent - _STEEPEST)
     return -(torch.expm1(steep) + beyond) / (tau - 1)
 
 
