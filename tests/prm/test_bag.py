@@ -1,5 +1,7 @@
 """Between a label for the bag and a label on every step: identities in float64."""
 
+import itertools
+
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -51,7 +53,7 @@ def test_squared_error_is_the_bags_and_rho_times_the_variance_within_it(rho):
 def test_labels_on_every_step_cost_no_less(loss):
     rewards, there, labels = steps(seed=1)
     found = [bag_loss(rewards, there, labels, rho, loss) for rho in RHOS]
-    for low, high in zip(found, found[1:], strict=False):
+    for low, high in itertools.pairwise(found):
         assert bool((high >= low - 1e-12).all())
 
 
