@@ -6,8 +6,7 @@ from typing import Literal
 
 import torch
 
-from rlvr.objective import Advantage, Gae
-from rlvr.objective.uncertainty import UncertaintyWeights, error_correlation
+from rlvr.objective import Advantage, Gae, Uncertainty, correlation
 from rlvr.train.scoring import Scored
 from rlvr.types import Batch
 
@@ -15,26 +14,34 @@ from rlvr.types import Batch
 def group_advantages(
     scored: Sequence[Sequence[Scored]],
     advantage: Advantage,
-    uncertain: UncertaintyWeights | None = None,
+    uncertainty: Uncertainty | None = None,
 ) -> torch.Tensor:
-    """Advantages [B] of all completions, groups in order; zeros where a critic is to give them.
-
-    ``uncertain`` weighs them by how sure their scores are.
-    """
-    rewards_B = torch.tensor([item.reward for group in scored for item in group])
+    """Advantages [B] of all completions, groups in order; zeros where a critic is to give them."""
+    rewards_B, index_B = _rewards(scored, uncertainty), _group_index(scored)
     if isinstance(advantage, Gae):
         return torch.zeros_like(rewards_B)
-    if uncertain is None:
-        return advantage(rewards_B, _group_index(scored))
-    uncertainty_B = torch.tensor([item.uncertainty for group in scored for item in group])
-    return uncertain.advantages(advantage, rewards_B, _group_index(scored), uncertainty_B)
+    advantages_B = advantage(rewards_B, index_B)
+    if uncertainty is None or uncertainty.apply != "advantages":
+        return advantages_B
+    return advantages_B * uncertainty.weights(_spreads(scored), index_B).to(advantages_B)
+
+
+def _rewards(scored: Sequence[Sequence[Scored]], uncertainty: Uncertainty | None) -> torch.Tensor:
+    rewards_B = torch.tensor([item.reward for group in scored for item in group])
+    if uncertainty is None or uncertainty.apply != "rewards":
+        return rewards_B
+    return uncertainty.shrunk(rewards_B, _spreads(scored), _group_index(scored))
+
+
+def _spreads(scored: Sequence[Sequence[Scored]]) -> torch.Tensor:
+    return torch.tensor([item.uncertainty for group in scored for item in group])
 
 
 def build_batch(
     scored: Sequence[Sequence[Scored]],
     advantage: Advantage,
     truncated: Literal["keep", "mask"] = "keep",
-    uncertain: UncertaintyWeights | None = None,
+    uncertainty: Uncertainty | None = None,
 ) -> Batch:
     """Columns [B] and [B, T] of all completions, groups in order.
 
@@ -54,8 +61,8 @@ def build_batch(
         prompt_ids=tuple(item.completion.prompt_ids for item in rows),
         completion_ids=tuple(item.completion.token_ids for item in rows),
         group_index_B=_group_index(scored),
-        rewards_B=torch.tensor([item.reward for item in rows]),
-        advantages_BT=group_advantages(scored, advantage, uncertain)[:, None] * mask_BT,
+        rewards_B=_rewards(scored, uncertainty),
+        advantages_BT=group_advantages(scored, advantage, uncertainty)[:, None] * mask_BT,
         mask_BT=mask_BT,
         rollout_logprobs_BT=rollout_BT,
         labels_B=torch.tensor([float(item.grade.correct) for item in rows]),
@@ -89,23 +96,19 @@ def rollout_metrics(scored: Sequence[Sequence[Scored]]) -> dict[str, float]:
         "completion/truncated": fmean(item.completion.finish_reason == "length" for item in rows),
         "completion/logprob_mean": sum(sum(item.completion.logprobs) for item in rows)
         / max(1, sum(lengths)),
-    } | _uncertainty_metrics(rows)
-
-
-def _uncertainty_metrics(rows: Sequence[Scored]) -> dict[str, float]:
-    """How unsure scores that are not exact are, and whether they are so where they are wrong."""
-    unsure = [item for item in rows if item.scores]
-    if not unsure:
-        return {}
-    uncertainty_B = torch.tensor([item.uncertainty for item in unsure], dtype=torch.float64)
-    error_B = torch.tensor(
-        [abs(item.rewards["uncertain"] - item.grade.correct) for item in unsure],
-        dtype=torch.float64,
-    )
-    correlation = error_correlation(uncertainty_B, error_B)
-    known = {} if correlation is None else {"reward/uncertainty_error": correlation}
-    return {
-        "reward/uncertainty": float(uncertainty_B.mean()),
-        "reward/score_error": float(error_B.mean()),
-        **known,
+        **uncertainty_metrics(rows),
     }
+
+
+def uncertainty_metrics(rows: Sequence[Scored]) -> dict[str, float]:
+    """How much scores of a term disagree, and whether that tells where it errs."""
+    metrics: dict[str, float] = {}
+    for name in rows[0].uncertainties:
+        spreads_B = torch.tensor([item.uncertainties[name] for item in rows])
+        values_B = torch.tensor([item.rewards[name] for item in rows])
+        errors_B = (values_B - torch.tensor([float(item.grade.correct) for item in rows])).abs()
+        metrics[f"reward/{name}/uncertainty"] = float(spreads_B.mean())
+        agreement = correlation(spreads_B, errors_B)
+        if agreement is not None:
+            metrics[f"reward/{name}/uncertainty_error"] = agreement
+    return metrics

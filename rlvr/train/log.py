@@ -9,7 +9,7 @@ done again, and come out the same.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,11 @@ class RunLog:
         with (self.folder / "accuracy.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "counts": accuracy_counts(graded)}) + "\n")
 
+    def calibration(self, step: int, name: str, found: Mapping[str, Any]) -> None:
+        """Keep how a reward model's probabilities agree with labels, in ``calibration.jsonl``."""
+        with (self.folder / "calibration.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "set": name, **found}) + "\n")
+
     def completions(self, kind: str, step: int, rows: Sequence[dict[str, Any]]) -> None:
         """Keep completions of a step as JSON lines; ``kind`` names the folder."""
         if not rows:
@@ -172,6 +177,9 @@ class SilentLog(RunLog):
         """Nothing."""
 
     def accuracy(self, step: int, groups: Sequence[Sequence[Scored]]) -> None:
+        """Nothing."""
+
+    def calibration(self, step: int, name: str, found: Mapping[str, Any]) -> None:
         """Nothing."""
 
     def evaluated(self, step: int) -> bool:

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlvr.data import load_template
-from rlvr.data.responses import encode_responses, load_responses
+from rlvr.data.responses import load_responses
 from rlvr.learner import PreferenceBatch
-from rlvr.prm import all_pairs, balanced
+from rlvr.prm import balanced
 from rlvr.prm.objectives import CeSettings
+from rlvr.rm import all_pairs
 from rlvr.settings import to_yaml
+from rlvr.train.labelled import labelled_responses
 from rlvr.train.log import say
 from rlvr.train.prm_recipe import PrmRecipe
 
@@ -54,32 +55,13 @@ def _responses(
     console: Console,
 ) -> tuple[PreferenceBatch, list[str]]:
     """Labelled responses within the limits, and the problem of each."""
-    settings = recipe.data
-    responses = load_responses(sources)
-    encoded = encode_responses(responses, load_template(settings.template), tokenizer)
-    kept = [
-        row
-        for row, (prompt, ids) in enumerate(encoded)
-        if len(prompt) <= settings.max_prompt_tokens and len(ids) <= settings.max_response_tokens
-    ]
-    if not kept:
-        raise ValueError(
-            f"{name}: none of {len(encoded)} responses is within data.max_prompt_tokens = "
-            f"{settings.max_prompt_tokens} and data.max_response_tokens = "
-            f"{settings.max_response_tokens}; raise them"
-        )
-    if len(kept) < len(encoded):
-        dropped = len(encoded) - len(kept)
-        say(console, f"{name}: dropped {dropped} of {len(encoded)} responses over a token limit")
-    batch = _with_reference(
-        PreferenceBatch(
-            tuple(encoded[row][0] for row in kept),
-            tuple((encoded[row][1],) for row in kept),
-            torch.tensor([bool(responses[row].correct) for row in kept]),
-        ),
-        recipe,
+    found = labelled_responses(name, sources, recipe.data, tokenizer, console)
+    batch = PreferenceBatch(
+        found.prompt_ids,
+        tuple((ids,) for ids in found.completion_ids),
+        torch.tensor(found.labels),
     )
-    return batch, [responses[row].problem for row in kept]
+    return _with_reference(batch, recipe), list(found.groups)
 
 
 def _with_reference(batch: PreferenceBatch, recipe: PrmRecipe) -> PreferenceBatch:

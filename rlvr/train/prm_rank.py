@@ -1,4 +1,7 @@
-"""Scoring and ranking sampled responses by an implicit process reward model, from files.
+"""Scoring and ranking sampled responses by a reward model, from files.
+
+The model is an implicit process reward model with its reference, or an explicit one, which is told
+by the head beside its weights: its one reward of a response stands for that of a single step.
 
 The curves stand beside what they have to beat: a random choice, majority vote and pass@N, which are
 those of ``eval/metrics.py``, exact over the draw of N responses. So is best of N; the weighted vote
@@ -20,7 +23,6 @@ from rlvr.data import load_template
 from rlvr.data.responses import Response, encode_responses, load_responses
 from rlvr.policy import ModelSettings, load_policy, load_tokenizer
 from rlvr.prm import (
-    calibration,
     expected_best,
     expected_vote,
     log_ratios,
@@ -30,6 +32,7 @@ from rlvr.prm import (
     steps_of_ids,
 )
 from rlvr.prm.best_of_n import Aggregate, Values
+from rlvr.rm import calibration, has_head, load_reward_model, response_rewards
 from rlvr.train.log import write_atomically
 
 
@@ -44,12 +47,24 @@ class Scoring:
     steps: str = "blank_lines"
     tokens_per_micro_batch: int = 4096
 
+    @property
+    def explicit(self) -> bool:
+        """Whether the model is one with a head."""
+        return has_head(self.model)
+
     def check(self) -> None:
         """See that it is whole.
 
         Raises:
             ValueError: It is not clear what the reference is.
         """
+        if self.explicit:
+            if self.reference is not None:
+                raise ValueError(
+                    f"{self.model!r} is an explicit reward model, which has no reference; leave "
+                    "--reference out"
+                )
+            return
         if (self.reference is None) == (not self.no_reference):
             raise ValueError(
                 "a reward model needs its reference: name the model that its training started "
@@ -60,12 +75,16 @@ class Scoring:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A response and its log-ratios in nats: of tokens and of steps, which end where it says."""
+    """A response and its log-ratios in nats: of tokens and of steps, which end where it says.
+
+    Of an ``explicit`` model both are the one reward, for the whole response.
+    """
 
     response: Response
     tokens: tuple[float, ...]
     steps: tuple[float, ...]
     ends: tuple[int, ...]
+    explicit: bool = False
 
 
 def score(responses: Sequence[Response], how: Scoring) -> list[Scored]:
@@ -78,6 +97,8 @@ def score(responses: Sequence[Response], how: Scoring) -> list[Scored]:
     settings = ModelSettings(path=how.model)
     tokenizer = load_tokenizer(settings)
     encoded = encode_responses(responses, load_template(how.template), tokenizer)
+    if how.explicit:
+        return _score_whole(responses, encoded, how)
     ends = [steps_of_ids(tokenizer, ids, how.steps) for _, ids in encoded]
     model = load_policy(settings)
     reference = load_policy(ModelSettings(path=how.reference)) if how.reference else None
@@ -92,6 +113,26 @@ def score(responses: Sequence[Response], how: Scoring) -> list[Scored]:
     return [
         Scored(item, tuple(row.tolist()), tuple(step_rewards(row, at).tolist()), tuple(at))
         for item, row, at in zip(responses, ratios, ends, strict=True)
+    ]
+
+
+def _score_whole(
+    responses: Sequence[Response],
+    encoded: Sequence[tuple[Sequence[int], Sequence[int]]],
+    how: Scoring,
+) -> list[Scored]:
+    """By an explicit reward model."""
+    model = load_reward_model(ModelSettings(path=how.model))
+    _check_fit(encoded, [model.policy])
+    rewards = response_rewards(
+        model,
+        [prompt for prompt, _ in encoded],
+        [ids for _, ids in encoded],
+        tokens_per_micro_batch=how.tokens_per_micro_batch,
+    )
+    return [
+        Scored(item, (reward,), (reward,), (len(ids),), explicit=True)
+        for item, (_, ids), reward in zip(responses, encoded, rewards.tolist(), strict=True)
     ]
 
 
@@ -129,8 +170,11 @@ def score_file(sources: Sequence[Path], how: Scoring, out: Path) -> int:
             "reward": round(sum(item.tokens), 5),
             "step_rewards": [round(value, 5) for value in item.steps],
             "step_ends": list(item.ends),
-            "token_rewards": [round(value, 5) for value in item.tokens],
         }
+        if item.explicit:
+            row["explicit"] = True
+        else:
+            row["token_rewards"] = [round(value, 5) for value in item.tokens]
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, "".join(lines))
@@ -155,7 +199,9 @@ def read_scored(sources: Sequence[Path], how: Scoring | None = None) -> list[Sco
                 "score, or give --model and --reference here"
             )
         tokens = item.row.get("token_rewards") or steps
-        found.append(Scored(item, tuple(map(float, tokens)), tuple(map(float, steps)), ()))
+        explicit = item.row.get("explicit") is True
+        values = tuple(map(float, tokens)), tuple(map(float, steps))
+        found.append(Scored(item, *values, (), explicit=explicit))
     return found
 
 
@@ -164,8 +210,8 @@ def rank(
     *,
     values: str = "diff",
     aggregate: str = "min",
-    vote_coefficient: float = 0.05,
-    beta: float = 0.05,
+    vote_coefficient: float | None = None,
+    beta: float | None = None,
     draws: int = 200,
 ) -> dict[str, Any]:
     """Curves over N and the quality of the scores, as JSON values.
@@ -174,8 +220,8 @@ def rank(
         scored: Several responses to each problem; the smallest number of them bounds N.
         values: diff or cumulative.
         aggregate: min, sum or last.
-        vote_coefficient: Of the weighted vote.
-        beta: Scale of rewards, for calibration.
+        vote_coefficient: Of the weighted vote; None is 0.05, or 1 where the model is explicit.
+        beta: Scale of rewards, for calibration; None likewise.
         draws: Subsets that the weighted vote is averaged over.
 
     Raises:
@@ -184,6 +230,9 @@ def rank(
     if values not in ("diff", "cumulative"):
         raise ValueError(f"values {values!r} is neither diff nor cumulative")
     how = cast("tuple[Values, Aggregate]", (values, aggregate))
+    scale = 1.0 if scored and scored[0].explicit else 0.05
+    vote_coefficient = scale if vote_coefficient is None else vote_coefficient
+    beta = scale if beta is None else beta
     problems: dict[str, list[Scored]] = {}
     for item in scored:
         problems.setdefault(item.response.problem, []).append(item)

@@ -18,8 +18,8 @@ from rlvr.objective import (
     Regulariser,
     TokenFilter,
     TokenMean,
+    Uncertainty,
 )
-from rlvr.objective.uncertainty import UncertaintyWeights, check_baseline
 from rlvr.policy import ModelSettings
 from rlvr.prm import step_starts
 from rlvr.rollout import (
@@ -35,6 +35,7 @@ from rlvr.train.base_recipe import (
     impossible_layout,
     impossible_names,
 )
+from rlvr.train.model_reward import ModelRewardTerm
 from rlvr.train.pathways import TRAINING, PathwaySettings
 
 
@@ -91,27 +92,21 @@ class RewardTerm(Settings):
     """Factor on its value in the sum."""
     parameters: dict[str, float | int | str | bool] = Field(default_factory=dict)
     """Keyword arguments of the function."""
-
-
-class UncertainReward(UncertaintyWeights):
-    """A reward that is not exact: several scores of each completion, whose spread says how sure
-    they are."""
-
-    scores: tuple[RewardTerm, ...] = Field(min_length=2)
-    """Reward functions that score the same thing: a judge at several prompts or seeds, two graders,
-    members of an ensemble. Their mean, by weight, is the reward."""
-    weight: float = 1.0
-    """Factor on that mean beside ``reward.functions``."""
+    draws: int = Field(1, ge=1)
+    """How often it is asked, with draw = 0, 1, ... where it takes that argument: a stochastic
+    function's value is then the mean, and its uncertainty the standard deviation."""
 
 
 class RewardSettings(Settings):
     """What a completion is worth."""
 
     functions: tuple[RewardTerm, ...] = (RewardTerm(function="accuracy"),)
-    """Summed with their weights; may be empty beside ``uncertain``."""
-    uncertain: UncertainReward | None = None
-    """Scores that are not exact; null has none. They weigh a completion's advantage by how well
-    they agree on it."""
+    """Summed with their weights. May be empty where there are models."""
+    models: tuple[ModelRewardTerm, ...] = ()
+    """Trained reward models, added with their weights."""
+    uncertainty: Uncertainty | None = None
+    """Have completions count less whose scores disagree (several draws of a function, or models of
+    one term); null takes their mean and no notice."""
     truncated: Literal["keep", "mask"] = "keep"
     """Completions cut at the token limit: keep trains on them (with the reward they got), mask
     takes them out of the loss. To shape their reward instead, add the function ``overlong``."""
@@ -119,6 +114,22 @@ class RewardSettings(Settings):
     """Verifier processes."""
     timeout: float = Field(5.0, gt=0)
     """Seconds after which a verdict is given up, the worker killed and the completion scored 0."""
+
+    @model_validator(mode="after")
+    def _terms(self) -> "RewardSettings":
+        names = [term.function for term in self.functions] + [term.name for term in self.models]
+        if not names or len({*names}) < len(names):
+            raise ValueError(
+                f"reward.functions and reward.models are together {names}; give at least one, "
+                "each under a name of its own"
+            )
+        scored = [*(term.draws for term in self.functions), *(t.scores for t in self.models)]
+        if self.uncertainty is not None and max(scored) < 2:
+            raise ValueError(
+                "reward.uncertainty compares scores of one term, and every term has but one; set "
+                "draws of a function or others of a model, or leave it out"
+            )
+        return self
 
 
 class EvaluationSettings(BaseEvaluation):
@@ -246,7 +257,16 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             f"rollout.prompts_per_step = {rollout.prompts_per_step} prompts; lower it"
         )
     faults += _impossible_filter(rollout) + _impossible_prime(recipe) + _impossible_router(recipe)
-    faults += _impossible_reward(recipe)
+    uncertainty = recipe.reward.uncertainty
+    if (
+        uncertainty is not None
+        and uncertainty.apply == "advantages"
+        and (recipe.advantage.name == "gae" or recipe.prime is not None)
+    ):
+        faults.append(
+            "reward.uncertainty.apply = 'advantages' weighs advantages that rewards alone give, "
+            "and here a critic or process rewards take part in them; use apply: rewards"
+        )
     engine, precision = rollout.engine, recipe.model.precision
     if rollout.max_staleness and not engine.overlaps:
         faults.append(
@@ -285,22 +305,6 @@ def _impossible_filter(rollout: RolloutSettings) -> list[str]:
             f"rollout.keep_accuracy = {list(bounds)} has nothing to choose from; set "
             "rollout.refill_rounds, or rollout.oversample above 1"
         ]
-    return []
-
-
-def _impossible_reward(recipe: RLRecipe) -> list[str]:
-    uncertain = recipe.reward.uncertain
-    if uncertain is None:
-        return [] if recipe.reward.functions else ["reward.functions is empty; name at least one"]
-    if recipe.advantage.name == "gae":
-        return [
-            "reward.uncertain weighs the advantages of completions, but advantage 'gae' makes them "
-            "of a critic's values; use another advantage"
-        ]
-    try:
-        check_baseline(uncertain, recipe.advantage)
-    except ValueError as error:
-        return [f"reward.uncertain: {error}"]
     return []
 
 

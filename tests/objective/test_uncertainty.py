@@ -1,119 +1,57 @@
-"""Uncertain rewards: a no-op where they are exact, and never more than a weight elsewhere."""
-
-import math
+"""Weights of uncertain rewards: what they do, and that certain ones are left alone to the bit."""
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rlvr.objective import GroupAdvantage, LeaveOneOut, ReinforcePlusPlus
-from rlvr.objective.uncertainty import UncertaintyWeights, error_correlation
+from rlvr.objective import Uncertainty, correlation
 
-GROUPS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2])
-REWARDS = torch.tensor([1.0, 0, 0.5, 0.25, 0, 1, 1, 0, 0.1, 0.7, 0.3])
-UNSURE = torch.tensor([0.0, 0.2, 0.5, 0.1, 0.3, 0.3, 0.3, 0.3, 0.0, 0.9, 0.1])
-ESTIMATORS = [GroupAdvantage(), GroupAdvantage(scale="none"), LeaveOneOut(), ReinforcePlusPlus()]
-SETTINGS = [
-    UncertaintyWeights(apply=apply, baseline=baseline)
-    for apply in ("advantage", "shrink")
-    for baseline in ("weighted", "plain")
-]
+GROUPS = torch.tensor([0, 0, 0, 1, 1])
+UNCERTAIN = st.lists(st.floats(0, 50), min_size=5, max_size=5)
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("level", [0.0, 0.37])
-def test_equal_uncertainty_is_no_uncertainty(settings, estimator, level):
-    found = settings.advantages(estimator, REWARDS, GROUPS, torch.full_like(REWARDS, level))
-    assert torch.equal(found, estimator(REWARDS, GROUPS))
+@given(UNCERTAIN, st.floats(0.1, 10))
+def test_weights_have_mean_one_in_their_group_and_fall_with_uncertainty(values, temperature):
+    u = torch.tensor(values, dtype=torch.float64)
+    w = Uncertainty(temperature=temperature).weights(u, GROUPS)
+    for group in (0, 1):
+        own = group == GROUPS
+        assert float(w[own].mean()) == pytest.approx(1.0)
+        assert bool((w[own] >= 0).all())
+        order = u[own].argsort(stable=True)
+        assert bool((w[own][order].diff() <= 1e-12).all())
+        raw = torch.exp(-(u[own] - u[own].min()) / temperature)
+        assert bool(((raw > 0) | (u[own] > 700 * temperature)).all())
+        assert torch.allclose(w[own] / w[own].max(), raw)
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("estimator", ESTIMATORS[:3])
-def test_a_group_of_equal_uncertainty_beside_others_is_left_alone(settings, estimator):
-    if settings == UncertaintyWeights() and not isinstance(estimator, GroupAdvantage):
-        pytest.skip("refused")
-    found = settings.advantages(estimator, REWARDS, GROUPS, UNSURE)
-    plain = estimator(REWARDS, GROUPS)
-    assert torch.equal(found[4:8], plain[4:8])
-    assert not torch.equal(found[:4], plain[:4])
+@given(st.floats(0, 50), st.sampled_from(["advantages", "rewards"]))
+def test_equal_uncertainties_change_nothing_to_the_bit(value, apply):
+    rule = Uncertainty(apply=apply, temperature=0.3)
+    u = torch.full((5,), value, dtype=torch.float64)
+    assert torch.equal(rule.weights(u, GROUPS), torch.ones(5, dtype=torch.float64))
+    rewards = torch.tensor([0.1, 0.7, 0.3, 1.0, 0.2])
+    assert torch.equal(rule.shrunk(rewards, u, GROUPS), rewards)
 
 
-def test_weights_are_in_the_unit_interval_before_they_get_mean_one():
-    weights = UncertaintyWeights(temperature=0.3).weights(UNSURE, GROUPS)
-    for group in range(3):
-        own = weights[group == GROUPS]
-        assert float(own.mean()) == pytest.approx(1)
-        raw = own / own.max()
-        assert bool(((raw > 0) & (raw <= 1)).all())
-        unsure = UNSURE[group == GROUPS]
-        expected = ((unsure.min() - unsure) / 0.3).exp()
-        assert torch.allclose(raw, expected.double(), atol=1e-6)
-    assert weights[4:8].tolist() == [1.0] * 4
+def test_the_endlessly_uncertain_one_is_taken_out():
+    u = torch.tensor([0.0, 0.0, 1e9, 0.0, 0.0])
+    w = Uncertainty().weights(u, GROUPS)
+    assert w.tolist() == pytest.approx([1.5, 1.5, 0.0, 1.0, 1.0])
+    rewards = torch.tensor([0.0, 1.0, 2.0, 0.0, 1.0], dtype=torch.float64)
+    shrunk = Uncertainty().shrunk(rewards, u, GROUPS)
+    assert float(shrunk[2]) == pytest.approx(1.0)  # the group's mean
 
 
-@pytest.mark.parametrize("scale", ["std", "none"])
-def test_with_the_weighted_baseline_a_groups_advantages_sum_to_zero(scale):
-    settings = UncertaintyWeights()
-    found = settings.advantages(GroupAdvantage(scale=scale), REWARDS, GROUPS, UNSURE)
-    for group in range(3):
-        assert float(found[group == GROUPS].double().sum()) == pytest.approx(0, abs=1e-6)
-    plain = UncertaintyWeights(baseline="plain")
-    other = plain.advantages(GroupAdvantage(scale=scale), REWARDS, GROUPS, UNSURE)
-    assert abs(float(other[:4].sum())) > 0.01
+def test_weights_carry_no_gradient():
+    u = torch.tensor([0.0, 1.0, 2.0, 0.5, 0.1], requires_grad=True)
+    assert not Uncertainty().weights(u, GROUPS).requires_grad
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_endless_uncertainty_removes_a_sample(settings):
-    unsure = torch.zeros_like(REWARDS)
-    unsure[1] = math.inf
-    estimator = GroupAdvantage(scale="none")
-    found = settings.advantages(estimator, REWARDS, GROUPS, unsure)
-    assert bool(found.isfinite().all())
-    if settings.apply == "advantage":
-        assert found[1] == 0
-        if settings.baseline == "weighted":
-            without = [0, 2, 3]
-            mean = REWARDS[without].mean()
-            assert torch.allclose(found[without], 4 / 3 * (REWARDS[without] - mean))
-    else:
-        assert abs(float(found[1])) < abs(float(estimator(REWARDS, GROUPS)[1]))
-
-
-def test_equal_rewards_stay_without_advantage():
-    rewards = torch.full_like(REWARDS, 0.3)
-    for settings in SETTINGS:
-        found = settings.advantages(GroupAdvantage(), rewards, GROUPS, UNSURE)
-        assert bool((found == 0).all())
-
-
-def test_no_gradient_goes_through_the_weights():
-    unsure = UNSURE.clone().requires_grad_()
-    assert not UncertaintyWeights().weights(unsure, GROUPS).requires_grad
-
-
-def test_spreads():
-    scores = torch.tensor([[1.0, 0.0], [0.5, 0.5], [1.0, 0.8]])
-    assert UncertaintyWeights().of(scores).tolist() == pytest.approx([0.5, 0, 0.1])
-    assert UncertaintyWeights(spread="range").of(scores).tolist() == pytest.approx([1, 0, 0.2])
-
-
-def test_an_estimator_with_a_baseline_of_its_own_is_refused_the_weighted_one():
-    with pytest.raises(ValueError, match="advantage 'rloo' does not subtract"):
-        UncertaintyWeights().advantages(LeaveOneOut(), REWARDS, GROUPS, UNSURE)
-
-
-def test_for_a_fixed_loss_the_best_log_variance_is_the_losss_logarithm():
-    """Kendall and Gal's attenuation, which Ctrl-U's training loss is: exp(-s) l + s."""
-    for loss in (0.2, 1.0, 5.0):
-        s = torch.linspace(-5, 5, 100_001, dtype=torch.float64)
-        value = (-s).exp() * loss + s
-        assert float(s[value.argmin()]) == pytest.approx(math.log(loss), abs=1e-3)
-        assert float(value.min()) == pytest.approx(1 + math.log(loss), abs=1e-6)
-
-
-def test_correlation_with_the_error():
-    error = torch.tensor([0.0, 1, 0, 1])
-    assert error_correlation(error * 0.3, error) == pytest.approx(1)
-    assert error_correlation(1 - error, error) == pytest.approx(-1)
-    assert error_correlation(torch.zeros(4), error) is None
-    assert error_correlation(error[:1], error[:1]) is None
+def test_correlation_is_pearsons():
+    a = torch.tensor([1.0, 2.0, 4.0, 3.0])
+    b = torch.tensor([0.0, 1.0, 1.0, 3.0])
+    expected = float(torch.corrcoef(torch.stack([a, b]))[0, 1])
+    assert correlation(a, b) == pytest.approx(expected, abs=1e-6)
+    assert correlation(a, torch.ones(4)) is None
