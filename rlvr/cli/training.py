@@ -58,18 +58,25 @@ def train(
 def quickstart(
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; by default runs/quickstart-seed<SEED>.")
+        Path | None, typer.Option(help="Folder of the run; by default in runs/.")
     ] = None,
+    moe: Annotated[
+        bool, typer.Option("--moe", help="A mixture of eight experts, two for each token.")
+    ] = False,
 ) -> None:
     """Train a tiny model from nothing, in minutes, without a network or a GPU.
 
     It warms a 0.3-million-parameter Llama up on three-digit addition by imitation, improves it by
     reinforcement learning, and shows held-out accuracy before and after.
+
+    With --moe the model is a mixture of experts of a million parameters: its routers are kept
+    balanced, and the report shows how tokens go through it.
     """
     quiet_libraries()
     from rlvr.train.quickstart import quickstart as run
 
-    run(seed, out or Path("runs") / f"quickstart-seed{seed}")
+    name = f"quickstart{'-moe' if moe else ''}-seed{seed}"
+    run(seed, out or Path("runs") / name, moe=moe)
 
 
 @app.command()

@@ -20,6 +20,7 @@ from rlvr.learner.outcome import OutcomeLearner
 from rlvr.learner.preference import PreferenceLearner, adapters_off
 from rlvr.learner.preference_batch import PreferenceBatch
 from rlvr.learner.reward_model import PRM, PrimeSettings, PrimeTraining, RewardModel
+from rlvr.learner.routing import RouterSettings, RouterTraining
 from rlvr.learner.settings import LearnerSettings, OptimizerSettings, Schedule
 
 __all__ = [
@@ -40,6 +41,8 @@ __all__ = [
     "PrimeSettings",
     "PrimeTraining",
     "RewardModel",
+    "RouterSettings",
+    "RouterTraining",
     "Schedule",
     "adapters_off",
     "adopt_checkpoint",

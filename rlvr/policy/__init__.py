@@ -27,6 +27,7 @@ from rlvr.policy.model import (
 )
 from rlvr.policy.proxy import ProxyRequest, ProxyRows
 from rlvr.policy.responses import response_logprobs
+from rlvr.policy.routers import Routers, Routing, RoutingRequest, replayed, sequence_positions
 from rlvr.policy.token_stats import TokenStats, token_stats
 from rlvr.policy.value_head import Critic, critic_writer, load_critic, module_writer
 
@@ -39,6 +40,9 @@ __all__ = [
     "Precision",
     "ProxyRequest",
     "ProxyRows",
+    "Routers",
+    "Routing",
+    "RoutingRequest",
     "TokenStats",
     "chunked_logprobs",
     "critic_writer",
@@ -57,8 +61,10 @@ __all__ = [
     "plan_packed",
     "plan_padded",
     "policy_writer",
+    "replayed",
     "response_logprobs",
     "save_policy",
+    "sequence_positions",
     "stop_token_ids",
     "token_stats",
 ]

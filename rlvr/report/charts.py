@@ -284,6 +284,24 @@ TEMPLATES: tuple[Template, ...] = (
         "scientific",
     ),
     Template(
+        POLICY,
+        "Routers: load",
+        ("router/load_max", "router/load_min"),
+        "Tokens of the busiest and of the idlest expert over an even share; 1 is balanced.",
+    ),
+    Template(
+        POLICY,
+        "Pathway distance",
+        ("eval/*/pathway_distance",),
+        "How far apart the experts are that different problems go to, from 0 to 1, on a fixed set.",
+    ),
+    Template(
+        POLICY,
+        "Pathway consistency",
+        ("eval/*/pathway_consistency",),
+        "Cosine of the experts chosen in neighbouring layers, on the same set.",
+    ),
+    Template(
         LEARNER, "Gradient norm", ("learner/grad_norm",), "Norm of the gradient before clipping."
     ),
     Template(

@@ -39,6 +39,7 @@ def _facts(run: RunFolder, model: str, task: str) -> list[tuple[str, str]]:
     return [
         ("Run", run.path.resolve().name),
         ("Model", model),
+        ("Parameters", _parameters(info.get("model"))),
         ("Task", task),
         ("Method", _method(run.recipe)),
         ("Steps", _steps(run.recipe, history)),
@@ -58,6 +59,21 @@ def _model(recipe: Mapping[str, Any]) -> str:
     path = str(model.get("path") or model.get("name") or "")
     lora = model.get("lora")
     return f"{path} (LoRA rank {lora.get('rank', '?')})" if isinstance(lora, Mapping) else path
+
+
+def _parameters(card: object) -> str:
+    """Total parameters, and of a mixture those that a token goes through."""
+    if not isinstance(card, Mapping) or not isinstance(total := card.get("parameters"), int):
+        return ""
+    active, k, experts = (
+        card.get(key) for key in ("active_parameters", "experts_per_token", "experts")
+    )
+    if not isinstance(active, int):
+        return f"{total:,}"
+    return (
+        f"{total:,}, {active:,} active a token ({k} of {experts} experts, "
+        f"sparsity {card.get('sparsity')})"
+    )
 
 
 def _short(path: str) -> str:

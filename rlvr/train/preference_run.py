@@ -11,6 +11,7 @@ from rich.console import Console
 from rlvr.data import ProblemSampler
 from rlvr.learner import Launch, PreferenceBatch, PreferenceLearner, adapters_off
 from rlvr.policy import Policy, load_policy, load_tokenizer, stop_token_ids
+from rlvr.preference.resample import Resampler
 from rlvr.rollout import TransformersEngine
 from rlvr.train.base_run import BaseRun, Beginning, open_any_run, shards_weights, weights_device
 from rlvr.train.evaluation import HeldOutProblems
@@ -35,6 +36,7 @@ class PreferenceRun(BaseRun):
     held_out: dict[str, PreferenceBatch]
     sampler: ProblemSampler
     problems: HeldOutProblems | None = None
+    resampler: Resampler | None = None
 
     def prepare(self, console: Console) -> None:
         """Give the engine, where there is one, its first weights."""
@@ -131,7 +133,13 @@ def _build_run(recipe: PreferenceRecipe | PrmRecipe, beginning: Beginning) -> Pr
         ranks=launch.ranks,
         signals=beginning.signals,
         problems=problems,
+        resampler=_resampler(recipe, data),
     )
+
+
+def _resampler(recipe: PreferenceRecipe | PrmRecipe, data: PreferenceBatch) -> Resampler | None:
+    settings = recipe.data.resample if isinstance(recipe, PreferenceRecipe) else None
+    return None if settings is None else Resampler(settings, data.prompt_ids, recipe.seed)
 
 
 def _build_learner(

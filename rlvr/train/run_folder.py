@@ -10,6 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from rlvr.learner import latest_checkpoint, written_by
+from rlvr.policy import Policy
+from rlvr.policy.mixture import model_size
 from rlvr.ranks import Ranks
 from rlvr.remedies import VLLM_PACKAGES
 from rlvr.settings import load_settings, to_yaml
@@ -110,8 +112,8 @@ def check_folder(recipe: BaseRecipe, resume: bool) -> None:
         raise ValueError(_no_folder(folder, f"{str(existing)!r} is not writable"))
 
 
-def record_run(recipe: BaseRecipe) -> None:
-    """Write what is run, with which versions, when."""
+def record_run(recipe: BaseRecipe, policy: Policy) -> None:
+    """Write what is run, on how large a model, with which versions, when."""
     try:
         recipe.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -119,6 +121,7 @@ def record_run(recipe: BaseRecipe) -> None:
     description = {
         "versions": versions(),
         "seed": recipe.seed,
+        "model": model_size(policy.causal_lm).card,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": ["rlvr", *sys.argv[1:]],
     }
