@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from rlvr.cli import evaluation, machine, preference, prm, training
+from rlvr.cli import evaluation, launching, machine, preference, prm, training
 
 app = typer.Typer(
     name="rlvr",
@@ -23,7 +23,7 @@ app = typer.Typer(
     ),
 )
 
-for room in (training, evaluation, preference, prm, machine):
+for room in (training, launching, evaluation, preference, prm, machine):
     app.add_typer(room.app)
 
 

@@ -50,7 +50,7 @@ from rlvr.train.preference_recipe import PreferenceRecipe
 from rlvr.train.prime import build_prime, reward_model_writer
 from rlvr.train.prm_recipe import PrmRecipe
 from rlvr.train.prompts import check_context, load_prompts
-from rlvr.train.recipe import RLRecipe
+from rlvr.train.recipe import RLRecipe, RolloutSettings
 from rlvr.train.scoring import Scorer
 from rlvr.train.together import first_rank
 
@@ -58,6 +58,23 @@ AnyRecipe = RLRecipe | PreferenceRecipe | PrmRecipe
 
 # What may differ between a run and its continuation: nothing that enters a gradient.
 _MAY_CHANGE = frozenset({"steps", "evaluation", "checkpoint", "watchdog", "log", "output"})
+# Of which engine serves, only where it is and how long one waits for it.
+_ENGINE_MAY_CHANGE = frozenset(
+    {
+        "addresses",
+        "api_key_variable",
+        "weights_folder",
+        "log",
+        "start_timeout_s",
+        "outage_timeout_s",
+        "request_timeout_s",
+        "silence_timeout_s",
+        "max_retries",
+        "max_restarts",
+    }
+)
+# Scripts and logs of a launch, which are there before the run is.
+_LAUNCH = "launch"
 _STACK = (
     "rlvr",
     "torch",
@@ -368,7 +385,7 @@ def check_folder(recipe: AnyRecipe, resume: bool) -> None:
                 "another output"
             )
         _check_same_recipe(load_settings(type(recipe), written), recipe)
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.name != _LAUNCH for path in folder.iterdir()):
         raise ValueError(
             f"output {str(folder)!r} holds other files and no run; choose another output"
         )
@@ -448,9 +465,19 @@ def _no_folder(folder: Path, reason: str | None) -> str:
 
 def _check_same_recipe(old: AnyRecipe, new: AnyRecipe) -> None:
     for name in type(new).model_fields:
-        before, after = getattr(old, name), getattr(new, name)
+        before, after = _lasting(getattr(old, name)), _lasting(getattr(new, name))
         if name not in _MAY_CHANGE and before != after:
             raise ValueError(
                 f"output {str(new.output)!r} holds a run with other settings: {name} was {before} "
                 f"and is {after}; resume with the same recipe or choose another output"
             )
+
+
+def _lasting(value: Any) -> Any:  # noqa: ANN401
+    """A recipe's field without what may differ: a job that is queued again runs elsewhere."""
+    if not isinstance(value, RolloutSettings):
+        return value
+    engine = value.engine
+    fields = type(engine).model_fields
+    default = {name: fields[name].default for name in _ENGINE_MAY_CHANGE & fields.keys()}
+    return value.model_copy(update={"engine": engine.model_copy(update=default)})
