@@ -1,12 +1,12 @@
 """The rendered script: what it was, that bash and shellcheck take it, and that values stay values.
 
-python -m pytest tests/launch/test_script.py --golden-update is not needed: delete a file of
-golden/ and run the tests, which write what is missing and fail once.
+To renew a golden file, delete it and run the tests twice: the first writes it and fails.
 """
 
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,7 +49,7 @@ SITES = {
 def script_of(make_job, nodes):
     job = make_job(nodes=nodes, site=SITES.get(nodes), **SIZES[nodes])
     # The checkout is somewhere else on every machine.
-    return render_script(job).replace(str(ROOT), "/shared/rlvr")
+    return render_script(replace(job, config=job.config.replace(str(ROOT), "/shared/rlvr")))
 
 
 def check_with(tool, script, *options):
