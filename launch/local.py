@@ -59,7 +59,7 @@ class LocalRun:
                 "there, or choose others with --main-port and --server-port"
             )
         self.logs.mkdir(parents=True, exist_ok=True)
-        (Path(self.job.folder) / "weights").mkdir(exist_ok=True)
+        (Path(self.job.folder) / "weights").mkdir(parents=True, exist_ok=True)
         with self._listening():
             try:
                 self._start_servers()

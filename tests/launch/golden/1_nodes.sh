@@ -104,8 +104,8 @@ readonly enter='for ((i = 0; i < 60; i++)); do
     if [ -r "$1" ]; then exec bash "$@"; fi
     sleep 1
 done
-echo "rlvr launch: node $SLURMD_NODENAME does not see $1 within 60 s: the folder of' \
-    'the run has to be on storage that all nodes share; choose another output" >&2
+echo "rlvr launch: node $SLURMD_NODENAME does not see $1 within 60 s: the folder of the run" \
+    "has to be on storage that all nodes share; choose another output" >&2
 exit 1'
 
 step() { # step OPTION... -- COMMAND...: becomes srun
@@ -190,7 +190,7 @@ again() { # after a notice: queue again, or say how to go on
 say "job $SLURM_JOB_ID, attempt $attempt: learner on ${nodes[*]:0:learner_nodes}," \
     "servers on ${nodes[*]:learner_nodes}; logs in $logs"
 code=0
-role --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 -- check &
+role --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 -- check &
 waiting_pid=$!
 await "$waiting_pid"
 waiting_pid=''
@@ -200,8 +200,8 @@ if ((code != 0)); then
     exit 1
 fi
 
-role --nodes="$learner_nodes" --relative=0 --ntasks-per-node=1 --output="$logs/learner-%N.log" \
-    -- learner ${resume[@]+"${resume[@]}"} &
+role --nodes="$learner_nodes" --relative=0 --ntasks="$learner_nodes" --ntasks-per-node=1 \
+    --output="$logs/learner-%N.log" -- learner ${resume[@]+"${resume[@]}"} &
 learner_pid=$!
 await "$learner_pid"
 learner_pid=''

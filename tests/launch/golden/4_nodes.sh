@@ -132,8 +132,8 @@ readonly enter='for ((i = 0; i < 60; i++)); do
     if [ -r "$1" ]; then exec bash "$@"; fi
     sleep 1
 done
-echo "rlvr launch: node $SLURMD_NODENAME does not see $1 within 60 s: the folder of' \
-    'the run has to be on storage that all nodes share; choose another output" >&2
+echo "rlvr launch: node $SLURMD_NODENAME does not see $1 within 60 s: the folder of the run" \
+    "has to be on storage that all nodes share; choose another output" >&2
 exit 1'
 
 step() { # step OPTION... -- COMMAND...: becomes srun
@@ -218,7 +218,7 @@ again() { # after a notice: queue again, or say how to go on
 say "job $SLURM_JOB_ID, attempt $attempt: learner on ${nodes[*]:0:learner_nodes}," \
     "servers on ${nodes[*]:learner_nodes}; logs in $logs"
 code=0
-role --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 -- check &
+role --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 -- check &
 waiting_pid=$!
 await "$waiting_pid"
 waiting_pid=''
@@ -228,7 +228,8 @@ if ((code != 0)); then
     exit 1
 fi
 
-role --nodes="$rollout_nodes" --relative="$learner_nodes" --ntasks-per-node="$servers_per_node" \
+role --nodes="$rollout_nodes" --relative="$learner_nodes" \
+    --ntasks="$((rollout_nodes * servers_per_node))" --ntasks-per-node="$servers_per_node" \
     --output="$logs/server-%N-%t.log" -- server &
 servers_pid=$!
 step --nodes=1 --ntasks=1 --relative=0 --overlap -- \
@@ -240,8 +241,8 @@ if [ -n "$noticed" ]; then again; fi
 if ((code != 0)); then fail "$code" "waiting for the servers" "$logs/server-*.log"; fi
 say "${#health[@]} servers are healthy after $SECONDS s"
 
-role --nodes="$learner_nodes" --relative=0 --ntasks-per-node=1 --output="$logs/learner-%N.log" \
-    -- learner ${resume[@]+"${resume[@]}"} &
+role --nodes="$learner_nodes" --relative=0 --ntasks="$learner_nodes" --ntasks-per-node=1 \
+    --output="$logs/learner-%N.log" -- learner ${resume[@]+"${resume[@]}"} &
 learner_pid=$!
 await "$learner_pid"
 learner_pid=''
