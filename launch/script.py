@@ -10,6 +10,7 @@ from launch.settings import Container
 from launch.words import fill, shell_command
 
 _TEMPLATE = "templates/job.sh.j2"
+_AFTER_S = 15
 
 
 def render_script(job: Job) -> str:
@@ -40,6 +41,8 @@ def render_script(job: Job) -> str:
         main_port=settings.main_port,
         deepspeed=job.distributed == "DEEPSPEED",
         shared_timeout=settings.shared_timeout_s,
+        # After the other way of finding out, which names the node that does not share the folder.
+        meeting_timeout=settings.shared_timeout_s + _AFTER_S,
         start_timeout=settings.start_timeout_s,
         learner=shell_command(learner_command(job), indent=" " * 8),
         server=shell_command(server_command(job), indent=" " * 8) if settings.rollout_nodes else "",

@@ -168,8 +168,8 @@ class Cluster:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     def idle(self):
-        states = self.ask("sinfo", "--noheader", "--Node", "--format=%T").split()
-        return states.count("idle")
+        lines = self.ask("sinfo", "--noheader", "--Node", "--format=%N %T").splitlines()
+        return len({line for line in lines if line.endswith(" idle")})
 
     def job(self, number):
         """Its fields as scontrol shows them."""

@@ -227,9 +227,8 @@ def test_faults_of_nodes_are_named_before_anything_starts(launch, cluster):
     options = ["--partition", "apart", "--shared-timeout", 3]
     job = launch("apart", *options, place=cluster.own, served=False)
     assert job.end(60) == "FAILED"
-    assert re.search(
-        r"node node3 does not see .*job.sh within 3 s: the folder", job.log.read_text()
-    )
+    said = job.log.read_text()
+    assert re.search(r"node node3 does not see .*job.sh within 3 s: the folder", said), said
 
 
 def test_a_server_that_is_not_healthy_in_time_is_named_with_its_log(launch):

