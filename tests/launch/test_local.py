@@ -4,16 +4,16 @@ The commands are stand-ins here, started in place of Python's own; tests/launch/
 trains.
 """
 
+import os
 import signal
 import socket
-import subprocess
 import sys
 import time
+import traceback
 from dataclasses import replace
 
 import psutil
 import pytest
-import yaml
 
 from launch.local import LocalRun, describe_roles
 from tests.launch.cluster import free_ports
@@ -68,25 +68,53 @@ def local(make_job, tmp_path):
     }
 
 
+class Launched:
+    """A launch in a fork of this process, which has imported everything already."""
+
+    def __init__(self, job, errors):
+        self.errors = errors
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 99
+            try:
+                os.dup2(os.open(errors, os.O_CREAT | os.O_WRONLY), 2)
+                sys.stderr = os.fdopen(2, "w")
+                code = LocalRun(job).run()
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+
+    def wait(self, seconds=60):
+        """The exit code; minus the number of the signal that ended it."""
+        deadline = time.monotonic() + seconds
+        while (found := os.waitpid(self.pid, os.WNOHANG)) == (0, 0):
+            assert time.monotonic() < deadline, self.errors.read_text()
+            time.sleep(0.02)
+        self.pid = None
+        return os.waitstatus_to_exitcode(found[1])
+
+    def send(self, number):
+        os.kill(self.pid, number)
+
+
 @pytest.fixture
-def started(local, tmp_path):
-    """``rlvr launch --local`` of it, as a process."""
-    site = tmp_path / "site.yaml"
-    site.write_text(yaml.safe_dump(local["site"]))
-    line = [sys.executable, "-m", "rlvr", "launch", str(ROOT / "recipes/smollm2_arithmetic.yaml")]
-    line += [f"output={tmp_path}/run", "--local", "--site", str(site)]
-    for name, value in local.items():
-        if name not in ("site", "start_timeout_s"):
-            line += [f"--{name.replace('_', '-')}", str(value)]
-    process = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    wait_for(tmp_path / "learner-0")
-    wait_for(tmp_path / "learner-1")
-    below = psutil.Process(process.pid).children(recursive=True)
-    assert len(below) == 6
-    yield process
-    if process.poll() is None:
-        process.kill()
-    assert not psutil.wait_procs(below, timeout=10)[1], "something outlived the launch"
+def started(make_job, local, tmp_path):
+    """The job, begun: two learners and a server."""
+    job = replace(make_job(f"output={tmp_path}/run", **local), workdir=str(tmp_path))
+    launched, below = Launched(job, tmp_path / "errors"), []
+    try:
+        wait_for(tmp_path / "learner-0")
+        wait_for(tmp_path / "learner-1")
+        below = psutil.Process(launched.pid).children(recursive=True)
+        assert len(below) == 6
+        yield launched
+    finally:
+        if launched.pid is not None:
+            launched.send(signal.SIGKILL)
+            launched.wait()
+        assert not psutil.wait_procs(below, timeout=20)[1], "something outlived the launch"
 
 
 def test_commands_are_those_of_the_cluster(make_job, local):
@@ -108,26 +136,26 @@ def test_the_learners_end_is_everyone_s(started, tmp_path):
     assert "server starts 4,5" in log.read_text()
     for rank in (0, 1):
         (tmp_path / f"end{rank}").write_text("0")
-    assert started.wait(30) == 0
+    assert started.wait() == 0
 
 
 def test_a_role_that_fails_ends_all_and_is_named(started, tmp_path):
     (tmp_path / "end1").write_text("7")
-    _, said = started.communicate(timeout=30)
-    assert started.returncode == 7
+    assert started.wait() == 7
+    said = started.errors.read_text()
     assert "rlvr launch: learner-1 ended with exit code 7, so all others are ended, too" in said
     assert "learner-1.log:\nlearner starts 2,3" in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_signals_have_the_learners_save_and_stop(started, number):
-    started.send_signal(number)
-    assert started.wait(30) == 128 + number
+    started.send(number)
+    assert started.wait() == 128 + number
 
 
 def test_nothing_outlives_a_launch_that_is_killed(started):
-    started.kill()
-    assert started.wait(30) == -signal.SIGKILL
+    started.send(signal.SIGKILL)
+    assert started.wait() == -signal.SIGKILL
 
 
 def test_a_server_that_does_not_come_up_is_named_with_its_last_words(

@@ -46,7 +46,7 @@ def start(folder, *command, options=(), **more):
 
 
 def wait_for(path):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not path.exists() or not path.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -64,15 +64,15 @@ def test_a_notice_reaches_the_learner_once_however_early_and_is_a_success(tmp_pa
     else:
         wait_for(tmp_path / "ready")
     role.send_signal(signal.SIGUSR1)
-    assert role.wait(20) == 0
+    assert role.wait(60) == 0
     assert (tmp_path / "seen").read_text() == "1"
     assert (tmp_path / "stopped" / "node7").is_file()
 
 
 def test_without_a_notice_the_code_is_the_command_s(tmp_path):
     stop = ["--stopped", "stopped"]
-    assert start(tmp_path, "bash", "-c", "exit 7", options=stop).wait(20) == 7
-    assert start(tmp_path, "bash", "-c", "kill -9 $$", options=stop).wait(20) == 137
+    assert start(tmp_path, "bash", "-c", "exit 7", options=stop).wait(60) == 7
+    assert start(tmp_path, "bash", "-c", "kill -9 $$", options=stop).wait(60) == 137
     assert not (tmp_path / "stopped").exists()
 
 
@@ -80,7 +80,7 @@ def test_a_notice_after_which_the_command_ends_well_is_no_stop(tmp_path):
     role = start(tmp_path, "sleep", "2", options=["--stopped", "stopped"])
     time.sleep(0.5)
     role.send_signal(signal.SIGUSR1)
-    assert role.wait(20) == 0
+    assert role.wait(60) == 0
     assert not (tmp_path / "stopped").exists()
 
 
@@ -95,7 +95,7 @@ def test_a_role_that_ignores_notices_goes_on_ignoring_them(tmp_path):
     time.sleep(1.0)
     assert role.poll() is None
     role.terminate()
-    assert role.wait(20) == 143
+    assert role.wait(60) == 143
     assert not (tmp_path / "seen").exists()
 
 
@@ -107,7 +107,7 @@ def test_nothing_below_survives_the_end_of_the_role(tmp_path, source, number):
     below = psutil.Process(role.pid).children(recursive=True)
     assert len(below) == 2
     role.send_signal(number)
-    assert role.wait(20) in (143, 137)
+    assert role.wait(60) in (143, 137)
     assert not psutil.wait_procs(below, timeout=5)[1]
 
 
@@ -116,7 +116,7 @@ def test_orphans_of_a_command_that_ended_are_ended(tmp_path):
     source += "start_new_session=True); import time\nwhile not __import__('os').path.exists('ready'"
     source += "): time.sleep(0.02)"
     role = start(tmp_path, sys.executable, "-c", source)
-    assert role.wait(20) == 0
+    assert role.wait(60) == 0
     left = [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(tmp_path)]
     assert not left
 
@@ -142,6 +142,6 @@ time.sleep(600)
 
 def test_a_command_that_is_not_there_is_named_with_the_node(tmp_path):
     role = start(tmp_path, "no-such-command")
-    _, said = role.communicate(timeout=20)
+    _, said = role.communicate(timeout=60)
     assert role.returncode == 127
     assert "rlvr launch: node node7: cannot start 'no-such-command': No such file" in said
