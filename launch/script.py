@@ -54,6 +54,7 @@ def render_script(job: Job) -> str:
         container=_container(site.container, job),
         resume=job.resume,
         requeue=settings.requeue,
+        retries=settings.retries,
     )
 
 

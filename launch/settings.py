@@ -138,6 +138,8 @@ class LaunchSettings(Settings):
     requeue: bool = True
     """Whether a job that was pre-empted, ran out of time or lost a node queues again and goes on
     from its newest checkpoint."""
+    retries: int = Field(0, ge=0, le=100)
+    """A job that fails queues again, too, as long as it was started anew fewer times than this."""
     notice_s: int = Field(300, ge=10, le=65535)
     """Seconds before the time limit at which the learner is told to save and stop. It has to cover
     an update and a checkpoint."""
@@ -196,6 +198,8 @@ def _impossible(settings: LaunchSettings) -> list[str]:
         faults.append(
             "weight_transfer = 'nccl' goes from GPU to GPU, and gpus_per_node is 0; use folder"
         )
+    if settings.retries and not settings.requeue:
+        faults.append(f"retries = {settings.retries} queue again what requeue = false does not")
     last = settings.server_port + settings.servers - 1
     if settings.rollout_nodes and last > 65535:
         faults.append(f"server_port = {settings.server_port} leaves no room for {last}; lower it")

@@ -66,6 +66,10 @@ def launch(
             "limit or the loss of a node; by default yes.",
         ),
     ] = None,
+    retries: Annotated[
+        int | None,
+        typer.Option(help="How often a job that fails may queue again, too; 0 by default."),
+    ] = None,
     notice: Annotated[
         int | None,
         typer.Option(help="Seconds before the time limit at which the learner saves; 300."),
@@ -124,6 +128,7 @@ def launch(
         "cpus_per_node": cpus_per_node,
         "weight_transfer": weight_transfer,
         "requeue": requeue,
+        "retries": retries,
         "notice_s": notice,
         "start_timeout_s": start_timeout,
         "shared_timeout_s": shared_timeout,

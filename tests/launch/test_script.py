@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parent / "golden"
 SIZES = {
     1: {"gpus_per_node": 1},
     2: {"rollout_nodes": 1, "cpus_per_node": 96},
-    4: {"rollout_nodes": 1, "accelerate": "zero3"},
+    4: {"rollout_nodes": 1, "accelerate": "zero3", "retries": 2},
     16: {
         "rollout_nodes": 8,
         "tensor_parallel": 4,

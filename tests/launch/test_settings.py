@@ -19,6 +19,7 @@ from rlvr.settings import describe
         ({"main_port": 70000}, "'main_port' = 70000"),
         ({"nodes": 2, "rollout_nodes": 1, "server_port": 65535}, "leaves no room"),
         ({"notice_s": 1}, "'notice_s' = 1"),
+        ({"requeue": False, "retries": 1}, "retries = 1 queue again what requeue"),
         ({"name": "a b"}, "goes into an #SBATCH line"),
         ({"gpu_per_node": 8}, "did you mean 'gpus_per_node'"),
         ({"accelerate": "zero4"}, "accelerate 'zero4' is no configuration"),

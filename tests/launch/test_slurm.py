@@ -208,6 +208,15 @@ def test_a_learner_node_that_is_killed_fails_the_job_and_is_named(launch, spread
         time.sleep(0.2)
 
 
+def test_a_job_that_failed_is_tried_again_where_that_was_asked_for(launch, spread, cluster):
+    job = launch("again", "--retries", 1, steps=40, **spread)
+    job.reach(1)
+    job.killed("node2")
+    assert job.end(240) == "COMPLETED", job.said()
+    assert cluster.job(job.number)["Restarts"] == "1"
+    assert job.steps() == list(range(1, 41))
+
+
 def test_faults_of_nodes_are_named_before_anything_starts(launch, cluster):
     with socket.socket() as taken:
         taken.bind(("", 0))

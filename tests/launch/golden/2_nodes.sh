@@ -177,6 +177,13 @@ trap finish EXIT
 
 runs() { [ -n "$1" ] && kill -0 "$1" 2>/dev/null; }
 
+queue_again() {
+    say "queueing again"
+    scontrol requeue "$SLURM_JOB_ID"
+    sleep 30 # until the scheduler ends this script
+    exit 0
+}
+
 fail() { # fail CODE WHAT PATTERN: says what ended, and the last words of its logs
     local code=$1 what=$2 log
     say "$what ended with exit code $code after $SECONDS s; the job fails, see $logs"
@@ -209,10 +216,7 @@ await() { # await PID: its exit code in "code"; fails the job when a server ends
 
 again() { # after a notice: queue again, or say how to go on
     say "stopped after a notice, $SECONDS s after the start; the newest checkpoint is where it goes on"
-    say "queueing again"
-    scontrol requeue "$SLURM_JOB_ID"
-    sleep 30 # until the scheduler ends this script
-    exit 0
+    queue_again
 }
 
 say "job $SLURM_JOB_ID, attempt $attempt: learner on ${nodes[*]:0:learner_nodes}," \
