@@ -57,7 +57,8 @@ class Watcher:
 
     def start(self) -> None:
         """Set the signals and start reading."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGUSR1):  # the training process acts on them
+            signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._on_sigterm)
         if sys.platform.startswith("linux"):
             # A second way of noticing, for when the socket's other end lives on in a fork.
