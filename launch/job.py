@@ -19,8 +19,8 @@ import yaml
 from launch.settings import LaunchSettings
 from launch.words import REST, Late, Word
 from rlvr.settings import load_settings
+from rlvr.train.base_recipe import BaseRecipe
 from rlvr.train.recipe import RLRecipe
-from rlvr.train.run import AnyRecipe
 from rlvr.train.tasks import task_of
 
 FOLDER = "launch"
@@ -55,7 +55,7 @@ class Job:
     python: str
     config: str
     distributed: str
-    resolved: AnyRecipe
+    resolved: BaseRecipe
     resume: bool = False
 
     @property

@@ -148,7 +148,7 @@ def launch(
     if dry_run:
         _show(job, local)
         return
-    from rlvr.train.run import check_folder
+    from rlvr.train.run_folder import check_folder
 
     check_folder(job.resolved, resume)
     if local:
