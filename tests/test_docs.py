@@ -77,7 +77,7 @@ def test_every_logged_metric_is_documented():
     page = (ROOT / "docs" / "metrics.md").read_text()
     documented = set(re.findall(r"`([a-z_]+/[a-z_A-Z/]+)`", page))
     prefixes = "reward|rollout|completion|mismatch|policy|learner|memory|throughput|time"
-    prefixes += "|sync|engine|lp_reg|critic|prm|preference"
+    prefixes += "|sync|engine|lp_reg|critic|prm|rm|preference"
     written = set()
     for source in (ROOT / "rlvr").rglob("*.py"):
         if "report" not in source.parts:

@@ -1,4 +1,4 @@
-"""The verbs of implicit process reward models: ``rlvr prm rank``, ``score`` and ``locate``."""
+"""The verbs of reward models: ``rlvr prm rank``, ``score``, ``locate`` and ``prefixes``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,9 +12,10 @@ prm_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     help=(
-        "Implicit process reward models: score the tokens and steps of sampled responses, rank "
-        "responses by them (best of N), and locate first errors. Train one with rlvr train and "
-        "task: prm; a PRIME run leaves one in RUN/prm."
+        "Reward models: score the tokens and steps of sampled responses by an implicit process "
+        "reward model, or whole responses by an explicit outcome model, and rank responses by "
+        "either (best of N); locate first errors. Train one with rlvr train and task: prm or "
+        "reward_model; a PRIME run leaves one in RUN/prm."
     ),
 )
 
@@ -25,7 +26,12 @@ _Responses = Annotated[
     list[Path],
     typer.Argument(help="JSONL files of responses (prompt, response, correct), or run folders."),
 ]
-_Reference = Annotated[str | None, typer.Option(help="The model that its training started from.")]
+_Reference = Annotated[
+    str | None,
+    typer.Option(
+        help="The model that its training started from; an explicit reward model has none."
+    ),
+]
 _NoReference = Annotated[bool, typer.Option("--no-reference", help="Take log-probabilities alone.")]
 _PromptTemplate = Annotated[
     str,
@@ -75,7 +81,8 @@ def prm_score(
     """Score responses: log-ratio of the reward model to its reference, by token and by step.
 
     Every row is written again with reward (their sum, in nats; times beta it is the reward),
-    step_rewards, step_ends and token_rewards. Labels are not needed. Example:
+    step_rewards, step_ends and token_rewards. An explicit model (task: reward_model) needs no
+    reference and gives one reward. Labels are not needed. Example:
     rlvr prm score samples.jsonl --model runs/prm/model --reference tiny --out scored.jsonl
     """
     from rlvr.train.prm_score import Scoring, score_file
@@ -104,16 +111,23 @@ def prm_rank(
     ] = "diff",
     aggregate: Annotated[str, typer.Option(help="A response's score: min, sum or last.")] = "min",
     vote_coefficient: Annotated[
-        float,
-        typer.Option(min=0, help="The vote weighs an answer by sigmoid(this x score in nats)."),
-    ] = 0.05,
-    beta: Annotated[float, typer.Option(min=0, help="Scale of rewards, for calibration.")] = 0.05,
+        float | None,
+        typer.Option(
+            min=0,
+            help="The vote weighs an answer by sigmoid(this x score); by default 0.05, or 1 for "
+            "an explicit model.",
+        ),
+    ] = None,
+    beta: Annotated[
+        float | None,
+        typer.Option(min=0, help="Scale of rewards, for calibration; by default likewise."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for all figures.")] = None,
     page: Annotated[
         Path | None, typer.Option(help="HTML file for the curves and the reliability plot.")
     ] = None,
 ) -> None:
-    """Best of N by a process reward model, beside majority vote, pass@N and a random choice.
+    """Best of N by a reward model, beside majority vote, pass@N and a random choice.
 
     Works on any JSONL of several labelled responses to each problem: columns prompt, response and
     correct (or answer, a reference that the verifier judges by); extracted for votes; problem_id
@@ -189,3 +203,49 @@ def prm_locate(
     typer.echo(locate_table(found))
     if out is not None:
         write_figures(found, out)
+
+
+@prm_app.command("prefixes")
+def prm_prefixes(
+    responses: _Responses,
+    model: Annotated[str, typer.Option(help="Folder or Hub id of the reward model.")],
+    policy: Annotated[str, typer.Option(help="The model that completes the prefixes.")],
+    reference: _Reference = None,
+    no_reference: _NoReference = False,
+    template: _PromptTemplate = "raw",
+    steps: _Steps = "blank_lines",
+    tokens: _MicroBatch = 4096,
+    samples: Annotated[int, typer.Option(min=1, help="Completions of each prefix.")] = 8,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of a completion.")] = 512,
+    limit: Annotated[int, typer.Option(min=1, help="Responses whose prefixes are taken.")] = 100,
+    beta: Annotated[
+        float | None,
+        typer.Option(min=0, help="Scale of rewards; by default 0.05, or 1 for an explicit model."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which completions are drawn.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="JSON file for all figures.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="SVG file for the reliability diagram.")] = None,
+) -> None:
+    """Does the value of a prefix say how often it is completed to a right answer?
+
+    Cuts responses where steps end, has the policy complete every prefix, and holds the share that
+    the verifier finds right (column answer) against sigmoid(beta x value). Example:
+    rlvr prm prefixes samples.jsonl --model runs/prm/model --reference tiny --policy tiny
+    """
+    from rlvr.data.responses import load_responses
+    from rlvr.train.prm_prefixes import (
+        completion_rates,
+        measure,
+        prefixes_of,
+        summary,
+        write_figures,
+    )
+    from rlvr.train.prm_score import Scoring
+
+    how = Scoring(model, reference, no_reference, template, steps, tokens)
+    prefixes = prefixes_of(load_responses(responses, labelled=False), how, limit)
+    rates = completion_rates(prefixes, policy, samples, max_tokens, seed)
+    scale = beta if beta is not None else 1.0 if how.explicit else 0.05
+    found = measure(prefixes, rates, samples, scale)
+    typer.echo(summary(found))
+    write_figures(found, prefixes, rates, out, plot)

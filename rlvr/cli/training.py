@@ -33,7 +33,8 @@ def train(
         typer.Option("--dry-run", help="Print the resolved recipe and derived numbers, then stop."),
     ] = False,
 ) -> None:
-    """Train as a recipe says; the recipe's task (rl, preference, prm) chooses the loop.
+    """Train as a recipe says; the recipe's task (rl, preference, prm, reward_model) chooses
+    the loop.
 
     Example: rlvr train recipes/smollm2_arithmetic.yaml model.path=./smollm2 steps=20
     """

@@ -216,7 +216,9 @@ def _pair(row: Mapping[str, Any], columns: PreferenceColumns) -> Preference:
         if own is not None and prompt_key(own) != prompt_key(prompt):
             raise RowError(
                 f"{name} answers another prompt, {short(own[-1]['content'])}, than "
-                f"{short(prompt[-1]['content'])}; both sides need the same"
+                f"{short(prompt[-1]['content'])}; both sides need the same: in an implicit reward "
+                "the partition function log Z(x) cancels within a prompt alone (task: "
+                "reward_model takes pairs across prompts)"
             )
     texts = (chosen[1], rejected[1])
     if texts[0].strip() == texts[1].strip():

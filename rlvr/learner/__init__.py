@@ -15,6 +15,7 @@ from rlvr.learner.critic import CRITIC, CriticSettings, CriticTraining
 from rlvr.learner.launch import Launch, join
 from rlvr.learner.learner import Learner
 from rlvr.learner.models import Models
+from rlvr.learner.outcome import OutcomeLearner
 from rlvr.learner.preference import PreferenceLearner, adapters_off
 from rlvr.learner.preference_batch import PreferenceBatch
 from rlvr.learner.reward_model import PRM, PrimeSettings, PrimeTraining, RewardModel
@@ -32,6 +33,7 @@ __all__ = [
     "LearnerSettings",
     "Models",
     "OptimizerSettings",
+    "OutcomeLearner",
     "PreferenceBatch",
     "PreferenceLearner",
     "PrimeSettings",

@@ -31,14 +31,13 @@ from rlvr.prm import (
     Baseline,
     ProcessReturns,
     batch_normalised,
-    calibration,
     centred,
-    cross_entropy,
     detached_preference,
     ranking,
     rivals,
     token_rewards,
 )
+from rlvr.rm import brier, cross_entropy
 from rlvr.types import Batch
 
 PRM = "prm"
@@ -210,7 +209,7 @@ def reward_metrics(batch: Batch, beta: float) -> dict[str, float]:
     tokens = batch.process_rewards_BT[batch.mask_BT > 0].double() / beta
     metrics = {
         "prm/accuracy": found.accuracy,
-        "prm/brier": calibration(rewards_B.tolist(), labels_B.tolist()).brier,
+        "prm/brier": brier(rewards_B.double().sigmoid(), labels_B.double()),
         "prm/reward_mean": float(rewards_B.double().mean()),
         "prm/drift": float(tokens.abs().mean()),
         "prm/log_ratio": float(tokens.mean()),

@@ -32,6 +32,7 @@ from rlvr.objective.proxy import Proxy
 from rlvr.objective.reducers import ConstantLength, Counts, Reducer, SequenceMean, TokenMean
 from rlvr.objective.regularisers import KL, AdaptiveEntropy, Entropy, KlCov, LpReg, Regulariser
 from rlvr.objective.terms import PerToken, Step, Terms
+from rlvr.objective.uncertainty import Uncertainty, correlation
 from rlvr.objective.value_loss import ValueLoss, explained_variance
 
 __all__ = [
@@ -72,8 +73,10 @@ __all__ = [
     "TokenMean",
     "TopEntropy",
     "TruncatedImportance",
+    "Uncertainty",
     "ValueLoss",
     "Vespo",
+    "correlation",
     "explained_variance",
     "merge_metrics",
     "token_rewards",

@@ -25,7 +25,7 @@ from rlvr.policy.model import (
 )
 from rlvr.policy.proxy import ProxyRequest, ProxyRows
 from rlvr.policy.token_stats import TokenStats, token_stats
-from rlvr.policy.value_head import Critic, critic_writer, load_critic
+from rlvr.policy.value_head import Critic, critic_writer, load_critic, module_writer
 
 __all__ = [
     "Critic",
@@ -45,6 +45,7 @@ __all__ = [
     "load_critic",
     "load_policy",
     "load_tokenizer",
+    "module_writer",
     "packed_inputs",
     "packing_is_exact",
     "padded_inputs",

@@ -21,8 +21,9 @@ class ModelInputs:
 
     ``attention_mask`` is [R, L] (padded) or boolean [1, 1, L, L] (packed). ``predict_N`` points
     into the flattened R*L positions at those whose output predicts ``targets_N``; ``row_N`` and
-    ``column_N`` say where in the micro-batch's [B, T] columns each belongs. ``rows`` are the
-    indices of its B completions in the batch.
+    ``column_N`` say where in the micro-batch's [B, T] columns each belongs. ``last_B`` points, in
+    the same way, at each completion's last token, or its prompt's where it has none. ``rows`` are
+    the indices of its B completions in the batch.
     """
 
     input_ids_RL: torch.Tensor
@@ -32,6 +33,7 @@ class ModelInputs:
     targets_N: torch.Tensor
     row_N: torch.Tensor
     column_N: torch.Tensor
+    last_B: torch.Tensor
     rows: tuple[int, ...]
 
     def to(self, device: torch.device) -> "ModelInputs":
@@ -52,6 +54,13 @@ class ModelInputs:
         """Lay N values out as [B, ``width``], zero where there is no token; differentiable."""
         empty = values_N.new_zeros(len(self.rows), width)
         return empty.index_put((self.row_N, self.column_N), values_N)
+
+    @property
+    def seen_BL(self) -> torch.Tensor:
+        """Which positions of its own row each completion's last token sees, as true or false."""
+        if self.attention_mask.dim() == 2:
+            return self.attention_mask.bool()
+        return self.attention_mask[0, 0, self.last_B]
 
 
 Sequences = Sequence[Sequence[int]]
@@ -172,10 +181,12 @@ class _TargetBuilder:
     targets: list[int] = field(default_factory=list)
     row: list[int] = field(default_factory=list)
     column: list[int] = field(default_factory=list)
+    last: dict[int, int] = field(default_factory=dict)
 
     def add(self, slot: int, completion: Sequence[int], first: int, rest: int) -> None:
         """``first`` predicts the first token, ``rest`` onwards the others."""
         count = len(completion)
+        self.last[slot] = rest + count - 1 if count else first
         if count == 0:
             return
         self.predict.extend((first, *range(rest, rest + count - 1)))
@@ -194,5 +205,6 @@ class _TargetBuilder:
             targets_N=torch.tensor(self.targets, dtype=torch.long),
             row_N=torch.tensor(self.row, dtype=torch.long),
             column_N=torch.tensor(self.column, dtype=torch.long),
+            last_B=torch.tensor([self.last[slot] for slot in range(len(rows))], dtype=torch.long),
             rows=tuple(rows),
         )

@@ -76,21 +76,34 @@ def critic_writer(
 ) -> Callable[[Path], None]:
     """What writes all weights to ``folder/critic.safetensors``; they are gathered now.
 
+    ``critic``: None writes nothing; the rest as :func:`module_writer`.
+    """
+    if critic is None:
+        return lambda folder: None
+    return module_writer(critic, policy, "critic.safetensors", keep=keep, copy=copy)
+
+
+def module_writer(
+    module: nn.Module, policy: Policy, name: str, *, keep: bool = True, copy: bool = False
+) -> Callable[[Path], None]:
+    """What writes a module's weights to ``folder/name``; they are gathered now.
+
     Args:
-        critic: None writes nothing.
+        module: Trained beside the policy.
         policy: Says how sharded parameters are gathered.
+        name: Of the safetensors file.
         keep: Hold on to them; only the process that is to write needs to.
         copy: Hold copies, which training does not change.
     """
     state: dict[str, torch.Tensor] = {}
-    for name, tensor in () if critic is None else critic.state_dict(keep_vars=True).items():
+    for key, tensor in module.state_dict(keep_vars=True).items():
         with policy.gathered([tensor] if isinstance(tensor, nn.Parameter) else []):
             if keep:
                 must_copy = copy or hasattr(tensor, "ds_id")
-                state[name] = tensor.detach().to("cpu", copy=must_copy).contiguous()
+                state[key] = tensor.detach().to("cpu", copy=must_copy).contiguous()
 
     def write(folder: Path) -> None:
         if state:
-            save_file(state, folder / "critic.safetensors")
+            save_file(state, folder / name)
 
     return write

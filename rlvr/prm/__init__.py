@@ -6,9 +6,7 @@ from rlvr.prm.objectives import (
     CrossEntropy,
     PrmObjective,
     StepLoss,
-    all_pairs,
     balanced,
-    cross_entropy,
     takes_pairs,
 )
 from rlvr.prm.prime import (
@@ -21,9 +19,7 @@ from rlvr.prm.prime import (
     rivals,
 )
 from rlvr.prm.quality import (
-    Calibration,
     auc,
-    calibration,
     first_error,
     location,
     ranking,
@@ -36,19 +32,15 @@ from rlvr.prm.steps import given_step_ends, step_ends, step_starts, steps_of_ids
 __all__ = [
     "Balance",
     "Baseline",
-    "Calibration",
     "CrossEntropy",
     "PrmObjective",
     "ProcessReturns",
     "StepLoss",
-    "all_pairs",
     "auc",
     "balanced",
     "batch_normalised",
-    "calibration",
     "centred",
     "choose",
-    "cross_entropy",
     "detached_preference",
     "engine_logprobs",
     "expected_best",

@@ -25,10 +25,11 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+from torch.nn.functional import logsigmoid
 
 from rlvr.preference.losses import LOSSES, PairLoss, PreferenceLoss, UnpairedLoss
 from rlvr.preference.losses.terms import Labelled
+from rlvr.rm import cross_entropy, members
 from rlvr.settings import Settings
 
 Balance = Literal["none", "dataset", "instruction"]
@@ -47,11 +48,6 @@ class CrossEntropy(UnpairedLoss):
         """Loss [B]."""
         rewards_B = self.beta * labelled.log_ratio_B
         return cross_entropy(rewards_B, labelled.desirable_B.to(rewards_B))
-
-
-def cross_entropy(rewards_B: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-    """Loss [B] of rewards r against labels in [0, 1]."""
-    return binary_cross_entropy_with_logits(rewards_B, labels_B, reduction="none")
 
 
 class CeSettings(Settings):
@@ -160,23 +156,6 @@ def takes_pairs(objective: PrmObjective) -> bool:
     return isinstance(objective.loss, PairLoss)
 
 
-def all_pairs(labels: Sequence[bool], groups: Sequence[str]) -> list[tuple[int, int]]:
-    """(right, wrong) for all right x wrong responses of each prompt, by place in the data.
-
-    Prompts whose responses are all right or all wrong give none.
-
-    Args:
-        labels: Whether each response is right.
-        groups: The prompt that each response belongs to.
-    """
-    pairs = []
-    for members in _members(groups).values():
-        right = [row for row in members if labels[row]]
-        wrong = [row for row in members if not labels[row]]
-        pairs += [(good, bad) for good in right for bad in wrong]
-    return pairs
-
-
 def balanced(
     labels: Sequence[bool], groups: Sequence[str], balance: Balance, seed: int
 ) -> list[int]:
@@ -192,18 +171,11 @@ def balanced(
     whole = list(range(len(labels)))
     if balance == "none":
         return whole
-    parts = [whole] if balance == "dataset" else list(_members(groups).values())
+    parts = [whole] if balance == "dataset" else list(members(groups).values())
     kept: list[int] = []
-    for members in parts:
-        right = [row for row in members if labels[row]]
-        wrong = [row for row in members if not labels[row]]
+    for rows in parts:
+        right = [row for row in rows if labels[row]]
+        wrong = [row for row in rows if not labels[row]]
         size = min(len(right), len(wrong))
         kept += generator.sample(right, size) + generator.sample(wrong, size)
     return sorted(kept)
-
-
-def _members(groups: Sequence[str]) -> dict[str, list[int]]:
-    members: dict[str, list[int]] = {}
-    for row, group in enumerate(groups):
-        members.setdefault(group, []).append(row)
-    return members

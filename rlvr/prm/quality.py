@@ -1,10 +1,10 @@
-"""How good a reward model is, measured on labelled responses: ranking, calibration, location.
+"""How good a reward model is, measured on labelled responses: ranking and location.
 
     AUC            probability that a right response scores above a wrong one, equal scores 1/2
     within prompt  the mean over prompts that have both; what best-of-N lives on
     pairs          over all right x wrong pairs of a prompt, pooled
-    Brier          mean (p - l)^2 with p = sigmoid(r)
-    ECE            sum over bins of p of share x |mean p - mean l|
+
+How well probabilities sigmoid(r) are calibrated is ``rlvr/rm/calibration.py``'s.
 
 First-error location as in ProcessBench (Zheng et al., arXiv:2412.06559) with the rule of
 arXiv:2412.01981's released code: step k scores sigmoid(coefficient x q at its end); the prediction
@@ -67,41 +67,6 @@ def ranking(scores: Sequence[float], labels: Sequence[bool], groups: Sequence[ob
     within = fmean(areas) if areas else None
     pooled = wins / count if count else None
     return Ranking(auc(scores, labels), within, pooled, fmean(signs), len(areas))
-
-
-@dataclass(frozen=True, slots=True)
-class Bin:
-    """Responses whose probability lies in one bin."""
-
-    low: float
-    high: float
-    count: int
-    probability: float
-    right: float
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """How probabilities sigmoid(r) agree with labels; ``bins`` is the reliability diagram."""
-
-    brier: float
-    ece: float
-    bins: tuple[Bin, ...]
-
-
-def calibration(scores: Sequence[float], labels: Sequence[float], bins: int = 10) -> Calibration:
-    """Brier score, expected calibration error and reliability of rewards r over equal bins."""
-    p_B = torch.tensor(scores, dtype=torch.float64).sigmoid()
-    l_B = torch.tensor(labels, dtype=torch.float64)
-    bin_B = (p_B * bins).long().clamp_max(bins - 1)
-    found = []
-    for index in range(bins):
-        inside = bin_B == index
-        if bool(inside.any()):
-            means = float(p_B[inside].mean()), float(l_B[inside].mean())
-            found.append(Bin(index / bins, (index + 1) / bins, int(inside.sum()), *means))
-    ece = sum(b.count * abs(b.probability - b.right) for b in found) / len(p_B)
-    return Calibration(float((p_B - l_B).square().mean()), ece, tuple(found))
 
 
 def first_error(

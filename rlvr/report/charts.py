@@ -167,19 +167,39 @@ TEMPLATES: tuple[Template, ...] = (
     ),
     Template(
         LEARNING,
-        "Held-out responses in order",
-        ("eval/*/auc_within", "eval/*/pair_accuracy"),
-        "Share of right responses ranked above wrong ones of their prompt; dashed: over all pairs.",
-        "fraction",
-        dashed=("*pair_accuracy",),
+        "Reward model: rewards by outcome",
+        ("rm/reward_right", "rm/reward_wrong"),
+        "Mean reward of the step's right and wrong responses.",
     ),
     Template(
         LEARNING,
-        "Held-out calibration error",
-        ("eval/*/ece", "eval/*/brier"),
-        "Expected calibration error of the reward model; dashed: Brier score.",
-        dashed=("*brier",),
+        "Reward model: ranked right",
+        ("rm/accuracy", "eval/*/auc_within", "eval/*/best_of_n"),
+        "Fraction of the step's pairs with the right response above the wrong one; of held-out "
+        "prompts the same over all pairs, and whether the highest-scored response is right.",
+        "fraction",
     ),
+    Template(
+        LEARNING,
+        "Reward model: spread of right responses",
+        ("eval/*/pass_spread",),
+        "Standard deviation of rewards among a prompt's right responses, over the distance between "
+        "right and wrong ones.",
+    ),
+    Template(
+        LEARNING,
+        "Reward model: log-loss",
+        ("eval/*/nll",),
+        "Cross-entropy of held-out outcomes, in nats. Where it rises again, outcomes are being "
+        "learned by heart.",
+    ),
+    Template(
+        LEARNING,
+        "Reward model: calibration",
+        ("eval/*/ece", "eval/*/ks", "eval/*/brier"),
+        "Errors of held-out probabilities; the Brier score also counts what nobody can know.",
+    ),
+    Template(LEARNING, "Reward model: loss", ("rm/loss",), "The loss that was minimised."),
     Template(
         POLICY,
         "Entropy",

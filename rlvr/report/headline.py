@@ -150,6 +150,12 @@ def _figures(history: History) -> list[dict[str, Any]]:
     ]
     if len(named) == 1:
         named = [("Held-out accuracy", named[0][1], "fraction")]
+    for measure, label, style in (
+        ("auc_within", "Held-out AUC within prompts", "fraction"),
+        ("nll", "Held-out log-loss", "number"),
+    ):
+        for name in fnmatch.filter(history.columns, f"eval/*/{measure}"):
+            named.append((f"{label} on {name.split('/', 1)[1].rpartition('/')[0]}", name, style))
     named += [
         ("Training reward", "reward/mean", "number"),
         ("Response length", "completion/length_mean", "count"),

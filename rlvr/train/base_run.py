@@ -70,6 +70,11 @@ class BaseRun:
         """The model being trained."""
         return self.learner.policy
 
+    @property
+    def finished(self) -> bool:
+        """Whether no step is left to take."""
+        return self.step >= self.recipe.steps
+
     def share(self, count: int) -> range:
         """The places, of ``count`` prompts, that this rank answers."""
         return self.ranks.share(count)

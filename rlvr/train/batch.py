@@ -6,23 +6,42 @@ from typing import Literal
 
 import torch
 
-from rlvr.objective import Advantage, Gae
+from rlvr.objective import Advantage, Gae, Uncertainty, correlation
 from rlvr.train.scoring import Scored
 from rlvr.types import Batch
 
 
-def group_advantages(scored: Sequence[Sequence[Scored]], advantage: Advantage) -> torch.Tensor:
+def group_advantages(
+    scored: Sequence[Sequence[Scored]],
+    advantage: Advantage,
+    uncertainty: Uncertainty | None = None,
+) -> torch.Tensor:
     """Advantages [B] of all completions, groups in order; zeros where a critic is to give them."""
-    rewards_B = torch.tensor([item.reward for group in scored for item in group])
+    rewards_B, index_B = _rewards(scored, uncertainty), _group_index(scored)
     if isinstance(advantage, Gae):
         return torch.zeros_like(rewards_B)
-    return advantage(rewards_B, _group_index(scored))
+    advantages_B = advantage(rewards_B, index_B)
+    if uncertainty is None or uncertainty.apply != "advantages":
+        return advantages_B
+    return advantages_B * uncertainty.weights(_spreads(scored), index_B).to(advantages_B)
+
+
+def _rewards(scored: Sequence[Sequence[Scored]], uncertainty: Uncertainty | None) -> torch.Tensor:
+    rewards_B = torch.tensor([item.reward for group in scored for item in group])
+    if uncertainty is None or uncertainty.apply != "rewards":
+        return rewards_B
+    return uncertainty.shrunk(rewards_B, _spreads(scored), _group_index(scored))
+
+
+def _spreads(scored: Sequence[Sequence[Scored]]) -> torch.Tensor:
+    return torch.tensor([item.uncertainty for group in scored for item in group])
 
 
 def build_batch(
     scored: Sequence[Sequence[Scored]],
     advantage: Advantage,
     truncated: Literal["keep", "mask"] = "keep",
+    uncertainty: Uncertainty | None = None,
 ) -> Batch:
     """Columns [B] and [B, T] of all completions, groups in order.
 
@@ -42,8 +61,8 @@ def build_batch(
         prompt_ids=tuple(item.completion.prompt_ids for item in rows),
         completion_ids=tuple(item.completion.token_ids for item in rows),
         group_index_B=_group_index(scored),
-        rewards_B=torch.tensor([item.reward for item in rows]),
-        advantages_BT=group_advantages(scored, advantage)[:, None] * mask_BT,
+        rewards_B=_rewards(scored, uncertainty),
+        advantages_BT=group_advantages(scored, advantage, uncertainty)[:, None] * mask_BT,
         mask_BT=mask_BT,
         rollout_logprobs_BT=rollout_BT,
         labels_B=torch.tensor([float(item.grade.correct) for item in rows]),
@@ -70,4 +89,19 @@ def rollout_metrics(scored: Sequence[Sequence[Scored]]) -> dict[str, float]:
         "completion/truncated": fmean(item.completion.finish_reason == "length" for item in rows),
         "completion/logprob_mean": sum(sum(item.completion.logprobs) for item in rows)
         / max(1, sum(lengths)),
+        **uncertainty_metrics(rows),
     }
+
+
+def uncertainty_metrics(rows: Sequence[Scored]) -> dict[str, float]:
+    """How much scores of a term disagree, and whether that tells where it errs."""
+    metrics: dict[str, float] = {}
+    for name in rows[0].uncertainties:
+        spreads_B = torch.tensor([item.uncertainties[name] for item in rows])
+        values_B = torch.tensor([item.rewards[name] for item in rows])
+        errors_B = (values_B - torch.tensor([float(item.grade.correct) for item in rows])).abs()
+        metrics[f"reward/{name}/uncertainty"] = float(spreads_B.mean())
+        agreement = correlation(spreads_B, errors_B)
+        if agreement is not None:
+            metrics[f"reward/{name}/uncertainty_error"] = agreement
+    return metrics

@@ -32,13 +32,13 @@ def run_steps(
     Raises:
         Stopped: A signal came; a checkpoint was written first.
     """
-    every, steps = run.recipe.checkpoint.every, run.recipe.steps
+    every = run.recipe.checkpoint.every
     try:
         evaluate()
-        while run.step < steps:
+        while not run.finished:
             step()
             evaluate()
-            if run.step % every == 0 or run.step == steps:
+            if run.step % every == 0 or run.finished:
                 settle()
                 _save(run, save)
     except Stopped:

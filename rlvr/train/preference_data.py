@@ -104,10 +104,11 @@ def check_fit(policy: Policy, batches: Sequence[PreferenceBatch]) -> None:
     limit = policy.context_length
     for batch in batches:
         for prompt, item in zip(batch.prompt_ids, batch.completion_ids, strict=True):
-            if max(map(max, (prompt, *item))) >= words:
+            top = max(max(ids, default=0) for ids in (prompt, *item))
+            if top >= words:
                 raise ValueError(
-                    f"a preference holds token {max(map(max, (prompt, *item)))}, but the model has "
-                    f"{words} embeddings; set model.tokenizer to the model's own tokenizer"
+                    f"a preference holds token {top}, but the model has {words} embeddings; set "
+                    "model.tokenizer to the model's own tokenizer"
                 )
             longest = len(prompt) + max(map(len, item))
             if limit is not None and longest > limit:

@@ -15,7 +15,8 @@ import torch
 from rich.console import Console
 
 from rlvr.learner import PreferenceBatch
-from rlvr.prm import Calibration, calibration, ranking
+from rlvr.prm import ranking
+from rlvr.rm import Calibration, calibration
 from rlvr.train.loop import Measured
 from rlvr.train.preference import learn
 from rlvr.train.preference_run import PreferenceRun

@@ -13,13 +13,13 @@ from rlvr.data import load_template
 from rlvr.data.responses import encode_responses, load_responses
 from rlvr.data.solutions import Solution, load_solutions, step_labels
 from rlvr.learner import PreferenceBatch
-from rlvr.prm import all_pairs, balanced, given_step_ends, step_starts
+from rlvr.prm import balanced, given_step_ends, step_starts
 from rlvr.prm.objectives import CeSettings
+from rlvr.rm import all_pairs
 from rlvr.settings import to_yaml
+from rlvr.train.labelled import labelled_responses, within_limits
 from rlvr.train.log import say
 from rlvr.train.prm_recipe import PrmRecipe
-
-_Encoded = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def load_scored(
@@ -64,44 +64,13 @@ def _responses(
     console: Console,
 ) -> tuple[PreferenceBatch, list[str]]:
     """Labelled responses within the limits, and the problem of each."""
-    responses = load_responses(sources)
-    encoded = encode_responses(responses, load_template(recipe.data.template), tokenizer)
-    kept = _within_limits(name, encoded, recipe, console)
-    batch = _with_reference(
-        PreferenceBatch(
-            tuple(encoded[row][0] for row in kept),
-            tuple((encoded[row][1],) for row in kept),
-            torch.tensor([bool(responses[row].correct) for row in kept]),
-        ),
-        recipe,
+    found = labelled_responses(name, sources, recipe.data, tokenizer, console)
+    batch = PreferenceBatch(
+        found.prompt_ids,
+        tuple((ids,) for ids in found.completion_ids),
+        torch.tensor(found.labels),
     )
-    return batch, [responses[row].problem for row in kept]
-
-
-def _within_limits(
-    name: str, encoded: Sequence[_Encoded], recipe: PrmRecipe, console: Console
-) -> list[int]:
-    """The responses that no limit leaves out.
-
-    Raises:
-        ValueError: There are none.
-    """
-    settings = recipe.data
-    kept = [
-        row
-        for row, (prompt, ids) in enumerate(encoded)
-        if len(prompt) <= settings.max_prompt_tokens and len(ids) <= settings.max_response_tokens
-    ]
-    if not kept:
-        raise ValueError(
-            f"{name}: none of {len(encoded)} responses is within data.max_prompt_tokens = "
-            f"{settings.max_prompt_tokens} and data.max_response_tokens = "
-            f"{settings.max_response_tokens}; raise them"
-        )
-    if len(kept) < len(encoded):
-        dropped = len(encoded) - len(kept)
-        say(console, f"{name}: dropped {dropped} of {len(encoded)} responses over a token limit")
-    return kept
+    return _with_reference(batch, recipe), list(found.groups)
 
 
 def _in_steps(
@@ -117,7 +86,7 @@ def _in_steps(
     solutions = load_labelled_solutions(recipe)
     responses = [item.response for item in solutions]
     encoded = encode_responses(responses, load_template(recipe.data.template), tokenizer)
-    kept = _within_limits("data", encoded, recipe, console)
+    kept = within_limits("data", encoded, recipe.data, console)
     chosen, ids = [solutions[row] for row in kept], [encoded[row] for row in kept]
     ends = tuple(
         tuple(given_step_ends(tokenizer, own, item.starts, item.place))

@@ -1,4 +1,4 @@
-"""Ranking scored responses: best of N by an implicit process reward model.
+"""Ranking scored responses: best of N by a reward model.
 
 The curves stand beside what they have to beat: a random choice, majority vote and pass@N, which are
 those of ``eval/metrics.py``, exact over the draw of N responses. So is best of N; the weighted vote
@@ -16,8 +16,9 @@ import torch
 
 from eval.metrics import REFERENCE, maj_at_k, pass_at_k, shown_ks
 from eval.statistics import Bootstrap
-from rlvr.prm import calibration, expected_best, expected_vote, ranking, response_score
+from rlvr.prm import expected_best, expected_vote, ranking, response_score
 from rlvr.prm.best_of_n import Aggregate, Values
+from rlvr.rm import calibration
 from rlvr.train.log import write_atomically
 from rlvr.train.prm_score import Scored
 
@@ -27,8 +28,8 @@ def rank(
     *,
     values: str = "diff",
     aggregate: str = "min",
-    vote_coefficient: float = 0.05,
-    beta: float = 0.05,
+    vote_coefficient: float | None = None,
+    beta: float | None = None,
     draws: int = 200,
 ) -> dict[str, Any]:
     """Curves over N and the quality of the scores, as JSON values.
@@ -37,8 +38,8 @@ def rank(
         scored: Several responses to each problem; the smallest number of them bounds N.
         values: diff or cumulative.
         aggregate: min, sum or last.
-        vote_coefficient: Of the weighted vote.
-        beta: Scale of rewards, for calibration.
+        vote_coefficient: Of the weighted vote; None is 0.05, or 1 where the model is explicit.
+        beta: Scale of rewards, for calibration; None likewise.
         draws: Subsets that the weighted vote is averaged over.
 
     Raises:
@@ -47,6 +48,9 @@ def rank(
     if values not in ("diff", "cumulative"):
         raise ValueError(f"values {values!r} is neither diff nor cumulative")
     how = cast("tuple[Values, Aggregate]", (values, aggregate))
+    scale = 1.0 if scored and scored[0].explicit else 0.05
+    vote_coefficient = scale if vote_coefficient is None else vote_coefficient
+    beta = scale if beta is None else beta
     problems: dict[str, list[Scored]] = {}
     for item in scored:
         problems.setdefault(item.response.problem, []).append(item)

@@ -1,4 +1,7 @@
-"""Scoring sampled responses by an implicit process reward model, from files.
+"""Scoring sampled responses by a reward model, from files.
+
+The model is an implicit process reward model with its reference, or an explicit one, which is told
+by the head beside its weights: its one reward of a response stands for that of a single step.
 
 Log-probabilities come from the learner's own model or from a vLLM engine, of the reward model and
 then of its reference, one model at a time. An engine computes with the weights that it proved to
@@ -26,6 +29,7 @@ from rlvr.prm import (
     step_rewards,
     steps_of_ids,
 )
+from rlvr.rm import has_head, load_reward_model, response_rewards
 from rlvr.rollout import VllmEngine, VllmEngineSettings
 from rlvr.settings import load_settings
 from rlvr.train.log import write_atomically
@@ -51,12 +55,20 @@ class Scoring:
     reference_engine: str | None = None
     engine_settings: tuple[str, ...] = ()
 
+    @property
+    def explicit(self) -> bool:
+        """Whether the model is one with a head."""
+        return has_head(self.model)
+
     def check(self) -> None:
         """See that it is whole.
 
         Raises:
             ValueError: It is not clear what the reference is, or an engine is unknown.
         """
+        if self.explicit:
+            self._check_explicit()
+            return
         if (self.reference is None) == (not self.no_reference):
             raise ValueError(
                 "a reward model needs its reference: name the model that its training started "
@@ -71,15 +83,31 @@ class Scoring:
                 f"engine setting {self.engine_settings[0]!r} is for --engine vllm; leave it out"
             )
 
+    def _check_explicit(self) -> None:
+        if self.reference is not None:
+            raise ValueError(
+                f"{self.model!r} is an explicit reward model, which has no reference; leave "
+                "--reference out"
+            )
+        if self.engine != "learner":
+            raise ValueError(
+                f"{self.model!r} is an explicit reward model, whose head the engine "
+                f"{self.engine!r} does not run; leave --engine out"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A response and its log-ratios in nats: of tokens and of steps, which end where it says."""
+    """A response and its log-ratios in nats: of tokens and of steps, which end where it says.
+
+    Of an ``explicit`` model both are the one reward, for the whole response.
+    """
 
     response: Response
     tokens: tuple[float, ...]
     steps: tuple[float, ...]
     ends: tuple[int, ...]
+    explicit: bool = False
 
 
 def score(responses: Sequence[Response], how: Scoring) -> list[Scored]:
@@ -91,6 +119,8 @@ def score(responses: Sequence[Response], how: Scoring) -> list[Scored]:
     how.check()
     tokenizer = load_tokenizer(ModelSettings(path=how.model))
     encoded = encode_responses(responses, load_template(how.template), tokenizer)
+    if how.explicit:
+        return _score_whole(responses, encoded, how)
     ends = [steps_of_ids(tokenizer, ids, how.steps) for _, ids in encoded]
     return _scored(responses, encoded, ends, how)
 
@@ -99,9 +129,14 @@ def score_solutions(solutions: Sequence[Solution], how: Scoring) -> list[Scored]
     """Score solutions by the steps that they are given in.
 
     Raises:
-        ValueError: As :func:`score`, or a step has no token of its own.
+        ValueError: As :func:`score`, a step has no token of its own, or the model is explicit.
     """
     how.check()
+    if how.explicit:
+        raise ValueError(
+            f"{how.model!r} is an explicit reward model, which says nothing of single steps; name "
+            "an implicit one (task: prm)"
+        )
     tokenizer = load_tokenizer(ModelSettings(path=how.model))
     responses = [item.response for item in solutions]
     encoded = encode_responses(responses, load_template(how.template), tokenizer)
@@ -123,6 +158,22 @@ def _scored(
     return [
         Scored(item, tuple(row.tolist()), tuple(step_rewards(row, at).tolist()), tuple(at))
         for item, row, at in zip(responses, ratios(own, reference), ends, strict=True)
+    ]
+
+
+def _score_whole(responses: Sequence[Response], encoded: _Encoded, how: Scoring) -> list[Scored]:
+    """By an explicit reward model."""
+    model = load_reward_model(ModelSettings(path=how.model))
+    _check_fit(encoded, model.policy)
+    rewards = response_rewards(
+        model,
+        [prompt for prompt, _ in encoded],
+        [ids for _, ids in encoded],
+        tokens_per_micro_batch=how.tokens_per_micro_batch,
+    )
+    return [
+        Scored(item, (reward,), (reward,), (len(ids),), explicit=True)
+        for item, (_, ids), reward in zip(responses, encoded, rewards.tolist(), strict=True)
     ]
 
 
@@ -183,8 +234,11 @@ def score_file(sources: Sequence[Path], how: Scoring, out: Path) -> int:
             "reward": round(sum(item.tokens), 5),
             "step_rewards": [round(value, 5) for value in item.steps],
             "step_ends": list(item.ends),
-            "token_rewards": [round(value, 5) for value in item.tokens],
         }
+        if item.explicit:
+            row["explicit"] = True
+        else:
+            row["token_rewards"] = [round(value, 5) for value in item.tokens]
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, "".join(lines))
@@ -209,5 +263,7 @@ def read_scored(sources: Sequence[Path], how: Scoring | None = None) -> list[Sco
                 "score, or give --model and --reference here"
             )
         tokens = item.row.get("token_rewards") or steps
-        found.append(Scored(item, tuple(map(float, tokens)), tuple(map(float, steps)), ()))
+        explicit = item.row.get("explicit") is True
+        values = tuple(map(float, tokens)), tuple(map(float, steps))
+        found.append(Scored(item, *values, (), explicit=explicit))
     return found

@@ -17,6 +17,7 @@ from rlvr.objective import (
     Regulariser,
     TokenFilter,
     TokenMean,
+    Uncertainty,
 )
 from rlvr.policy import ModelSettings
 from rlvr.prm import step_starts
@@ -33,6 +34,7 @@ from rlvr.train.base_recipe import (
     impossible_layout,
     impossible_names,
 )
+from rlvr.train.model_reward import ModelRewardTerm
 
 
 class DataSettings(Settings):
@@ -92,13 +94,21 @@ class RewardTerm(Settings):
     """Factor on its value in the sum."""
     parameters: dict[str, float | int | str | bool] = Field(default_factory=dict)
     """Keyword arguments of the function."""
+    draws: int = Field(1, ge=1)
+    """How often it is asked, with draw = 0, 1, ... where it takes that argument: a stochastic
+    function's value is then the mean, and its uncertainty the standard deviation."""
 
 
 class RewardSettings(Settings):
     """What a completion is worth."""
 
     functions: tuple[RewardTerm, ...] = (RewardTerm(function="accuracy"),)
-    """Summed with their weights."""
+    """Summed with their weights. May be empty where there are models."""
+    models: tuple[ModelRewardTerm, ...] = ()
+    """Trained reward models, added with their weights."""
+    uncertainty: Uncertainty | None = None
+    """Have completions count less whose scores disagree (several draws of a function, or models of
+    one term); null takes their mean and no notice."""
     truncated: Literal["keep", "mask"] = "keep"
     """Completions cut at the token limit: keep trains on them (with the reward they got), mask
     takes them out of the loss. To shape their reward instead, add the function ``overlong``."""
@@ -106,6 +116,22 @@ class RewardSettings(Settings):
     """Verifier processes."""
     timeout: float = Field(5.0, gt=0)
     """Seconds after which a verdict is given up, the worker killed and the completion scored 0."""
+
+    @model_validator(mode="after")
+    def _terms(self) -> "RewardSettings":
+        names = [term.function for term in self.functions] + [term.name for term in self.models]
+        if not names or len({*names}) < len(names):
+            raise ValueError(
+                f"reward.functions and reward.models are together {names}; give at least one, "
+                "each under a name of its own"
+            )
+        scored = [*(term.draws for term in self.functions), *(t.scores for t in self.models)]
+        if self.uncertainty is not None and max(scored) < 2:
+            raise ValueError(
+                "reward.uncertainty compares scores of one term, and every term has but one; set "
+                "draws of a function or others of a model, or leave it out"
+            )
+        return self
 
 
 class EvaluationSettings(BaseEvaluation):
@@ -209,6 +235,16 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             f"rollout.prompts_per_step = {rollout.prompts_per_step} prompts; lower it"
         )
     faults += _impossible_filter(rollout) + _impossible_prime(recipe)
+    uncertainty = recipe.reward.uncertainty
+    if (
+        uncertainty is not None
+        and uncertainty.apply == "advantages"
+        and (recipe.advantage.name == "gae" or recipe.prime is not None)
+    ):
+        faults.append(
+            "reward.uncertainty.apply = 'advantages' weighs advantages that rewards alone give, "
+            "and here a critic or process rewards take part in them; use apply: rewards"
+        )
     engine, precision = rollout.engine, recipe.model.precision
     if rollout.max_staleness and not engine.overlaps:
         faults.append(

@@ -11,6 +11,7 @@ update are shared out, and the first keeps the records.
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def train_step(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
     stop_together(run.ranks, run.signals)
     with run.watch("rollout"):
         rollout = rollouts.next(clock)
-    batch = build_batch(rollout.groups, run.recipe.advantage, run.recipe.reward.truncated)
+    rules = run.recipe.reward
+    batch = build_batch(rollout.groups, run.recipe.advantage, rules.truncated, rules.uncertainty)
     with signals.shield():
         run.log.phase("updating")
         with clock("update", counted=False), run.watch("update"):
@@ -108,17 +110,27 @@ def _settle(run: Run, rollouts: Rollouts) -> None:
     rollouts.settle()
 
 
-def export(policy: Policy, tokenizer: Any, folder: Path, ranks: Ranks) -> None:  # noqa: ANN401
-    """Write a run's final model folder, adapters merged, whole or not at all; collective."""
+def export(
+    policy: Policy,
+    tokenizer: Any,  # noqa: ANN401
+    folder: Path,
+    ranks: Ranks,
+    beside: Callable[[Path], None] = lambda path: None,
+) -> None:
+    """Write a run's model folder, adapters merged, whole or not at all; collective.
+
+    ``beside`` writes what else belongs into it.
+    """
     target, partial = folder / "model", folder / ".model.partial"
     if not ranks.first:
         for _ in merged_buckets(policy, torch.float32):
             pass  # sharded weights are gathered by all
         return
-    for leftover in (partial, target):  # of a run that was killed here, or that is continued
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
     write_model(policy, partial, torch.float32)
     tokenizer.save_pretrained(partial)
+    beside(partial)
+    shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
 
 
@@ -130,7 +142,7 @@ def _keep_completions(
         return
     whole = groups[: max(1, log.completions_per_step // run.recipe.rollout.samples_per_prompt)]
     flat = [item for group in whole for item in group]
-    known = group_advantages(whole, advantage).tolist()
+    known = group_advantages(whole, advantage, run.recipe.reward.uncertainty).tolist()
     advantages = [None] * len(flat) if isinstance(advantage, Gae) else known
     rows = [
         completion_row(item, step, run.tokenizer, advantage=value)

@@ -53,6 +53,12 @@ TASKS = {
         "rlvr.train.prm:train",
         "rlvr.train.prm_data:render_plan",
     ),
+    "reward_model": Task(
+        "reward_model",
+        "rlvr.train.reward_model_recipe:RewardModelRecipe",
+        "rlvr.train.reward_model:train",
+        "rlvr.train.reward_model_data:render_plan",
+    ),
 }
 
 

@@ -238,7 +238,7 @@ def measure_memory(model: str, scale: int, shapes: Sequence[str]) -> None:
         for way in ("rlvr", SMALL, *WAYS[1:]):
             command = [sys.executable, "-m", "tests.benchmarks.learner", model]
             command += ["--one", way, "--shape", shape, "--scale", str(scale)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=True)
             peaks[way] = json.loads(done.stdout.splitlines()[-1])["peak_gib"]
             ratio = peaks[way] / peaks["rlvr"]
             print(f"{shape:16} {way:10} {peaks[way]:8.2f}  {ratio:5.2f}", flush=True)

@@ -22,6 +22,7 @@ from rlvr.learner import (
     Learner,
     LearnerSettings,
     OptimizerSettings,
+    OutcomeLearner,
     PrimeSettings,
     PrimeTraining,
     RewardModel,
@@ -42,6 +43,14 @@ from rlvr.policy import (
     policy_writer,
 )
 from rlvr.ranks import Ranks
+from rlvr.rm import (
+    BradleyTerry,
+    LayerQueries,
+    OutcomeRewardModel,
+    PairSettings,
+    Responses,
+    make_items,
+)
 from tests.learner.batches import (
     make_batch,
     policy_losses,
@@ -253,6 +262,30 @@ def prime(model, folder, launch):
             own[f"share/{name}"] = torch.tensor([row[name] for row in rows], dtype=torch.float64)
         found |= {f"{update}/{name}": value for name, value in own.items()}
     keep(launch, folder / "prime.safetensors", found)
+
+
+def outcome(model, folder, launch):
+    """Six steps of an explicit reward model on pairs, and the rewards of all responses."""
+    loss = BradleyTerry(pointwise_weight=0.2)
+    policy = load_policy(ModelSettings(path=model))
+    torch.manual_seed(0)
+    head = OutcomeRewardModel(policy, LayerQueries(heads=4), bias=True)
+    settings = LearnerSettings(lr=1e-3, epsilon=1e-4, tokens_per_micro_batch=60, layout="padded")
+    rates = OptimizerSettings(lr=5e-3, epsilon=1e-4)
+    learner = OutcomeLearner(head, loss, settings, rates, total_updates=6, launch=launch)
+    batch = make_batch(REWARDS, seed=0, dtype=torch.float32)
+    groups = tuple(map(str, batch.group_index_B.tolist()))
+    outcomes = torch.tensor(REWARDS)
+    data = Responses(batch.prompt_ids, batch.completion_ids, outcomes, groups)
+    items = make_items(data, loss, PairSettings(within=0.5, ties=0.5, size=8), 0)
+    rows = [learner.update(items.select(range(step % 3, len(items)))) for step in range(6)]
+    found = {"rewards": learner.rewards(data)}
+    for name in ("rm/loss", "rm/head_grad_norm", "learner/grad_norm"):
+        found[f"log:{name}"] = torch.tensor([row[name] for row in rows], dtype=torch.float64)
+    for name, parameter in learner.engine.named.items():
+        with policy.gathered([parameter]):
+            found[f"weights.{name}"] = parameter.detach().clone()
+    keep(launch, folder / "outcome.safetensors", found)
 
 
 def adapters(model, folder, launch):

@@ -17,7 +17,7 @@ from tests.learner import jobs
 from tests.learner.launching import run_job
 
 CASES = ("train", "poisoned", "beside", "ppo", "lp_reg_full", "lp_reg_sampled", "prime")
-CASES += ("adapters", "resume", "gradients")
+CASES += ("outcome", "adapters", "resume", "gradients")
 CONFIGS = ("multi_cpu", "zero1", "zero2", "zero3")
 
 
@@ -113,6 +113,15 @@ class TestTwoProcesses:
         for model in ("prm", "learner"):  # a share of each model's own weights
             assert furthest(one, two, f"{update}/share/{model}") < 0.01
             assert float(one[f"{update}/share/{model}/changed"].min()) > 0.9
+
+    def test_an_explicit_reward_model_learns_alike_and_every_rank_has_all_rewards(
+        self, alone, together
+    ):
+        one, two = both(alone, together, "outcome")
+        assert furthest(one, two, "weights.") < 1e-5
+        assert furthest(one, two, "log:rm/") < 1e-5
+        assert furthest(one, two, "rewards") < 1e-4
+        assert len(one["rewards"].unique()) == len(one["rewards"])
 
     def test_adapters_train_alike_over_an_unchanged_base(self, alone, together, tiny_folder):
         one, two = both(alone, together, "adapters")

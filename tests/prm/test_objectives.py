@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from rlvr.preference.losses import Labelled, Pairs, Side, baseline_of
-from rlvr.prm import PrmObjective, all_pairs, balanced, cross_entropy, takes_pairs, token_rewards
+from rlvr.prm import PrmObjective, balanced, takes_pairs, token_rewards
+from rlvr.rm import all_pairs, cross_entropy
 
 BETA = 0.05
 LN2 = math.log(2)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvr.prm import auc, calibration, first_error, location, ranking, tuned_threshold
+from rlvr.prm import auc, first_error, location, ranking, tuned_threshold
 
 ROWS = st.lists(
     st.tuples(st.integers(-3, 3), st.booleans(), st.sampled_from("ab")), min_size=1, max_size=14
@@ -46,19 +46,6 @@ def test_a_constant_per_prompt_changes_the_global_area_and_not_the_one_within():
     assert ranking(plain, labels, groups).auc == 1.0
     assert ranking(moved, labels, groups).auc < 1.0
     assert auc([1.0], [True]) is None
-
-
-def test_calibration_of_a_coin_that_says_so_is_perfect():
-    found = calibration([0.0] * 4, [1, 0, 1, 0])
-    assert (found.brier, found.ece) == (0.25, 0.0)
-    assert [(b.count, b.probability, b.right) for b in found.bins] == [(4, 0.5, 0.5)]
-
-
-def test_calibration_of_a_sure_model_that_errs():
-    found = calibration([50.0, 50.0, -50.0, -50.0], [1, 0, 0, 0])
-    assert found.brier == pytest.approx(0.25)
-    assert found.ece == pytest.approx(0.25)
-    assert sum(b.count for b in found.bins) == 4
 
 
 def test_the_first_error_is_the_first_value_below_the_threshold():

@@ -169,3 +169,15 @@ def test_a_failed_write_keeps_the_old_page_and_leaves_nothing_behind(run, monkey
         write_report(run)
     assert page.read_text() == before
     assert set(run.iterdir()) == files
+
+
+def test_a_reward_model_is_summed_up_by_ranking_and_log_loss(tmp_path):
+    rows = [
+        {"step": step, "rm/loss": loss, "eval/held_out/auc_within": auc, "eval/held_out/nll": nll}
+        for step, loss, auc, nll in ((0, 0.7, 0.5, 0.69), (20, 0.3, 0.9, 0.31))
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "recipe.yaml").write_text("task: reward_model\nsteps: 20\n")
+    summary = embedded(write_report(tmp_path))["summary"]
+    assert "AUC within prompts on held_out rose from 50.0 % (before training) to 90.0 %" in summary
+    assert "log-loss on held_out fell from 0.69 (before training) to 0.31 (step 20)" in summary
