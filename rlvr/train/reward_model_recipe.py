@@ -15,13 +15,13 @@ from rlvr.rm import (
     PointwiseCrossEntropy,
 )
 from rlvr.train.base_recipe import BaseRecipe, impossible_layout, impossible_names, rollout_only
-from rlvr.train.prm_recipe import PrmData, PrmEvaluation
+from rlvr.train.prm_recipe import LabelledData, PrmEvaluation
 
 HELD_OUT = "held_out"
 """Name of the evaluation set that ``data.hold_out`` makes."""
 
 
-class RewardModelData(PrmData):
+class RewardModelData(LabelledData):
     """Where labelled responses come from and how they become tokens."""
 
     per_step: int = Field(64, ge=1)
