@@ -94,7 +94,8 @@ class Batch:
     trained towards. For an implicit process reward model, ``labels_B`` are outcomes in [0, 1],
     ``prm_reference_BT`` its reference's log-probabilities at temperature 1, ``process_rewards_BT``
     the rewards that it gave each token, and ``token_rewards_BT`` what a critic is to make
-    advantages of instead of ``rewards_B``.
+    advantages of instead of ``rewards_B``; ``prm_rivals_B2`` are what each completion's score is
+    compared with, and its weight, where the reward model learns by comparison.
     """
 
     prompt_ids: tuple[tuple[int, ...], ...]
@@ -115,6 +116,7 @@ class Batch:
     prm_reference_BT: torch.Tensor | None = None
     process_rewards_BT: torch.Tensor | None = None
     token_rewards_BT: torch.Tensor | None = None
+    prm_rivals_B2: torch.Tensor | None = None
     proxy_rows: tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], ...] | None = None
     experts: tuple[torch.Tensor, ...] | None = None
 

@@ -1,4 +1,4 @@
-"""The verbs of reward models: ``rlvr prm rank`` and ``rlvr prm score``."""
+"""The verbs of reward models: ``rlvr prm rank``, ``score``, ``prefixes`` and ``locate``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +13,9 @@ prm_app = typer.Typer(
     rich_markup_mode=None,
     help=(
         "Reward models: score the tokens and steps of sampled responses by an implicit process "
-        "reward model, or whole responses by an explicit outcome model, and rank responses by "
-        "either (best of N). Train one with rlvr train and task: prm or reward_model; a PRIME run "
-        "leaves one in RUN/prm."
+        "reward model, or whole responses by an explicit outcome model; rank responses by either "
+        "(best of N), and locate first errors. Train one with rlvr train and task: prm or "
+        "reward_model; a PRIME run leaves one in RUN/prm."
     ),
 )
 
@@ -41,7 +41,27 @@ _Steps = Annotated[
     str,
     typer.Option(help="blank_lines, numbered, lines, or a pattern at whose matches steps begin."),
 ]
-_MicroBatch = Annotated[int, typer.Option(min=1, help="Most input positions run at once.")]
+_MicroBatch = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Most input positions run at once; a longer response is run in chunks of so many.",
+    ),
+]
+_Engine = Annotated[
+    str,
+    typer.Option(
+        help="What takes log-probabilities: learner (the model itself), or vllm (those of a "
+        "prompt; model and reference one after the other)."
+    ),
+]
+_ReferenceEngine = Annotated[
+    str | None, typer.Option(help="The reference's, where it is another: learner or vllm.")
+]
+_EngineSettings = Annotated[
+    list[str] | None,
+    typer.Option("--engine-set", help="A setting of vLLM, as in rollout.engine: dtype=bfloat16."),
+]
 
 
 @prm_app.command("score")
@@ -54,6 +74,9 @@ def prm_score(
     template: _PromptTemplate = "raw",
     steps: _Steps = "blank_lines",
     tokens: _MicroBatch = 4096,
+    engine: _Engine = "learner",
+    reference_engine: _ReferenceEngine = None,
+    engine_set: _EngineSettings = None,
 ) -> None:
     """Score responses: log-ratio of the reward model to its reference, by token and by step.
 
@@ -62,9 +85,10 @@ def prm_score(
     reference and gives one reward. Labels are not needed. Example:
     rlvr prm score samples.jsonl --model runs/prm/model --reference tiny --out scored.jsonl
     """
-    from rlvr.train.prm_rank import Scoring, score_file
+    from rlvr.train.prm_score import Scoring, score_file
 
-    how = Scoring(model, reference, no_reference, template, steps, tokens)
+    options = (tokens, engine, reference_engine, tuple(engine_set or ()))
+    how = Scoring(model, reference, no_reference, template, steps, *options)
     typer.echo(f"{score_file(responses, how, out)} responses: {out}")
 
 
@@ -79,6 +103,9 @@ def prm_rank(
     template: _PromptTemplate = "raw",
     steps: _Steps = "blank_lines",
     tokens: _MicroBatch = 4096,
+    engine: _Engine = "learner",
+    reference_engine: _ReferenceEngine = None,
+    engine_set: _EngineSettings = None,
     values: Annotated[
         str, typer.Option(help="diff: rewards of steps; cumulative: values at their ends.")
     ] = "diff",
@@ -96,6 +123,9 @@ def prm_rank(
         typer.Option(min=0, help="Scale of rewards, for calibration; by default likewise."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for all figures.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="HTML file for the curves and the reliability plot.")
+    ] = None,
 ) -> None:
     """Best of N by a reward model, beside majority vote, pass@N and a random choice.
 
@@ -104,9 +134,12 @@ def prm_rank(
     where prompts repeat. Rows that rlvr prm score has scored need no model. Example:
     rlvr prm rank samples.jsonl --model runs/prm/model --reference tiny
     """
-    from rlvr.train.prm_rank import Scoring, rank, rank_table, read_scored, write_ranking
+    from rlvr.report.ranking import write_ranking_page
+    from rlvr.train.prm_rank import method_labels, rank, rank_table, write_figures
+    from rlvr.train.prm_score import Scoring, read_scored
 
-    how = Scoring(model, reference, no_reference, template, steps, tokens) if model else None
+    options = (tokens, engine, reference_engine, tuple(engine_set or ()))
+    how = Scoring(model, reference, no_reference, template, steps, *options) if model else None
     found = rank(
         read_scored(responses, how),
         values=values,
@@ -116,7 +149,60 @@ def prm_rank(
     )
     typer.echo(rank_table(found))
     if out is not None:
-        write_ranking(found, out)
+        write_figures(found, out)
+    if page is not None:
+        typer.echo(f"page: {write_ranking_page(found, method_labels(found), page)}")
+
+
+@prm_app.command("locate")
+def prm_locate(
+    solutions: Annotated[
+        list[Path],
+        typer.Argument(help="JSONL files of solutions (prompt or problem, steps, label)."),
+    ],
+    model: Annotated[str, typer.Option(help="Folder or Hub id of the reward model.")],
+    reference: _Reference = None,
+    no_reference: _NoReference = False,
+    template: _PromptTemplate = "raw",
+    steps: _Steps = "blank_lines",
+    tokens: _MicroBatch = 4096,
+    engine: _Engine = "learner",
+    reference_engine: _ReferenceEngine = None,
+    engine_set: _EngineSettings = None,
+    tune: Annotated[
+        list[Path] | None,
+        typer.Option(help="Solutions to choose the threshold on; without, half of those given."),
+    ] = None,
+    values: Annotated[
+        str, typer.Option(help="cumulative: prefix values at the ends of steps; diff: rewards.")
+    ] = "cumulative",
+    coefficient: Annotated[
+        float, typer.Option(min=0, help="A step's score is sigmoid(this x its value in nats).")
+    ] = 0.05,
+    seed: Annotated[int, typer.Option(help="Which half the threshold is chosen on.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="JSON file for all figures.")] = None,
+) -> None:
+    """Locate the first wrong step of solutions, as ProcessBench does.
+
+    A row holds the prompt (or problem), the steps as a list of texts (or a response, which --steps
+    parts), and label: the index of the first wrong step from 0, or -1 where none is wrong. The
+    prediction is the first step whose score falls below a threshold. The threshold is chosen on one
+    half, and F1 (the harmonic mean of the accuracies on solutions with and without an error) is
+    measured on the other. Example:
+    rlvr prm locate solutions.jsonl --model runs/prm/model --reference tiny
+    """
+    from rlvr.train.prm_locate import locate, locate_table
+    from rlvr.train.prm_rank import write_figures
+    from rlvr.train.prm_score import Scoring
+
+    options = (tokens, engine, reference_engine, tuple(engine_set or ()))
+    how = Scoring(model, reference, no_reference, template, steps, *options)
+    found = locate(
+        solutions, how, tune=tune or (), values=values, coefficient=coefficient, seed=seed
+    )
+    typer.echo(locate_table(found))
+    if out is not None:
+        write_figures(found, out)
 
 
 @prm_app.command("prefixes")
@@ -154,7 +240,7 @@ def prm_prefixes(
         summary,
         write_figures,
     )
-    from rlvr.train.prm_rank import Scoring
+    from rlvr.train.prm_score import Scoring
 
     how = Scoring(model, reference, no_reference, template, steps, tokens)
     prefixes = prefixes_of(load_responses(responses, labelled=False), how, limit)

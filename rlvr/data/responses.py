@@ -96,7 +96,7 @@ def _response(row: Row, where: str, labelled: bool) -> Response:
     text = values.get("response", values.get("completion"))
     if not isinstance(text, str):
         raise ValueError(f"{place}: response = {short(text)} is no text; name the column response")
-    messages = _messages(values.get("prompt"), place)
+    messages = messages_of(values.get("prompt"), place)
     correct = values.get("correct", values.get("label"))
     extracted, gold = values.get("extracted"), values.get("answer")
     if correct is None and isinstance(gold, str):
@@ -119,7 +119,12 @@ def _response(row: Row, where: str, labelled: bool) -> Response:
     )
 
 
-def _messages(value: object, place: str) -> tuple[Message, ...]:
+def messages_of(value: object, place: str) -> tuple[Message, ...]:
+    """A prompt as messages; a text is one of the user.
+
+    Raises:
+        ValueError: It is neither; ``place`` names its row.
+    """
     if isinstance(value, str) and value:
         return (Message(role="user", content=value),)
     turns = value if isinstance(value, list) else []

@@ -38,14 +38,27 @@ _BUCKET = 2**24
 class StepResult:
     """What an optimizer step did.
 
-    ``grad_norms`` are by model, over all ranks, before clipping. ``changed`` is the share of
-    trained weights that moved, ``changed_compute`` after rounding to the compute precision.
+    By model: ``grad_norms`` over all ranks before clipping; ``changed``, the share of its trained
+    weights that moved, and ``changed_compute``, after rounding to the compute precision.
     """
 
     grad_norms: dict[str, float]
     skipped: bool
-    changed: float = 0.0
-    changed_compute: float = 0.0
+    changed: dict[str, float]
+    changed_compute: dict[str, float]
+
+    @classmethod
+    def of(
+        cls,
+        grad_norms: dict[str, float],
+        skipped: bool,
+        moved: Mapping[str, torch.Tensor],
+        sizes: Mapping[str, int],
+    ) -> "StepResult":
+        """From the counts [2] of weights that moved, and of all that are trained, by model."""
+        shares = {model: (counts / sizes[model]).tolist() for model, counts in moved.items()}
+        held, used = ({m: pair[place] for m, pair in shares.items()} for place in (0, 1))
+        return cls(grad_norms, skipped, held, used)
 
 
 class Engine(Protocol):
@@ -105,6 +118,7 @@ class LocalEngine:
             give_back_freed_memory()
             models.policy.add_embedding_rows()
         self.named = {name: parameter for _, name, parameter in models.trained()}
+        self.sizes = models.trained_sizes()
         self.optimizer = AdamW(parameter_groups(models, settings), models.policy.compute_dtype)
 
     def forward(self, inputs: ModelInputs, **options: Any) -> Outputs:  # noqa: ANN401
@@ -128,8 +142,7 @@ class LocalEngine:
         if finite:
             self.optimizer.step()
         self.clear()
-        moved = self.optimizer.take_changed() / sum(p.numel() for p in self.named.values())
-        return StepResult(norms, not finite, *moved.tolist())
+        return StepResult.of(norms, not finite, self.optimizer.take_changed(), self.sizes)
 
     def _sum_gradients(self) -> None:
         """Nothing to add in one process."""

@@ -181,7 +181,8 @@ class Learner:
         fraction = self.settings.schedule.fraction(self.updates, self.total_updates)
         result = self.engine.step(fraction, only)
         self.skipped_updates += result.skipped
-        return metrics | {"prm/grad_norm": result.grad_norms[PRM]}
+        moved = {"prm/grad_norm": result.grad_norms[PRM], "prm/changed": result.changed[PRM]}
+        return metrics | moved
 
     def _with_statistics(self, batch: Batch) -> Batch:
         """Add the old and reference log-probabilities that the update will need."""
@@ -357,11 +358,12 @@ class Learner:
             alone = self.policy_step != set(self.engine.settings)
             result = self.engine.step(fraction, *([self.policy_step] if alone else []))
             metrics["learner/grad_norm"] = result.grad_norms[POLICY]
-            metrics["learner/changed"] = result.changed
-            metrics["learner/changed_compute"] = result.changed_compute
+            metrics["learner/changed"] = result.changed[POLICY]
+            metrics["learner/changed_compute"] = result.changed_compute[POLICY]
             for name in (CRITIC, PRM):
                 if name in self.policy_step and name in result.grad_norms:
                     metrics[f"{name}/grad_norm"] = result.grad_norms[name]
+                    metrics[f"{name}/changed"] = result.changed[name]
             self.skipped_updates += result.skipped
         self.updates += 1
         return metrics

@@ -87,6 +87,13 @@ class Models(nn.Module):
                 if parameter.requires_grad:
                     yield model, name if model == POLICY else f"{model}:{name}", parameter
 
+    def trained_sizes(self) -> dict[str, int]:
+        """How many weights of each model are trained."""
+        sizes: dict[str, int] = {}
+        for model, _, parameter in self.trained():
+            sizes[model] = sizes.get(model, 0) + parameter.numel()
+        return sizes
+
 
 def _no_stats(inputs: ModelInputs) -> TokenStats:
     return TokenStats(torch.zeros(0, device=inputs.input_ids_RL.device))

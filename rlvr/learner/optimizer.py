@@ -31,7 +31,7 @@ class AdamW(torch.optim.Optimizer):
         self.compute = compute
         self.factors: dict[str, float] = {}
         self.moving: Collection[str] | None = None  # names of models; None is all
-        self._changed: list[torch.Tensor] = []
+        self._changed: dict[str, list[torch.Tensor]] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -71,7 +71,8 @@ class AdamW(torch.optim.Optimizer):
                 eps=group["eps"],
                 maximize=False,
             )
-            self._changed.append(_moved(before, weights, self.compute))
+            moved = _moved(before, weights, self.compute)
+            self._changed.setdefault(group["model"], []).append(moved)
         state["step"] += 1
 
     def moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -84,16 +85,18 @@ class AdamW(torch.optim.Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         return state
 
-    def take_changed(self) -> torch.Tensor:
-        """How many weights moved since the last call, float64 [2]: as held, and as computed with.
+    def take_changed(self) -> dict[str, torch.Tensor]:
+        """How many weights of each model moved since the last call, float64 [2]: as held, as used.
 
         A move that is lost in rounding is none; padding of flat slices never moves.
         """
-        total = torch.zeros(2, dtype=torch.float64)
-        for counts in self._changed:
-            total += counts.cpu()
-        self._changed = []
-        return total
+        models = dict.fromkeys(group["model"] for group in self.param_groups)
+        found = {model: torch.zeros(2, dtype=torch.float64) for model in models}
+        for model, moved in self._changed.items():
+            for counts in moved:
+                found[model] += counts.cpu()
+        self._changed = {}
+        return found
 
 
 def _moved(before: torch.Tensor, after: torch.Tensor, compute: torch.dtype) -> torch.Tensor:

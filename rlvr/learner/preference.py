@@ -39,6 +39,7 @@ from rlvr.preference.losses import (
     baseline_of,
     mixed_loss,
 )
+from rlvr.prm import StepLoss
 from rlvr.ranks import Ranks
 
 
@@ -236,6 +237,8 @@ class PreferenceLearner:
     def _losses(
         self, batch: PreferenceBatch, step: StepConstants, sums_BKS: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        if batch.step_labels_BK is not None:
+            return self._step_losses(batch, sums_BKS)
         if batch.desirable_B is not None:
             return self._labelled_losses(batch, step, sums_BKS)
         pairs = self._pairs(batch, step, sums_BKS)
@@ -257,6 +260,22 @@ class PreferenceLearner:
             "desirable": desirable_B.to(sums_BKS.dtype),
             "log_ratio": labelled.log_ratio_B.detach(),
             "logps": sums_BKS[:, 0, 0].detach(),
+        }
+
+    def _step_losses(
+        self, batch: PreferenceBatch, sums_BKS: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        assert batch.step_labels_BK is not None
+        assert batch.reference_BK is not None
+        labels_BK = batch.step_labels_BK.to(sums_BKS)
+        log_ratio_BK = sums_BKS[..., 0] - batch.reference_BK.to(sums_BKS)
+        losses = [loss for loss in self.losses if isinstance(loss, StepLoss)]
+        loss_B = torch.stack([x.weight * x(log_ratio_BK, labels_BK) for x in losses]).sum(0)
+        judged_BK = ~labels_BK.isnan()
+        agrees_BK = ((log_ratio_BK > 0) == (labels_BK > 0.5)) & judged_BK
+        return loss_B, {
+            "step_accuracy": (agrees_BK.sum(-1) / judged_BK.sum(-1).clamp_min(1)).detach(),
+            "log_ratio": log_ratio_BK.sum(-1).detach(),
         }
 
     def _pairs(self, batch: PreferenceBatch, step: StepConstants, sums_BKS: torch.Tensor) -> Pairs:
@@ -285,8 +304,8 @@ class PreferenceLearner:
         return {
             "learner/lr": self.settings.lr * fraction,
             "learner/grad_norm": result.grad_norms[POLICY],
-            "learner/changed": result.changed,
-            "learner/changed_compute": result.changed_compute,
+            "learner/changed": result.changed[POLICY],
+            "learner/changed_compute": result.changed_compute[POLICY],
             "learner/updates": self.updates,
             "learner/skipped_updates": self.skipped_updates,
         }

@@ -54,14 +54,19 @@ class PreferencePasses:
     ) -> Iterator[tuple[Rows, torch.Tensor, bool]]:
         """This rank's micro-batches: items, their log-probabilities [b, K', 2], and if it is last.
 
-        The last axis is: reduced by LD, and whole. K' is K, and one more with ``prompt``. Where
-        ranks have to run equally many passes, one may be of no items; its values are [1, 1, 2].
+        The last axis is: reduced by LD, and whole (of steps, both whole). K' is K, and one more
+        with ``prompt``. Where ranks have to run equally many passes, one may be of no items; its
+        values are [1, ., 2].
         """
         share = self._share(batch)
         for index, items in enumerate(share):
             inputs = self._inputs(batch, items, prompt=self.prompt)
             logprobs_N = self._forward(model, inputs, 1.0)
-            sums_BKS = self._reduced(logprobs_N, inputs, len(items) or 1, batch.kinds)
+            if batch.step_ends is not None:
+                ends = [batch.step_ends[item] for item in items]
+                sums_BKS = _by_step(logprobs_N, inputs, ends, batch.kinds)
+            else:
+                sums_BKS = self._reduced(logprobs_N, inputs, len(items) or 1, batch.kinds)
             yield items, sums_BKS, index == len(share) - 1
 
     def sums(
@@ -162,3 +167,19 @@ class PreferencePasses:
         mask_RT = mask_RT.to(logprobs_RT.dtype)
         reduced = desensitised_logps(logprobs_RT, mask_RT, shared_R, self.ld_alpha)
         return torch.stack([reduced, logprobs_RT.sum(-1)], -1).view(items, -1, 2)
+
+
+def _by_step(
+    logprobs_N: torch.Tensor, inputs: ModelInputs, ends: Sequence[Sequence[int]], steps: int
+) -> torch.Tensor:
+    """Sums [rows, K, 2] over the tokens of each step, 0 where there is none."""
+    lengths_R = torch.bincount(inputs.row_N, minlength=len(inputs.rows))
+    logprobs_RT = inputs.scatter(logprobs_N, int(lengths_R.max()))
+    width = logprobs_RT.shape[1]
+    padded = [[*own, *[width] * (steps - len(own))] for own in ends] or [[width] * steps]
+    ends_RK = torch.tensor(padded, device=lengths_R.device)
+    position_T = torch.arange(width, device=lengths_R.device)
+    # A token's step is the number of steps that end before it; beyond the last there are zeros.
+    step_RT = (position_T[None, :, None] >= ends_RK[:, None, :]).sum(-1).clamp_max(steps - 1)
+    sums_RK = logprobs_RT.new_zeros(len(padded), steps).scatter_add(1, step_RT, logprobs_RT)
+    return sums_RK[..., None].expand(-1, -1, 2)

@@ -8,6 +8,9 @@ rewards, which with the outcomes give the advantages of all tokens. Equations:
     after    rewards are read first, and both models then move in the same optimizer step
              (the paper's order; it spares the reading pass by scoring in the training pass)
     before   the reward model takes its step, rewards are read from its new weights, then the policy
+    reverse  as after, by another loss: a preference for each completion over those of its group
+             that came out otherwise, whose scores Q_j as they were read are constants (of the
+             verl recipe):  -log sigma( (+-)(Q_i - mean_j Q_j) ), + where i is right
     none     the reward model stays as it is
 """
 
@@ -29,7 +32,9 @@ from rlvr.prm import (
     ProcessReturns,
     batch_normalised,
     centred,
+    detached_preference,
     ranking,
+    rivals,
     token_rewards,
 )
 from rlvr.rm import brier, cross_entropy
@@ -52,8 +57,12 @@ class PrimeSettings(OptimizerSettings):
     """Its frozen reference; null is the policy's own model as it is before training."""
     beta: float = Field(0.05, gt=0)
     """Scale of the reward: beta x log-ratio of the reward model to its reference."""
-    update: Literal["after", "before", "none"] = "after"
-    """When the reward model learns: after its rewards were read, before, or not at all."""
+    update: Literal["after", "before", "reverse", "none"] = "after"
+    """When the reward model learns: after its rewards were read, before, or not at all. reverse is
+    after, and prefers right to wrong completions of a group instead of judging each."""
+    best_of_n_weights: bool = False
+    """With reverse: weigh a completion by K P(score <= its own)^(K-1), as the best of K draws of
+    its group would be distributed, so that the highest scores count most."""
     returns: ProcessReturns = ProcessReturns()
     """How token rewards become advantages."""
     steps: str = "blank_lines"
@@ -98,7 +107,7 @@ class PrimeTraining:
     @property
     def joint(self) -> bool:
         """Whether it takes its steps together with the policy."""
-        return self.settings.update == "after"
+        return self.settings.update in ("after", "reverse")
 
     @property
     def baseline(self) -> Baseline:
@@ -125,6 +134,8 @@ class PrimeTraining:
             logprobs_BT, batch.prm_reference_BT, mask_BT, self.settings.beta
         ).to(mask_BT)
         batch = replace(batch, process_rewards_BT=rewards_BT)
+        if self.settings.update == "reverse":
+            batch = replace(batch, prm_rivals_B2=self._rivals(batch))
         if isinstance(self.advantage, Gae):
             process_BT = (
                 batch_normalised(rewards_BT, mask_BT) if settings.batch_norm else rewards_BT
@@ -160,9 +171,24 @@ class PrimeTraining:
         )
         there_B = mask_BT.any(-1)
         rewards_B = rewards_BT.sum(-1)
-        loss_B = cross_entropy(rewards_B, columns.labels_B.to(rewards_B)) * there_B
-        loss = loss_B.sum() / max(1, sequences)
-        return loss, {"prm/loss": float(loss.detach())}
+        labels_B = columns.labels_B.to(rewards_B)
+        if columns.prm_rivals_B2 is None:
+            loss_B = cross_entropy(rewards_B, labels_B)
+        else:
+            loss_B = detached_preference(rewards_B, labels_B, *columns.prm_rivals_B2.unbind(-1))
+        loss = (loss_B * there_B).sum() / max(1, sequences)
+        signs_B = rewards_B.detach().sign() * torch.where(labels_B > 0.5, 1.0, -1.0)
+        right = float(((1 + signs_B) / 2 * there_B).sum()) / max(1, sequences)
+        return loss, {"prm/loss": float(loss.detach()), "prm/accuracy_before": right}
+
+    def _rivals(self, batch: Batch) -> torch.Tensor:
+        """Of each completion, [B, 2]: the mean score of those it is compared with, its weight."""
+        assert batch.process_rewards_BT is not None
+        assert batch.labels_B is not None
+        scores_B = batch.process_rewards_BT.sum(-1)
+        there_B = batch.mask_BT.any(-1)
+        weigh = self.settings.best_of_n_weights
+        return rivals(scores_B, batch.labels_B, batch.group_index_B, there_B, weigh=weigh)
 
 
 def reward_metrics(batch: Batch, beta: float) -> dict[str, float]:

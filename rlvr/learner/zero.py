@@ -81,7 +81,7 @@ class ZeroEngine:
         if models.policy.device.type == "cpu":
             give_back_freed_memory()
         self.named = {name: parameter for _, name, parameter in models.trained()}
-        self.trained = sum(parameter.numel() for parameter in self.named.values())
+        self.sizes = models.trained_sizes()  # before the engine takes the weights apart
         self.stage = int(zero["stage"])
         self.optimizer = AdamW(parameter_groups(models, settings), models.policy.compute_dtype)
         self.engine, *_ = deepspeed.initialize(
@@ -116,8 +116,8 @@ class ZeroEngine:
         finite = prepare_step(self.optimizer, self.settings, norms, fraction, moving)
         self.engine.step()  # finds the same norms, and skips where they are not finite
         assert self.zero.overflow is not finite, "DeepSpeed and the learner disagree on a step"
-        moved = self.ranks.sum(self.optimizer.take_changed()) / self.trained
-        return StepResult(norms, not finite, *moved.tolist())
+        moved = {m: self.ranks.sum(own) for m, own in self.optimizer.take_changed().items()}
+        return StepResult.of(norms, not finite, moved, self.sizes)
 
     def _norms(self) -> dict[str, float]:
         """Norm of each model's whole gradient; DeepSpeed says -1 where one is not finite."""

@@ -7,6 +7,7 @@ from rlvr.policy.batching import (
     plan_packed,
     plan_padded,
 )
+from rlvr.policy.long import chunked_logprobs
 from rlvr.policy.model import (
     LoraSettings,
     ModelSettings,
@@ -40,6 +41,7 @@ __all__ = [
     "Routing",
     "RoutingRequest",
     "TokenStats",
+    "chunked_logprobs",
     "critic_writer",
     "default_device",
     "evaluating",

@@ -49,11 +49,11 @@ def add_rows_in_place(embedding: nn.Module) -> None:
         return
     usual = embedding.forward
 
-    def forward(ids: torch.Tensor) -> torch.Tensor:
+    def forward(input: torch.Tensor) -> torch.Tensor:
         if not torch.is_grad_enabled():
-            return usual(ids)
+            return usual(input)
         anchor = embedding.weight.new_zeros((), requires_grad=True)
-        looked_up: torch.Tensor = _Lookup.apply(anchor, ids, embedding)
+        looked_up: torch.Tensor = _Lookup.apply(anchor, input, embedding)
         return looked_up
 
     embedding.forward = forward  # type: ignore[method-assign]

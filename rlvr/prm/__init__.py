@@ -5,10 +5,19 @@ from rlvr.prm.objectives import (
     Balance,
     CrossEntropy,
     PrmObjective,
+    StepLoss,
     balanced,
     takes_pairs,
 )
-from rlvr.prm.prime import Baseline, ProcessReturns, batch_normalised, centred, group_passes
+from rlvr.prm.prime import (
+    Baseline,
+    ProcessReturns,
+    batch_normalised,
+    centred,
+    detached_preference,
+    group_passes,
+    rivals,
+)
 from rlvr.prm.quality import (
     auc,
     first_error,
@@ -17,8 +26,8 @@ from rlvr.prm.quality import (
     tuned_threshold,
 )
 from rlvr.prm.reward import prefix_values, response_rewards, step_rewards, token_rewards
-from rlvr.prm.score import log_ratios, response_logprobs
-from rlvr.prm.steps import step_ends, step_starts, steps_of_ids, token_starts
+from rlvr.prm.score import engine_logprobs, ratios, response_logprobs
+from rlvr.prm.steps import given_step_ends, step_ends, step_starts, steps_of_ids, token_starts
 
 __all__ = [
     "Balance",
@@ -26,22 +35,27 @@ __all__ = [
     "CrossEntropy",
     "PrmObjective",
     "ProcessReturns",
+    "StepLoss",
     "auc",
     "balanced",
     "batch_normalised",
     "centred",
     "choose",
+    "detached_preference",
+    "engine_logprobs",
     "expected_best",
     "expected_vote",
     "first_error",
+    "given_step_ends",
     "group_passes",
     "location",
-    "log_ratios",
     "prefix_values",
     "ranking",
+    "ratios",
     "response_logprobs",
     "response_rewards",
     "response_score",
+    "rivals",
     "step_ends",
     "step_rewards",
     "step_starts",

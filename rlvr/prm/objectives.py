@@ -1,4 +1,4 @@
-"""What an implicit process reward model is trained with: labels of whole responses, nothing else.
+"""What an implicit process reward model is trained with: labels of whole responses.
 
 With r = beta (summed log-ratio) and label l in [0, 1]:
 
@@ -6,11 +6,17 @@ With r = beta (summed log-ratio) and label l in [0, 1]:
     dpo    -log s(r_w - r_z)                                             pairs
     nca    -log s(r_w) - 1/2 log s(-r_w) - 1/2 log s(-r_z)               pairs
     kto    1 - s(r - beta z0) if right, 1 - s(beta z0 - r) if wrong      single responses
+    steps  (s(r^k) - l_k)^2, the mean over judged steps                  labels of steps
 
 Yuan et al., arXiv:2412.01981, section 3 and equation 5 (printed there without the minus sign). The
-last three are those of ``rlvr/preference/losses``. Pairs are all right x wrong responses of a
-prompt. The labels of ce may be balanced: ``dataset`` drops responses of the larger class at random,
-``instruction`` keeps equally many right and wrong ones of every prompt.
+three in the middle are those of ``rlvr/preference/losses``. Pairs are all right x wrong responses
+of a prompt. The labels of ce may be balanced: ``dataset`` drops responses of the larger class at
+random, ``instruction`` keeps equally many right and wrong ones of every prompt.
+
+A second stage may learn from labels of steps, where somebody has them. ``form: released`` of steps
+is the loss of the released code. The paper prints -log s(l_k |r^k|) with l_k = +1 or -1
+(``form: paper``), which draws the reward of a wrong step to zero and pushes that of a right one
+away from zero, to whichever side it is on.
 """
 
 import random
@@ -19,6 +25,7 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch.nn.functional import logsigmoid
 
 from rlvr.preference.losses import LOSSES, PairLoss, PreferenceLoss, UnpairedLoss
 from rlvr.preference.losses.terms import Labelled
@@ -93,8 +100,53 @@ class KtoSettings(_Borrowed):
     name: Literal["kto"] = "kto"
 
 
+class StepLoss(PreferenceLoss):
+    """A loss over the steps of single responses, each labelled or not."""
+
+    name: Literal["steps"] = "steps"
+    beta: float = Field(0.05, gt=0)
+    """Scale of the reward."""
+    form: Literal["released", "paper"] = "released"
+    """Squared error of sigmoid(r^k), or -log sigmoid(l_k |r^k|)."""
+    equation: ClassVar[str] = "(s(beta r^k) - l_k)^2"
+    paper: ClassVar[str] = "2412.01981"
+
+    def __call__(self, log_ratio_BK: torch.Tensor, labels_BK: torch.Tensor) -> torch.Tensor:
+        """Loss [B]: the mean over a response's judged steps, 0 where there are none.
+
+        Args:
+            log_ratio_BK: Summed log-ratios of the steps.
+            labels_BK: Between 0 and 1; not a number where a step was not judged, or is not there.
+        """
+        judged_BK = ~labels_BK.isnan()
+        labels_BK = labels_BK.nan_to_num().to(log_ratio_BK)
+        rewards_BK = self.beta * log_ratio_BK
+        if self.form == "paper":
+            signs_BK = torch.where(labels_BK > 0.5, 1.0, -1.0).to(rewards_BK)
+            loss_BK = -logsigmoid(signs_BK * rewards_BK.abs())
+        else:
+            loss_BK = (rewards_BK.sigmoid() - labels_BK).square()
+        return (loss_BK * judged_BK).sum(-1) / judged_BK.sum(-1).clamp_min(1)
+
+
+class StepSettings(Settings):
+    """Labels of steps, as a second stage after one of the others."""
+
+    name: Literal["steps"] = "steps"
+    beta: float = Field(0.05, gt=0)
+    """Scale of the reward."""
+    form: Literal["released", "paper"] = "released"
+    """The released code's squared error, or the loss that the paper prints."""
+
+    @property
+    def loss(self) -> PreferenceLoss:
+        """The loss of a response in steps."""
+        return StepLoss(beta=self.beta, form=self.form)
+
+
 PrmObjective = Annotated[
-    CeSettings | DpoSettings | NcaSettings | KtoSettings, Field(discriminator="name")
+    CeSettings | DpoSettings | NcaSettings | KtoSettings | StepSettings,
+    Field(discriminator="name"),
 ]
 """One objective of a recipe."""
 

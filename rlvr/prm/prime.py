@@ -119,6 +119,60 @@ def _group_centred(
     return rewards_KT - others_K[:, None]
 
 
+def rivals(
+    scores_B: torch.Tensor,
+    labels_B: torch.Tensor,
+    group_index_B: torch.Tensor,
+    there_B: torch.Tensor,
+    *,
+    weigh: bool = False,
+) -> torch.Tensor:
+    """What each completion is compared with by :func:`detached_preference`, and its weight, [B, 2].
+
+    The first is the mean score of the completions of its group that came out otherwise, the second
+    0 where there are none; else 1, or with ``weigh`` K P(score <= its own)^(K-1) over the K of its
+    group: the density of the best of K among them.
+
+    Args:
+        scores_B: Sequence rewards.
+        labels_B: Outcomes in [0, 1]; above 0.5 is right.
+        group_index_B: Which prompt each completion is of.
+        there_B: Whether it counts.
+        weigh: Whether to prefer high scores.
+    """
+    found_B2 = torch.zeros(len(scores_B), 2, dtype=scores_B.dtype, device=scores_B.device)
+    right_B = labels_B > 0.5
+    for group in group_index_B.unique().tolist():
+        inside_B = (group_index_B == group) & there_B
+        count = int(inside_B.sum())
+        for row in inside_B.nonzero()[:, 0].tolist():
+            others_B = inside_B & (right_B != right_B[row])
+            if not bool(others_B.any()):
+                continue
+            share = (scores_B[inside_B] <= scores_B[row]).to(scores_B).mean()
+            found_B2[row, 0] = scores_B[others_B].mean()
+            found_B2[row, 1] = count * share ** (count - 1) if weigh else 1.0
+    return found_B2
+
+
+def detached_preference(
+    rewards_B: torch.Tensor,
+    labels_B: torch.Tensor,
+    rivals_B: torch.Tensor,
+    weights_B: torch.Tensor,
+) -> torch.Tensor:
+    """Loss [B] of the ``reverse`` update: -w log sigma((+-)(Q - mean of the rivals' Q)).
+
+    Args:
+        rewards_B: Sequence rewards Q, with gradients.
+        labels_B: Outcomes; above 0.5 is right.
+        rivals_B, weights_B: Of :func:`rivals`, constants.
+    """
+    signs_B = torch.where(labels_B > 0.5, 1.0, -1.0).to(rewards_B)
+    margin_B = signs_B * (rewards_B - rivals_B.to(rewards_B))
+    return -weights_B.to(rewards_B) * torch.nn.functional.logsigmoid(margin_B)
+
+
 def group_passes(correct: list[bool], bounds: tuple[float, float]) -> bool:
     """Whether a group's accuracy lies within the bounds, which are included."""
     accuracy = sum(correct) / len(correct)

@@ -14,7 +14,7 @@ on erroneous and on correct solutions; the threshold is tuned on other data.
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -69,18 +69,27 @@ def ranking(scores: Sequence[float], labels: Sequence[bool], groups: Sequence[ob
     return Ranking(auc(scores, labels), within, pooled, fmean(signs), len(areas))
 
 
-def first_error(steps_K: torch.Tensor, threshold: float, coefficient: float) -> int:
-    """The first step, from 0, whose prefix value falls below a threshold; -1 where none does.
+def first_error(
+    steps_K: torch.Tensor, threshold: float, coefficient: float, *, cumulative: bool = True
+) -> int:
+    """The first step, from 0, whose score falls below a threshold; -1 where none does.
 
     Args:
         steps_K: Step rewards in nats of log-ratio.
-        threshold: Of sigmoid(coefficient x prefix value).
-        coefficient: Scale.
+        threshold: Of the score, between 0 and 1.
+        coefficient: Scale; the score is sigmoid(coefficient x value).
+        cumulative: Whether the value is that of the prefix, or the step's own reward.
     """
-    for index, value in enumerate((coefficient * steps_K.cumsum(-1)).sigmoid().tolist()):
+    for index, value in enumerate(_step_scores(steps_K, coefficient, cumulative)):
         if value < threshold:
             return index
     return -1
+
+
+def _step_scores(steps_K: torch.Tensor, coefficient: float, cumulative: bool) -> list[float]:
+    values_K = steps_K.cumsum(-1) if cumulative else steps_K
+    scores: list[float] = (coefficient * values_K.double()).sigmoid().tolist()
+    return scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,21 +121,24 @@ def location(predicted: Sequence[int], truth: Sequence[int]) -> Location:
 
 
 def tuned_threshold(
-    steps: Sequence[torch.Tensor], truth: Sequence[int], coefficient: float
+    steps: Sequence[torch.Tensor],
+    truth: Sequence[int],
+    coefficient: float,
+    *,
+    cumulative: bool = True,
 ) -> float:
     """The threshold of the highest F1 on these solutions; a midpoint between their values."""
-    candidates = list(_midpoints(steps, coefficient))
-    scored = [
-        (location([first_error(s, t, coefficient) for s in steps], truth).f1, -abs(t - 0.5), t)
-        for t in candidates
-    ]
-    return max(scored)[2]
+    values = [_step_scores(s, coefficient, cumulative) for s in steps]
+    candidates = list(_midpoints(itertools.chain.from_iterable(values)))
+
+    def f1(threshold: float) -> float:
+        found = [next((k for k, v in enumerate(own) if v < threshold), -1) for own in values]
+        return location(found, truth).f1
+
+    return max((f1(t), -abs(t - 0.5), t) for t in candidates)[2]
 
 
-def _midpoints(
-    steps: Sequence[torch.Tensor], coefficient: float, most: int = 500
-) -> Iterator[float]:
-    values = sorted({float(v) for s in steps for v in (coefficient * s.cumsum(-1)).sigmoid()})
-    stride = max(1, math.ceil(len(values) / most))
-    shown = values[::stride]
+def _midpoints(values: Iterable[float], most: int = 500) -> Iterator[float]:
+    found = sorted(set(values))
+    shown = found[:: max(1, math.ceil(len(found) / most))]
     yield from [0.0, *((a + b) / 2 for a, b in itertools.pairwise(shown)), 1.0]

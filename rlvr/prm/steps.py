@@ -87,3 +87,29 @@ def steps_of_ids(
     """Where each step of a response ends, in tokens; see :func:`step_starts`."""
     text = tokenizer.decode(list(ids), skip_special_tokens=True)
     return step_ends(token_starts(tokenizer, ids), step_starts(text, steps))
+
+
+def given_step_ends(
+    tokenizer: Any,  # noqa: ANN401
+    ids: Sequence[int],
+    starts: Sequence[int],
+    place: str,
+) -> list[int]:
+    """Where each step of a response ends, in tokens, where it is given in steps.
+
+    Args:
+        tokenizer: Its tokenizer.
+        ids: Of the response.
+        starts: The characters at which steps begin, rising, the first 0.
+        place: Names the response.
+
+    Raises:
+        ValueError: A step has no token that begins in it.
+    """
+    ends = step_ends(token_starts(tokenizer, ids), starts)
+    if len(ends) != len(starts):
+        raise ValueError(
+            f"{place}: only {len(ends)} of {len(starts)} steps have a token of their own; join the "
+            "others with their neighbours"
+        )
+    return ends

@@ -7,6 +7,7 @@ import rlvr.page
 SCRIPTS = (
     "chart.js",
     "curves.js",
+    "reliability.js",
     "timeline.js",
     "tokens.js",
     "detail.js",

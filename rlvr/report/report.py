@@ -50,6 +50,7 @@ def _page(run: RunFolder) -> str:
         "columns": run.history.columns,
         "notFinite": run.history.not_finite,
         "charts": plan_charts(run.history.columns),
+        "calibration": run.calibration,
         "timeline": run.timeline,
         "completions": [
             {"id": f.id, "kind": f.kind, "step": f.step, "rows": f.rows, "total": f.total}

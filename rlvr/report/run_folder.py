@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlvr.report.calibration import read_calibration
 from rlvr.report.completions import Completions, choose_completions
 from rlvr.report.history import History, read_history
 from rlvr.report.timeline import read_timeline
@@ -22,6 +23,7 @@ class RunFolder:
     history: History
     completions: Completions
     timeline: dict[str, Any]
+    calibration: list[dict[str, Any]]
     notes: tuple[str, ...]
 
 
@@ -48,6 +50,7 @@ def read_run(run: Path) -> RunFolder:
         history=history,
         completions=choose_completions(run, last),
         timeline=read_timeline(run / "timeline.jsonl", last),
+        calibration=read_calibration(run / "calibration.jsonl", last),
         notes=(*_state(run, recipe, history), *info_notes, *history.notes),
     )
 

@@ -225,6 +225,40 @@ class VllmEngine(Engine):
         self._fall_asleep()
         return assembly.outputs
 
+    def logprobs(
+        self, sequences: Sequence[Sequence[int]], progress: Progress | None = None
+    ) -> list[list[float]]:
+        """Log-probabilities (nats, temperature 1) of each sequence's tokens but the first.
+
+        Needs a :meth:`sync` first. A sequence's length is at most the engine's longest less one.
+
+        Raises:
+            ValueError: A sequence is too long, or the engine died too often.
+        """
+        assert self._weights.serial, "an engine has no weights before its first sync"
+        check_context(
+            [Request(tuple(ids), ()) for ids in sequences],
+            Sampling(max_tokens=1),
+            self.max_length,
+            "rollout.engine.max_model_len",
+        )
+        found: list[list[float] | None] = [None] * len(sequences)
+
+        def attempt() -> None:
+            if self._process is None or self._asleep:
+                self._load()
+            assert self._process is not None
+            jobs = [[job, list(ids)] for job, ids in enumerate(sequences) if found[job] is None]
+            for message in self._process.stream("logprobs", jobs=jobs):
+                if message["event"] == "scored":
+                    found[message["job"]] = message["logprobs"]
+                if progress is not None:
+                    progress(len(found) - found.count(None), len(found))
+
+        self._surviving(attempt)
+        self._fall_asleep()
+        return [values for values in found if values is not None]
+
     def close(self) -> None:
         """End the process and remove the weights; a second call does nothing."""
         if self._process is not None:

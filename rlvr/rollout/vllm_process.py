@@ -10,6 +10,9 @@ It reads one message that says how to build the engine, then serves requests one
     sleep     {level} -> {event: done}
     wake      {tags} -> {event: done}
     score     {tokens} -> {event: done, logprobs}
+    logprobs  {jobs: [[id, tokens], ...]}
+              -> {event: scored, job, logprobs} as they finish, {event: busy} in between,
+              {event: done}
     close     -> the process ends
 
 vLLM's engine core runs in this very process and not in one below it, so that there is one process
@@ -29,6 +32,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -148,15 +152,17 @@ class Server:
 
     def on_score(self, tokens: list[int]) -> dict[str, Any]:
         """Log-probabilities of ``tokens[1:]`` at temperature 1."""
-        from vllm import SamplingParams
-
-        params = SamplingParams(
-            temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False, ignore_eos=True
-        )
         prompt = {"prompt_token_ids": tokens}
-        (output,) = self.llm.generate([prompt], params, use_tqdm=False)
-        rows = zip(tokens[1:], output.prompt_logprobs[1:], strict=True)
-        return {"logprobs": [row[token].logprob for token, row in rows]}
+        (output,) = self.llm.generate([prompt], scoring_parameters(), use_tqdm=False)
+        return {"logprobs": prompt_logprobs(output)}
+
+    def on_logprobs(self, jobs: list[tuple[int, list[int]]]) -> dict[str, Any]:
+        """Score many sequences, sending each one's as soon as it is finished."""
+        for job, tokens in jobs:
+            request = {"prompt_token_ids": tokens}
+            self.llm.llm_engine.add_request(str(job), request, scoring_parameters())
+        self._run(scored_message)
+        return {}
 
     def on_generate(
         self,
@@ -165,20 +171,25 @@ class Server:
         sampling: dict[str, Any],
     ) -> dict[str, Any]:
         """Run all jobs, sending each sample as soon as it is finished."""
-        engine = self.llm.llm_engine
         for job, prompt, seed in jobs:
             params = sampling_parameters(sampling, seed)
-            engine.add_request(str(job), {"prompt_token_ids": prompts[prompt]}, params)
+            request = {"prompt_token_ids": prompts[prompt]}
+            self.llm.llm_engine.add_request(str(job), request, params)
+        self._run(sample_message)
+        return {}
+
+    def _run(self, message: Callable[[Any], dict[str, Any]]) -> None:
+        """Step until all requests are finished, sending a message about each."""
+        engine = self.llm.llm_engine
         spoken = time.monotonic()
         while engine.has_unfinished_requests() and not self.watcher.closing.is_set():
             for output in engine.step():
                 if output.finished:
-                    self.channel.send({"event": "sample", **sample_message(output)})
+                    self.channel.send(message(output))
                     spoken = time.monotonic()
             if time.monotonic() - spoken > _BUSY_S:
                 self.channel.send({"event": "busy"})
                 spoken = time.monotonic()
-        return {}
 
 
 def sampling_fields(sampling: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -213,11 +224,42 @@ def sample_message(output: Any) -> dict[str, Any]:  # noqa: ANN401
     tokens = list(completion.token_ids)
     logprobs = [row[t].logprob for t, row in zip(tokens, completion.logprobs, strict=True)]
     return {
-        "job": int(output.request_id.partition("-")[0]),
+        "event": "sample",
+        "job": _job(output),
         "tokens": tokens,
         "logprobs": logprobs,
         "finish": completion.finish_reason,
     }
+
+
+def scoring_parameters() -> Any:  # noqa: ANN401
+    """What vLLM is told about a sequence whose own log-probabilities are wanted."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=1,
+        prompt_logprobs=0,
+        detokenize=False,
+        ignore_eos=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def prompt_logprobs(output: Any) -> list[float]:  # noqa: ANN401
+    """Log-probabilities of a scored sequence's tokens; the first has none."""
+    rows = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
+    return [row[token].logprob for token, row in rows]
+
+
+def scored_message(output: Any) -> dict[str, Any]:  # noqa: ANN401
+    """A scored sequence as a message."""
+    return {"event": "scored", "job": _job(output), "logprobs": prompt_logprobs(output)}
+
+
+def _job(output: Any) -> int:  # noqa: ANN401
+    return int(output.request_id.partition("-")[0])
 
 
 def main() -> None:

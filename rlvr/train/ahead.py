@@ -29,7 +29,14 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rlvr.train.clock import Clock
-from rlvr.train.collect import Rollout, collect, rollout_from_state, rollout_state
+from rlvr.train.collect import (
+    Rollout,
+    collect,
+    groups_from_state,
+    groups_state,
+    rollout_from_state,
+    rollout_state,
+)
 from rlvr.train.run import Run
 
 # How long a thread that was called off may take to notice.
@@ -73,7 +80,7 @@ class Inline:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self._sampler = run.sampler.state_dict()
+        self._drawn = _drawn(run)
 
     def next(self, clock: Clock) -> Rollout:
         """See :class:`Rollouts`; samples now."""
@@ -90,7 +97,7 @@ class Inline:
 
     def finished(self) -> None:
         """See :class:`Rollouts`."""
-        self._sampler = self.run.sampler.state_dict()
+        self._drawn = _drawn(self.run)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -102,10 +109,16 @@ class Inline:
 
     def state(self) -> dict[str, Any]:
         """See :class:`Rollouts`."""
-        return {"sampler": self._sampler}
+        return self._drawn
 
     def close(self) -> None:
         """See :class:`Rollouts`; nothing to end."""
+
+
+def _drawn(run: Run) -> dict[str, Any]:
+    """What drawing prompts depends on, as JSON values: the sampler, and groups left over."""
+    found: dict[str, Any] = {"sampler": run.sampler.state_dict()}
+    return found | {"surplus": groups_state(run.surplus)} if run.surplus else found
 
 
 def _engine_clock(run: Run, step: int) -> Clock:
@@ -117,6 +130,7 @@ def sampling_rollouts(run: Run) -> Iterator[Rollouts]:
     """What the recipe asks for, until the end of the block."""
     staleness = run.recipe.rollout.max_staleness
     queue = run.rollouts_state.get("queue", [])
+    run.surplus = groups_from_state(run.rollouts_state.get("surplus", []))
     rollouts: Rollouts = Ahead(run, staleness, queue) if staleness else Inline(run)
     try:
         yield rollouts
@@ -141,7 +155,7 @@ class Ahead:
         assert run.engine.overlaps, "the engine samples with the weights that are being updated"
         self.run, self.max_staleness = run, max_staleness
         self._ready = deque(rollout_from_state(state) for state in queue)
-        self._sampler = run.sampler.state_dict()
+        self._drawn = _drawn(run)
         self._produced = self._ready[-1].step if self._ready else run.step
         self._published = run.step
         # Weights are being written; or settled on and not yet loaded. One excludes the other.
@@ -197,7 +211,7 @@ class Ahead:
         """See :class:`Rollouts`; what is being sampled just now is not in it."""
         with self._changed:
             queue = [rollout_state(item) for item in self._ready if item.step > self.run.step]
-            return {"sampler": self._sampler, "queue": queue}
+            return {**self._drawn, "queue": queue}
 
     def close(self) -> None:
         """See :class:`Rollouts`; what hangs ends when the engine is closed."""
@@ -253,7 +267,7 @@ class Ahead:
         with self._changed:
             self._ready.append(rollout)
             self._produced = rollout.step
-            self._sampler = self.run.sampler.state_dict()
+            self._drawn = _drawn(self.run)
             self._changed.notify_all()
         if not self.max_staleness and not last:
             self._admit(rollout.step + 1)

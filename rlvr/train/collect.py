@@ -10,7 +10,9 @@ first. With no extra rounds (the default) this is a plain rollout.
 
 ``keep_accuracy`` sets groups aside by their share of right completions instead, and ``oversample``
 draws more problems at once: PRIME's filter (arXiv:2502.01456), which also evens out the labels that
-its reward model learns from.
+its reward model learns from. Groups that teach and find no room in their step may wait for a later
+one (``reuse_surplus``), where they come first and fewer problems are drawn; they are then older
+than the rest, as rollouts sampled ahead are.
 
 With several processes each samples and scores its share of a round's prompts, with the seeds that
 they have in one process, and the groups are put together on all of them.
@@ -18,7 +20,7 @@ they have in one process, and the groups are put together on all of them.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,13 +41,19 @@ Show = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """The groups to train on, and all that were sampled, each in the order of sampling."""
+    """The groups to train on, and all that were sampled, each in the order of sampling.
+
+    ``carried`` are those of the groups that an earlier step left over, and ``waiting`` how many
+    this one leaves over; None where such groups are not kept.
+    """
 
     step: int
     groups: list[list[Scored]]
     sampled: list[list[Scored]]
     rounds: int
     seconds: dict[str, float] = field(default_factory=dict)
+    carried: list[list[Scored]] = field(default_factory=list)
+    waiting: int | None = None
 
     @property
     def version(self) -> int:
@@ -56,32 +64,63 @@ class Rollout:
     def metrics(self) -> dict[str, float]:
         """How much was sampled for what is trained on, and how old it is."""
         kept, sampled = len(self.groups), len(self.sampled)
+        used = kept - len(self.carried) + (self.waiting or 0)
         ages = Counter(self.step - 1 - group[0].completion.policy_version for group in self.groups)
         return {
             "rollout/rounds": float(self.rounds),
-            "rollout/discarded_groups": (sampled - kept) / sampled,
+            "rollout/discarded_groups": (sampled - used) / sampled,
             "rollout/staleness_mean": sum(age * count for age, count in ages.items()) / kept,
             "rollout/staleness_max": float(max(ages)),
             **{f"rollout/staleness_{age}": count / kept for age, count in sorted(ages.items())},
+            **self._surplus,
+        }
+
+    @property
+    def _surplus(self) -> dict[str, float]:
+        if self.waiting is None:
+            return {}
+        return {
+            "rollout/carried_groups": len(self.carried) / len(self.groups),
+            "rollout/waiting_groups": float(self.waiting),
         }
 
 
 def rollout_state(rollout: Rollout) -> dict[str, Any]:
     """A rollout as JSON values; its times, which a continuation has no use for, are left out."""
-    identities = [id(group) for group in rollout.sampled]
+    identities = [id(group) for group in (*rollout.carried, *rollout.sampled)]
     return {
         "step": rollout.step,
         "rounds": rollout.rounds,
-        "sampled": [[scored_state(item) for item in group] for group in rollout.sampled],
+        "carried": groups_state(rollout.carried),
+        "waiting": rollout.waiting,
+        "sampled": groups_state(rollout.sampled),
         "kept": [identities.index(id(group)) for group in rollout.groups],
     }
 
 
 def rollout_from_state(state: Mapping[str, Any]) -> Rollout:
     """What :func:`rollout_state` described."""
-    sampled = [[scored_from_state(item) for item in group] for group in state["sampled"]]
-    kept = [sampled[index] for index in state["kept"]]
-    return Rollout(state["step"], kept, sampled, state["rounds"])
+    sampled = groups_from_state(state["sampled"])
+    carried = groups_from_state(state.get("carried", []))
+    kept = [[*carried, *sampled][index] for index in state["kept"]]
+    return Rollout(
+        state["step"],
+        kept,
+        sampled,
+        state["rounds"],
+        carried=carried,
+        waiting=state.get("waiting"),
+    )
+
+
+def groups_state(groups: Sequence[Sequence[Scored]]) -> list[list[dict[str, Any]]]:
+    """Groups as JSON values."""
+    return [[scored_state(item) for item in group] for group in groups]
+
+
+def groups_from_state(state: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[Scored]]:
+    """What :func:`groups_state` described."""
+    return [[scored_from_state(item) for item in group] for group in state]
 
 
 def is_flat(group: list[Scored]) -> bool:
@@ -101,14 +140,15 @@ def collect(run: Run, step: int, clock: Clock, show: Show) -> Rollout:
     """Sample and verify the groups of a step.
 
     Args:
-        run: The run; its sampler advances.
+        run: The run; its sampler advances, and its surplus changes.
         step: Number of the step, for seeds and group ids.
         clock: Times generation, and what verification takes beyond it; rounds add up.
         show: Told how far things are.
     """
     rollout, wanted = run.recipe.rollout, run.recipe.rollout.prompts_per_step
     sampled: list[list[Scored]] = []
-    lively: list[list[Scored]] = []
+    carried = _young(run.surplus, rollout, step)
+    lively = list(carried)
     drawn: Counter[str] = Counter()
     rounds = 0
     while rounds == 0 or (len(lively) < wanted and rounds <= rollout.refill_rounds):
@@ -121,7 +161,18 @@ def collect(run: Run, step: int, clock: Clock, show: Show) -> Rollout:
         return Rollout(step, sampled, sampled, rounds, clock.seconds)
     others = [group for group in sampled if not teaches(group, rollout)]
     kept = (lively + others)[:wanted]
-    return Rollout(step, kept, sampled, rounds, clock.seconds)
+    waiting = None
+    if rollout.reuse_surplus:
+        # One fewer than a step needs, so that every step samples with the newest weights.
+        run.surplus = lively[wanted : 2 * wanted - 1]
+        waiting = len(run.surplus)
+    return Rollout(step, kept, sampled, rounds, clock.seconds, carried, waiting)
+
+
+def _young(surplus: list[list[Scored]], rollout: RolloutSettings, step: int) -> list[list[Scored]]:
+    """Groups of earlier steps that are not too old yet."""
+    oldest = step - 1 - rollout.max_staleness - rollout.reuse_surplus
+    return [group for group in surplus if group[0].completion.policy_version >= oldest]
 
 
 def _sample_and_score(
@@ -135,11 +186,9 @@ def _sample_and_score(
 
     if run.rollout_ranks.count == 1:
         return own()
-    states = gather_or_stop(
-        run.rollout_ranks, lambda: [[scored_state(item) for item in group] for group in own()]
-    )
+    states = gather_or_stop(run.rollout_ranks, lambda: groups_state(own()))
     # Shares are contiguous, so by rank is in order.
-    return [[scored_from_state(item) for item in group] for share in states for group in share]
+    return [group for share in states for group in groups_from_state(share)]
 
 
 def _own_share(

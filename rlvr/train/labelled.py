@@ -35,6 +35,26 @@ def labelled_responses(
     """
     responses = load_responses(sources)
     encoded = encode_responses(responses, load_template(settings.template), tokenizer)
+    kept = within_limits(name, encoded, settings, console)
+    return Responses(
+        tuple(encoded[row][0] for row in kept),
+        tuple(encoded[row][1] for row in kept),
+        torch.tensor([float(bool(responses[row].correct)) for row in kept]),
+        tuple(responses[row].problem for row in kept),
+    )
+
+
+def within_limits(
+    name: str,
+    encoded: Sequence[tuple[Sequence[int], Sequence[int]]],
+    settings: PrmData,
+    console: Console,
+) -> list[int]:
+    """The places of the (prompt, response) pairs that no limit leaves out.
+
+    Raises:
+        ValueError: There are none.
+    """
     kept = [
         row
         for row, (prompt, ids) in enumerate(encoded)
@@ -49,9 +69,4 @@ def labelled_responses(
     if len(kept) < len(encoded):
         dropped = len(encoded) - len(kept)
         say(console, f"{name}: dropped {dropped} of {len(encoded)} responses over a token limit")
-    return Responses(
-        tuple(encoded[row][0] for row in kept),
-        tuple(encoded[row][1] for row in kept),
-        torch.tensor([float(bool(responses[row].correct)) for row in kept]),
-        tuple(responses[row].problem for row in kept),
-    )
+    return kept

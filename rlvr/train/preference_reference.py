@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from rlvr.learner import PreferenceBatch, adapters_off
-from rlvr.policy import Policy, load_policy
+from rlvr.policy import ModelSettings, Policy, load_policy
+from rlvr.train.prime import check_vocabulary
+from rlvr.train.prm_recipe import PrmRecipe
 from rlvr.train.together import first_rank
 
 if TYPE_CHECKING:
+    from rlvr.train.preference_recipe import PreferenceRecipe
     from rlvr.train.preference_run import PreferenceRun
 
 _FILE = "reference.safetensors"
@@ -51,14 +54,33 @@ def _values(run: "PreferenceRun", name: str, batch: PreferenceBatch, model: Poli
 
 @contextmanager
 def _reference_model(run: "PreferenceRun", *, fresh: bool) -> Iterator[Policy]:
-    """The recipe's model: the policy itself before its first step, or with its adapters off."""
-    if run.policy.has_adapters:
+    """The named one, or the recipe's model: the policy before training, or without adapters."""
+    named = named_reference(run.recipe)
+    if named is not None:
+        yield load_frozen(named, run.policy)
+    elif run.policy.has_adapters:
         with adapters_off(run.policy) as model:
             yield model
     elif fresh:
         yield run.policy
     else:
         yield load_policy(run.recipe.model)
+
+
+def named_reference(recipe: "PreferenceRecipe | PrmRecipe") -> ModelSettings | None:
+    """A reference that is not the recipe's own model before training."""
+    return recipe.reference if isinstance(recipe, PrmRecipe) else None
+
+
+def load_frozen(settings: ModelSettings, policy: Policy) -> Policy:
+    """A reference beside the policy.
+
+    Raises:
+        ValueError: There is no such model, or it has another vocabulary than the policy.
+    """
+    model = load_policy(settings.model_copy(update={"lora": None})).requires_grad_(False).eval()
+    check_vocabulary(policy, model, settings)
+    return model
 
 
 def _kept(run: "PreferenceRun", batches: Mapping[str, PreferenceBatch]) -> _Values | None:
@@ -89,6 +111,9 @@ def _keep(
 
 def _key(run: "PreferenceRun", batches: Mapping[str, PreferenceBatch]) -> str:
     content = {name: [b.prompt_ids, b.completion_ids] for name, b in batches.items()}
-    model = run.recipe.model.model_dump(mode="json")
-    text = json.dumps([model, run.recipe.ld_alpha, content], sort_keys=True)
+    model = (named_reference(run.recipe) or run.recipe.model).model_dump(mode="json")
+    ends = {name: b.step_ends for name, b in batches.items() if b.step_ends is not None}
+    text = json.dumps(
+        [model, run.recipe.ld_alpha, content, *([ends] if ends else [])], sort_keys=True
+    )
     return hashlib.sha256(text.encode()).hexdigest()

@@ -18,7 +18,7 @@ from rlvr.train.evaluation import HeldOutProblems
 from rlvr.train.interrupt import StopSignals
 from rlvr.train.preference_data import check_fit, load_held_out_problems, load_pairs
 from rlvr.train.preference_recipe import PreferenceRecipe
-from rlvr.train.preference_reference import add_reference
+from rlvr.train.preference_reference import add_reference, load_frozen, named_reference
 from rlvr.train.prm_data import load_scored
 from rlvr.train.prm_recipe import PrmRecipe
 from rlvr.train.recipe import RewardSettings
@@ -138,10 +138,11 @@ def _build_learner(
     recipe: PreferenceRecipe | PrmRecipe, policy: Policy, launch: Launch
 ) -> PreferenceLearner:
     opened: Callable[[], AbstractContextManager[Policy]] | None = None
-    if recipe.live_reference and policy.has_adapters:
+    named = named_reference(recipe)
+    if recipe.live_reference and policy.has_adapters and named is None:
         opened = lambda: adapters_off(policy)  # noqa: E731
     elif recipe.live_reference:
-        model = load_policy(recipe.model).requires_grad_(False).eval()
+        model = load_frozen(named or recipe.model, policy)
         opened = lambda: nullcontext(model)  # noqa: E731
     return PreferenceLearner(
         policy,

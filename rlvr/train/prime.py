@@ -33,13 +33,13 @@ def build_prime(
     trained = recipe.prime.update != "none"
     saved = checkpoint / FOLDER if checkpoint is not None and trained else None
     model = load_policy(settings, saved=saved, device=device)
-    _check_vocabulary(policy, model, settings)
+    check_vocabulary(policy, model, settings)
     if not trained:
         model.requires_grad_(False).eval()
     base, reference = recipe.prime.reference or recipe.model, None
     if not model.has_adapters or base.path != settings.path:  # else its own base serves
         reference = load_policy(_whole(base)).requires_grad_(False).eval()
-        _check_vocabulary(policy, reference, base)
+        check_vocabulary(policy, reference, base)
     return PrimeTraining(RewardModel(model), reference, recipe.prime, recipe.advantage)
 
 
@@ -47,7 +47,12 @@ def _whole(settings: ModelSettings) -> ModelSettings:
     return settings.model_copy(update={"lora": None})
 
 
-def _check_vocabulary(policy: Policy, model: Policy, settings: ModelSettings) -> None:
+def check_vocabulary(policy: Policy, model: Policy, settings: ModelSettings) -> None:
+    """See that a model takes the policy's tokens.
+
+    Raises:
+        ValueError: It has another vocabulary.
+    """
     sizes = [p.causal_lm.get_input_embeddings().num_embeddings for p in (policy, model)]
     if sizes[0] != sizes[1]:
         raise ValueError(

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from rlvr.learner import PreferenceBatch
 from rlvr.prm import ranking
-from rlvr.rm import calibration
+from rlvr.rm import Calibration, calibration
 from rlvr.train.loop import Measured
 from rlvr.train.preference import learn
 from rlvr.train.preference_run import PreferenceRun
@@ -37,7 +37,9 @@ def _measure(run: PreferenceRun) -> Measured:
     metrics: dict[str, float] = {}
     for name, batch in run.held_out.items():
         rewards_B = run.recipe.objective.beta * held_out_log_ratios(run, batch)
-        metrics |= {f"eval/{name}/{key}": v for key, v in measures(batch, rewards_B).items()}
+        found, calibrated = measures(batch, rewards_B)
+        run.log.calibration(run.step, name, asdict(calibrated))
+        metrics |= {f"eval/{name}/{key}": value for key, value in found.items()}
     return metrics, []
 
 
@@ -51,7 +53,9 @@ def held_out_log_ratios(run: PreferenceRun, batch: PreferenceBatch) -> torch.Ten
         return own_B - run.learner.reference_sums(batch, reference)[:, 0]
 
 
-def measures(batch: PreferenceBatch, rewards_B: torch.Tensor) -> dict[str, float]:
+def measures(
+    batch: PreferenceBatch, rewards_B: torch.Tensor
+) -> tuple[dict[str, float], Calibration]:
     """Ranking and calibration of rewards, by name; what cannot be computed is left out."""
     assert batch.desirable_B is not None
     labels = batch.desirable_B.bool().tolist()
@@ -60,4 +64,4 @@ def measures(batch: PreferenceBatch, rewards_B: torch.Tensor) -> dict[str, float
     found["sign_accuracy"] = found.pop("accuracy")
     calibrated = calibration(rewards_B.tolist(), [float(label) for label in labels])
     found |= {"brier": calibrated.brier, "ece": calibrated.ece}
-    return {name: float(value) for name, value in found.items() if value is not None}
+    return {n: float(value) for n, value in found.items() if value is not None}, calibrated

@@ -29,7 +29,7 @@ from rlvr.report.reliability import reliability_svg
 from rlvr.rm import brier, calibration, load_reward_model, response_rewards
 from rlvr.rollout import Sampling, TransformersEngine, sample_groups
 from rlvr.train.log import write_atomically
-from rlvr.train.prm_rank import Scoring, score
+from rlvr.train.prm_score import Scoring, score
 from rlvr.types import Problem
 
 _Ids = tuple[int, ...]

@@ -24,7 +24,11 @@ class PrmData(Settings):
 
     sources: tuple[Path, ...] = Field(min_length=1)
     """JSONL files of responses (prompt, response, correct), or run folders, which stand for the
-    completions that the run kept."""
+    completions that the run kept. With the objective steps: solutions in steps with step_labels or
+    label, the index of the first wrong step (-1 where there is none)."""
+    steps: str = "blank_lines"
+    """Where the steps of a response are that is not given in steps: blank_lines, numbered, lines,
+    or a pattern at whose matches steps begin. For the objective steps alone."""
     template: TemplateChoice = Field(default_factory=lambda: load_template("raw").settings)
     """How a prompt becomes tokens: the name of a built-in template, a YAML file, or the template
     itself. raw takes prompts that are rendered already, as a run keeps them."""
@@ -54,6 +58,9 @@ class PrmRecipe(BaseRecipe):
     """Order of the data, balance, initialisation of adapters."""
     model: ModelSettings
     """The reward model, which as it is before training is also the reference."""
+    reference: ModelSettings | None = None
+    """Another frozen reference: a second stage starts from the first one's reward model and keeps
+    the reference of that."""
     data: PrmData
     """The labelled responses."""
     objective: PrmObjective = CeSettings()
@@ -80,6 +87,11 @@ class PrmRecipe(BaseRecipe):
         return "pairs" if takes_pairs(self.objective) else "labelled"
 
     @property
+    def in_steps(self) -> bool:
+        """Whether it learns from labels of steps."""
+        return self.objective.name == "steps"
+
+    @property
     def needs_reference(self) -> bool:
         """Whether log-probabilities under the reference are to be taken."""
         return self.use_reference
@@ -100,6 +112,15 @@ def _impossible(recipe: PrmRecipe) -> list[str]:
         faults.append(
             "objective 'kto' compares with its distance from the reference, which use_reference = "
             "false leaves out; use ce"
+        )
+    if recipe.reference is not None and not recipe.use_reference:
+        faults.append(
+            f"reference = {recipe.reference.path!r} goes with use_reference = true; leave one out"
+        )
+    if recipe.data.steps != "blank_lines" and not recipe.in_steps:
+        faults.append(
+            f"data.steps = {recipe.data.steps!r} means nothing to the objective "
+            f"{recipe.objective.name!r}, which takes whole responses; leave it out"
         )
     faults += rollout_only(recipe.learner, "a reward model")
     faults += impossible_names(recipe.evaluation.responses, "evaluation.responses")

@@ -54,6 +54,8 @@ class WarmupSettings(Settings):
     """Share of demonstrations that write the work."""
     noise: float = Field(0.6, ge=0, le=1)
     """Probability that a guess replaces a digit of the sum by a random one."""
+    slip: float = Field(0.0, ge=0, le=1)
+    """Probability that a column sum of a worked answer has a wrong digit, which the box copies."""
     lr: float = Field(2e-3, gt=0)
     """Learning rate."""
     target_accuracy: float = Field(0.2, gt=0, lt=1)
@@ -140,13 +142,25 @@ def quickstart_recipe(seed: int, out: Path, *, moe: bool = False) -> RLRecipe:
     )
 
 
-def worked_answer(a: int, b: int, digits: int = _DIGITS) -> str:
-    """Column sums with carry, lowest digit first, two digits each, then the box."""
-    carry, work = 0, ""
+def worked_answer(
+    a: int,
+    b: int,
+    digits: int = _DIGITS,
+    slip: float = 0.0,
+    generator: random.Random | None = None,
+) -> str:
+    """Column sums with carry, lowest digit first, two digits each, then the box.
+
+    With probability ``slip`` a column's digit is another; carries are right all the same.
+    """
+    carry, work, total = 0, "", ""
     for place in range(digits):
         column = a // 10**place % 10 + b // 10**place % 10 + carry
-        carry, work = column // 10, work + f"{column:02d}"
-    return f"{work}{BOX}{a + b}}}"
+        carry, unit = divmod(column, 10)
+        if generator is not None and generator.random() < slip:
+            unit = (unit + generator.randrange(1, 10)) % 10
+        work, total = work + f"{carry}{unit}", f"{unit}{total}"
+    return f"{work}{BOX}{carry or ''}{total}}}"
 
 
 def guessed_answer(a: int, b: int, noise: float, generator: random.Random) -> str:
@@ -236,7 +250,8 @@ def _demonstrations(
         a, b = prompt.problem.metadata["a"], prompt.problem.metadata["b"]
         worked = generator.random() < settings.worked_share
         guess = guessed_answer(a, b, settings.noise, generator)
-        texts.append(worked_answer(a, b) if worked else guess)
+        slips = generator if settings.slip else None
+        texts.append(worked_answer(a, b, slip=settings.slip, generator=slips) if worked else guess)
     completions = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
     mask_BT = torch.zeros(len(texts), max(len(ids) for ids in completions))
     for row, ids in enumerate(completions):

@@ -77,6 +77,10 @@ class RolloutSettings(Settings):
     """Which groups teach: those whose share of right completions lies within these bounds (which
     are included); null is those whose rewards are not all equal. Takes effect with refill_rounds
     or oversample."""
+    reuse_surplus: int = Field(0, ge=0)
+    """For how many steps groups that teach may wait when their step has no room for them; they come
+    first in the next, and fewer problems are drawn. They are as many versions old as they waited
+    (beyond max_staleness). 0 sets them aside for good."""
     max_staleness: int = Field(0, ge=0)
     """How many versions older than the policy the weights may be that a rollout is sampled with.
     0 samples and updates in turn; 1 samples the next rollout during the update; more lets the
@@ -296,6 +300,11 @@ def _impossible(recipe: RLRecipe) -> list[str]:
 
 def _impossible_filter(rollout: RolloutSettings) -> list[str]:
     bounds = rollout.keep_accuracy
+    if rollout.reuse_surplus and rollout.oversample == 1:
+        return [
+            f"rollout.reuse_surplus = {rollout.reuse_surplus} has nothing to keep, as no more is "
+            "drawn than a step needs; set rollout.oversample above 1"
+        ]
     if bounds is None:
         return []
     if not 0 <= bounds[0] <= bounds[1] <= 1:
@@ -351,6 +360,16 @@ def _impossible_prime(recipe: RLRecipe) -> list[str]:
             f"rollout.samples_per_prompt = {recipe.rollout.samples_per_prompt} samples too few; "
             "sample at least 2, or use none"
         )
+    if prime.update == "reverse" and recipe.rollout.samples_per_prompt == 1:
+        faults.append(
+            "prime.update = 'reverse' compares completions of a prompt, of which "
+            "rollout.samples_per_prompt = 1 gives one; draw more, or use after"
+        )
+    if prime.best_of_n_weights and prime.update != "reverse":
+        faults.append(
+            f"prime.best_of_n_weights weighs comparisons, which prime.update = {prime.update!r} "
+            "does not make; use reverse, or leave it out"
+        )
     if prime.model is not None and prime.update == "none" and prime.model.lora is not None:
         faults.append(
             "prime.model.lora are fresh adapters, which prime.update = 'none' leaves untrained: "
@@ -360,6 +379,6 @@ def _impossible_prime(recipe: RLRecipe) -> list[str]:
     if prime.update == "none" and start.path == reference.path:
         faults.append(
             "prime.update = 'none' keeps a reward model that equals its reference, so every reward "
-            "is 0; train it (after, before), or name a trained one in prime.model.path"
+            "is 0; train it (after, before, reverse), or name a trained one in prime.model.path"
         )
     return faults

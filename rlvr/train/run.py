@@ -21,7 +21,7 @@ from rlvr.train.pathways import TRAINING, Probe
 from rlvr.train.prime import build_prime, reward_model_writer
 from rlvr.train.prompts import check_context, load_prompts
 from rlvr.train.recipe import RLRecipe
-from rlvr.train.scoring import Scorer
+from rlvr.train.scoring import Scored, Scorer
 
 _WAITED_FOR = {"vllm": "starting vLLM", "vllm_server": "waiting for vLLM servers"}
 
@@ -43,6 +43,8 @@ class Run(BaseRun):
     """What a mixture of experts is looked at with."""
     rollouts_state: dict[str, Any] = field(default_factory=dict)
     """Where the sampling of rollouts stood at the checkpoint that the run was continued from."""
+    surplus: list[list[Scored]] = field(default_factory=list)
+    """Groups that teach and wait for a step with room for them."""
 
     @property
     def central(self) -> bool:

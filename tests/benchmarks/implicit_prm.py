@@ -24,8 +24,9 @@ from rlvr.policy import ModelSettings, load_policy, load_tokenizer
 from rlvr.rollout import Sampling, TransformersEngine, sample_groups
 from rlvr.settings import load_settings
 from rlvr.train.prm import train
-from rlvr.train.prm_rank import Scoring, rank, rank_table, score, write_ranking
+from rlvr.train.prm_rank import rank, rank_table, write_figures
 from rlvr.train.prm_recipe import PrmRecipe
+from rlvr.train.prm_score import Scoring, score
 
 STEPS = r"\d\d(?=(?:\d\d)*\\boxed)|\\boxed"
 WORKED = re.compile(r"(\d\d)(\d\d)(\d\d)\\boxed\{(\d+)\}")
@@ -68,7 +69,7 @@ def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def train_one(model, folder, objective, seed):
+def train_one(model, folder, objective, seed, options=()):
     recipe = load_settings(
         PrmRecipe,
         Path("recipes/prm/tiny_ce.yaml"),
@@ -79,6 +80,7 @@ def train_one(model, folder, objective, seed):
             f"objective.name={objective}",
             f"data.sources=[{folder / 'train.jsonl'}]",
             f"evaluation.responses={{held_out: [{folder / 'held_out.jsonl'}]}}",
+            *options,
         ],
     )
     train(recipe, resume=True, console=Console(quiet=True))
@@ -88,7 +90,8 @@ def train_one(model, folder, objective, seed):
 def planted(rows, seed, kind):
     """Right worked answers with one column sum replaced; the place of the replaced step.
 
-    alone: nothing else changes. carried: the sum's own digit of the box changes with it.
+    alone: nothing else changes. carried: the sum's own digit of the box changes with it. carry: its
+    first digit is replaced instead.
     """
     generator, found = random.Random(seed), []
     for row in rows:
@@ -99,6 +102,8 @@ def planted(rows, seed, kind):
         place = generator.randrange(3)
         digit = generator.choice([d for d in "0123456789" if d != columns[place][1]])
         columns[place] = columns[place][0] + digit
+        if kind == "carry":
+            columns[place] = str(1 - int(match.group(place + 1)[0])) + match.group(place + 1)[1]
         if kind == "carried":
             total[-1 - place] = digit
         text = "".join(columns) + f"\\boxed{{{''.join(total)}}}"
@@ -106,11 +111,9 @@ def planted(rows, seed, kind):
     return found
 
 
-def locate(model, reference, rows, seed, kind, out):
-    """How often the lowest step reward falls on the corrupted step; and on each step at all."""
-    cases = planted(rows, seed, kind)
-    write(out, [row for row, _ in cases])
-    scored = score(load_responses([out]), Scoring(str(model), reference, steps=STEPS))
+def blame(model, reference, cases, path):
+    """How often the lowest step reward falls on the erroneous step; and on each step at all."""
+    scored = score(load_responses([path]), Scoring(str(model), reference, steps=STEPS))
     lowest = [min(range(len(s.steps)), key=s.steps.__getitem__) for s in scored]
     places = [place for _, place in cases]
     steps = len(scored[0].steps)
@@ -136,12 +139,13 @@ def run_seed(model, out, seed, problems, held_out):
         own = {}
         for aggregate in ("min", "sum"):
             ranked = rank(scored, aggregate=aggregate, vote_coefficient=0.05)
-            write_ranking(ranked, folder / f"{objective}_{aggregate}.json")
+            write_figures(ranked, folder / f"{objective}_{aggregate}.json")
             print(f"seed {seed} {objective} {aggregate}\n{rank_table(ranked)}", flush=True)
             own[aggregate] = ranked
         for kind in ("alone", "carried"):
-            path = folder / f"planted_{kind}.jsonl"
-            own[kind] = locate(reward_model, model, rows, seed, kind, path)
+            path, cases = folder / f"planted_{kind}.jsonl", planted(rows, seed, kind)
+            write(path, [row for row, _ in cases])
+            own[kind] = blame(reward_model, model, cases, path)
             print(kind, own[kind], flush=True)
         found[objective] = own
     return found

@@ -26,7 +26,8 @@ from rlvr.objective import GroupAdvantage
 from rlvr.report.reliability import reliability_svg
 from rlvr.rm import best_and_spread, brier, calibration
 from rlvr.settings import load_settings
-from rlvr.train.prm_rank import Scoring, rank, score
+from rlvr.train.prm_rank import rank
+from rlvr.train.prm_score import Scoring, score
 from rlvr.train.reward_model import train
 from rlvr.train.reward_model_recipe import RewardModelRecipe
 from tests.benchmarks.implicit_prm import sample

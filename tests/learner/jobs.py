@@ -232,9 +232,9 @@ def keep_run(learner, launch, path, names):
 
 
 def prime(model, folder, launch):
-    """Policy, reference and a reward model that learns beside it, in both orders."""
+    """Policy, reference and a reward model that learns beside it, in every order."""
     found = {}
-    for update in ("after", "before"):
+    for update in ("after", "before", "reverse"):
         torch.manual_seed(0)
         frozen = [load_policy(ModelSettings(path=model)).requires_grad_(False).eval() for _ in "ab"]
         training = PrimeTraining(
@@ -258,8 +258,11 @@ def prime(model, folder, launch):
         for name, parameter in training.model.named_parameters():
             with learner.policy.gathered([parameter]):
                 own[f"prm/{name}"] = parameter.detach().cpu().clone()
-        for name in ("prm/loss", "prm/grad_norm", "prm/drift", "policy/loss", "learner/grad_norm"):
+        names = ("prm/loss", "prm/grad_norm", "prm/drift", "policy/loss", "learner/grad_norm")
+        for name in (*names, "prm/accuracy_before"):
             own[f"log/{name}"] = torch.tensor([row[name] for row in rows], dtype=torch.float64)
+        for name in ("prm/changed", "learner/changed"):
+            own[f"share/{name}"] = torch.tensor([row[name] for row in rows], dtype=torch.float64)
         found |= {f"{update}/{name}": value for name, value in own.items()}
     keep(launch, folder / "prime.safetensors", found)
 

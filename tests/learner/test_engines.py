@@ -103,13 +103,16 @@ class TestTwoProcesses:
         assert furthest(one, two) < 1e-5
         assert int((one["log:lp_reg/regularised"] > 0.01).sum()) >= 4, "the term acts"
 
-    @pytest.mark.parametrize("update", ["after", "before"])
+    @pytest.mark.parametrize("update", ["after", "before", "reverse"])
     def test_a_reward_model_learns_beside_policy_and_reference_alike(self, alone, together, update):
         one, two = both(alone, together, "prime")
         assert furthest(one, two, f"{update}/log") < 1e-4
         assert furthest(one, two, f"{update}/prm") < 1e-5
         assert furthest(one, two, f"{update}/policy") < 1e-5
         assert float(one[f"{update}/log/prm/drift"][-1]) > 0.05
+        for model in ("prm", "learner"):  # a share of each model's own weights
+            assert furthest(one, two, f"{update}/share/{model}") < 0.01
+            assert float(one[f"{update}/share/{model}/changed"].min()) > 0.9
 
     def test_an_explicit_reward_model_learns_alike_and_every_rank_has_all_rewards(
         self, alone, together

@@ -1,6 +1,7 @@
 """The update from preferences: gradients that do not depend on the split, the reference, modes."""
 
 import copy
+import itertools
 import random
 from contextlib import nullcontext
 
@@ -15,6 +16,7 @@ from rlvr.learner import (
 )
 from rlvr.policy import LoraSettings, ModelSettings, load_policy
 from rlvr.preference.losses import LOSSES, Pairs, Side, mixed_loss
+from rlvr.prm import StepLoss
 from tests.learner.memory import short_of_memory
 
 
@@ -236,3 +238,63 @@ def test_unpaired_losses_part_desirable_from_undesirable(tiny_folder, name):
     assert before["preference/desirable_log_ratio"] == 0
     assert after["preference/desirable_log_ratio"] > after["preference/undesirable_log_ratio"]
     assert after["preference/kl_baseline"] >= 0
+
+
+def in_steps(count=6):
+    """Responses of one to four steps; some steps judged by nobody, one response by nobody."""
+    both = labelled(count)
+    generator, ends = random.Random(5), []
+    for (ids,) in both.completion_ids:
+        inner = range(1, len(ids))
+        ends.append((*sorted(generator.sample(inner, min(3, len(inner)))), len(ids)))
+    most = max(map(len, ends))
+    labels_BK = torch.full((count, most), float("nan"))
+    for row, own in enumerate(ends[1:], 1):
+        for step in range(len(own)):
+            labels_BK[row, step] = (row + step) % 3 / 2 if (row + step) % 4 else float("nan")
+    return PreferenceBatch(
+        both.prompt_ids, both.completion_ids, step_ends=tuple(ends), step_labels_BK=labels_BK
+    )
+
+
+def step_learner(policy, **settings):
+    learner = learner_of(policy, [("kto", {})], **settings)
+    learner.losses = (StepLoss(beta=0.5),)
+    return learner
+
+
+def test_steps_are_summed_as_they_part_the_response(exact_policy):
+    batch = in_steps()
+    learner = step_learner(exact_policy, tokens_per_micro_batch=30)
+    sums_BK = learner.passes.sums(batch)[..., 0]
+    whole_B = learner.passes.sums(labelled())[:, 0, 0]
+    assert torch.allclose(sums_BK.sum(-1), whole_B, atol=1e-10)
+    for row, (prompt, (ids,), ends) in enumerate(
+        zip(batch.prompt_ids, batch.completion_ids, batch.step_ends, strict=True)
+    ):
+        logits = learner.policy.causal_lm(input_ids=torch.tensor([[*prompt, *ids]])).logits[0]
+        logp = logits[len(prompt) - 1 : -1].log_softmax(-1)
+        own = [float(logp[i, token]) for i, token in enumerate(ids)]
+        expected = [sum(own[a:b]) for a, b in itertools.pairwise((0, *ends))]
+        found = sums_BK[row].tolist()
+        assert found == pytest.approx([*expected, *[0.0] * (len(found) - len(expected))])
+
+
+def test_the_gradient_of_step_labels_does_not_depend_on_the_split(exact_policy):
+    batch = in_steps()
+    whole = gradients(step_learner(exact_policy, tokens_per_micro_batch=10_000), batch)
+    assert any(value.abs().sum() > 0 for value in whole.values())
+    for layout, budget in (("padded", 1), ("padded", 40), ("packed", 50)):
+        learner = step_learner(exact_policy, layout=layout, tokens_per_micro_batch=budget)
+        for name, value in gradients(learner, batch).items():
+            assert torch.allclose(value, whole[name], atol=1e-12, rtol=1e-8), (layout, name)
+
+
+def test_step_labels_take_their_batch_apart_and_together():
+    batch = in_steps()
+    part = batch.select([4, 1])
+    assert part.step_ends == (batch.step_ends[4], batch.step_ends[1])
+    assert part.kinds == batch.kinds
+    assert torch.equal(
+        part.step_labels_BK.nan_to_num(-1), batch.step_labels_BK[[4, 1]].nan_to_num(-1)
+    )

@@ -94,9 +94,51 @@ def test_after_scores_with_the_weights_before_the_update(exact_policy, layout):
 def test_before_scores_with_the_weights_after_the_update(exact_policy):
     learner, batch = learner_of(exact_policy, {"update": "before"}, scale=0.05), batch_of()
     old = scores(learner, batch)
-    learner.update(batch)
+    metrics = learner.update(batch)
+    signs = [(q > 0) == bool(r) for q, r in zip(old.sum(-1).tolist(), REWARDS, strict=True)]
+    assert metrics["prm/accuracy_before"] == pytest.approx(sum(signs) / 8)
+    new = learner.process_rewards_BT.sum(-1).tolist()
+    signs = [(q > 0) == bool(r) for q, r in zip(new, REWARDS, strict=True)]
+    assert metrics["prm/accuracy"] == pytest.approx(sum(signs) / 8)
     assert torch.allclose(learner.process_rewards_BT, scores(learner, batch), atol=1e-10)
     assert not torch.allclose(learner.process_rewards_BT, old, atol=1e-6)
+
+
+def test_reverse_scores_as_after_and_prefers_right_to_wrong(exact_policy):
+    learner, batch = learner_of(exact_policy, {"update": "reverse"}, scale=0.05), batch_of()
+    expected, before = scores(learner, batch), state_of(learner)
+    metrics = learner.update(batch)
+    assert torch.allclose(learner.process_rewards_BT, expected, atol=1e-10)
+    assert moved(before, state_of(learner)) == {"policy", "prm"}
+    # Spelled out: each score against the mean of the other kind in its group.
+    q, losses = expected.sum(-1).tolist(), []
+    for i, reward in enumerate(REWARDS):
+        others = [q[j] for j in range(8) if j // 4 == i // 4 and REWARDS[j] != reward]
+        margin = (1 if reward else -1) * (q[i] - sum(others) / len(others))
+        losses.append(math.log1p(math.exp(-margin)))
+    assert metrics["prm/loss"] == pytest.approx(sum(losses) / 8, rel=1e-7)
+    found = [learner.update(batch) for _ in range(15)]
+    assert found[-1]["prm/pair_accuracy"] > found[0]["prm/pair_accuracy"]
+
+
+def test_reverse_at_the_first_step_is_plain_leave_one_out_and_weights_count(exact_policy):
+    learner = learner_of(exact_policy, {"update": "reverse", "best_of_n_weights": True})
+    metrics = learner.update(batch_of())
+    assert not learner.process_rewards_BT.any()
+    assert metrics["prm/loss"] == pytest.approx(4 * math.log(2)), "all scores tie: K each"
+
+
+@pytest.mark.parametrize("update", ["after", "before"])
+def test_the_share_of_weights_moved_is_each_models_own(exact_policy, update):
+    """The policy's rate is lost in rounding, the reward model's is not."""
+    learner = learner_of(exact_policy, {"update": update}, scale=0.05, lr=1e-30)
+    metrics = learner.update(batch_of())
+    assert metrics["learner/changed"] < 0.01  # weights of exactly 0 move
+    assert metrics["prm/changed"] > 0.5
+    quiet = learner_of(exact_policy, {"update": update, "lr": 1e-30}, scale=0.05)
+    metrics = quiet.update(batch_of())
+    assert metrics["learner/changed"] > 0.5
+    assert metrics["prm/changed"] < 0.01
 
 
 def test_none_leaves_the_reward_model_as_it_is(exact_policy):
@@ -153,7 +195,7 @@ def moments(learner):
     return {n: learner.engine.optimizer.state[p] for n, p in learner.engine.named.items()}
 
 
-@pytest.mark.parametrize("update", ["after", "before"])
+@pytest.mark.parametrize("update", ["after", "before", "reverse"])
 def test_both_models_move_by_the_same_step_however_it_is_split(exact_policy, update):
     batch, results = batch_of(), []
     for budget, layout in ((10_000, "padded"), (20, "padded"), (60, "packed")):

@@ -160,3 +160,38 @@ def test_only_dpo_and_nca_learn_from_pairs():
         for n in ("ce", "dpo", "nca", "kto")
     }
     assert kinds == {"ce": False, "dpo": True, "nca": True, "kto": False}
+
+
+NAN = float("nan")
+
+
+def step_loss(rewards, labels, **settings):
+    log_ratios = torch.tensor(rewards, dtype=torch.float64) / BETA
+    return loss_of("steps", **settings)(log_ratios, torch.tensor(labels, dtype=torch.float64))
+
+
+def test_step_labels_have_their_known_value_where_the_models_agree():
+    labels = [[1.0, 0.0, NAN], [1.0, NAN, NAN], [NAN, NAN, NAN]]
+    assert step_loss([[0.0] * 3] * 3, labels).tolist() == pytest.approx([0.25, 0.25, 0.0])
+    printed = step_loss([[0.0] * 3] * 3, labels, form="paper")
+    assert printed.tolist() == pytest.approx([LN2, LN2, 0.0])
+
+
+def test_step_labels_are_fitted_step_by_step_and_unjudged_steps_left_alone():
+    labels = torch.tensor([[1.0, 0.0, NAN, 0.25]], dtype=torch.float64)
+    log_ratios = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
+    gradient = torch.autograd.grad(loss_of("steps")(log_ratios, labels).sum(), log_ratios)[0][0]
+    assert gradient[0] < 0 < gradient[1]
+    assert gradient[2] == 0
+    fitted = math.log(0.25 / 0.75)
+    at = torch.tensor([[40.0, -40.0, 7.0, fitted]], dtype=torch.float64) / BETA
+    assert float(loss_of("steps")(at, labels)) == pytest.approx(0, abs=1e-12)
+
+
+@given(reward=st.floats(-20, 20), right=st.booleans())
+def test_the_printed_step_loss_looks_at_the_size_of_a_reward_alone(reward, right):
+    """Why the released code's is the default: a right step may be as far below zero as above."""
+    loss = float(step_loss([[reward]], [[float(right)]], form="paper"))
+    assert loss == pytest.approx(float(step_loss([[-reward]], [[float(right)]], form="paper")))
+    expected = math.log1p(math.exp(-abs(reward) if right else abs(reward)))
+    assert loss == pytest.approx(expected)

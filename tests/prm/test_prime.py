@@ -1,10 +1,19 @@
 """PRIME's maths: leave-one-out sums, the two forms, normalisation, whitening, the filter."""
 
+import math
+
 import pytest
 import torch
 
 from rlvr.objective import LeaveOneOut
-from rlvr.prm import ProcessReturns, batch_normalised, centred, group_passes
+from rlvr.prm import (
+    ProcessReturns,
+    batch_normalised,
+    centred,
+    detached_preference,
+    group_passes,
+    rivals,
+)
 
 K = 4
 
@@ -142,3 +151,42 @@ def test_with_four_samples_the_filter_keeps_one_two_or_three_right_ones():
     assert kept == [1, 2, 3]
     assert group_passes([True] + [False] * 4, (0.2, 0.8))  # 1/5: bounds are included
     assert group_passes([True] * 4 + [False], (0.2, 0.8))
+
+
+def test_a_completion_is_compared_with_those_that_came_out_otherwise():
+    scores = torch.tensor([3.0, 1.0, -2.0, 9.0, 5.0, 4.0])
+    labels = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0])
+    groups = torch.tensor([0, 0, 0, 1, 1, 2])
+    there = torch.tensor([True] * 6)
+    found = rivals(scores, labels, groups, there)
+    assert found[:, 0].tolist() == [-0.5, 3.0, 3.0, 0.0, 0.0, 0.0]
+    assert found[:, 1].tolist() == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0], "others have no rival"
+    there[2] = False
+    assert rivals(scores, labels, groups, there)[:3].tolist() == [[1, 1], [3, 1], [0, 0]]
+
+
+def test_weights_of_the_best_of_n_are_the_density_of_its_draw():
+    """K P(<=)^(K-1): for distinct scores about what the largest of K equal draws would weigh."""
+    scores, labels = torch.tensor([4.0, 1.0, 2.0, 3.0]), torch.tensor([1.0, 0.0, 0.0, 1.0])
+    found = rivals(scores, labels, torch.zeros(4), torch.ones(4).bool(), weigh=True)
+    expected = [4 * share**3 for share in (1.0, 0.25, 0.5, 0.75)]
+    assert found[:, 1].tolist() == pytest.approx(expected)
+    ties = rivals(torch.zeros(4), labels, torch.zeros(4), torch.ones(4).bool(), weigh=True)
+    assert ties[:, 1].tolist() == [4.0] * 4
+
+
+def test_the_detached_preference_pulls_right_up_and_wrong_down_and_leaves_rivals_alone():
+    rewards = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    found = rivals(rewards.detach(), labels, torch.tensor([0, 0, 1, 2]), torch.ones(4).bool())
+    loss = detached_preference(rewards, labels, *found.unbind(-1))
+    assert loss.tolist() == pytest.approx([math.log(2), math.log(2), 0, 0])
+    gradient = torch.autograd.grad(loss.sum(), rewards)[0]
+    assert gradient.tolist() == pytest.approx([-0.5, 0.5, 0, 0])
+    # Of a pair, both halves together have DPO's gradient: sigma(-(Q_w - Q_z)) each.
+    moved = torch.tensor([1.5, -0.5], dtype=torch.float64, requires_grad=True)
+    found = rivals(moved.detach(), labels[:2], torch.zeros(2), torch.ones(2).bool())
+    pair = detached_preference(moved, labels[:2], *found.unbind(-1)).sum()
+    dpo = -torch.nn.functional.logsigmoid(moved[0] - moved[1])
+    ours, its = (torch.autograd.grad(value, moved)[0] for value in (pair, dpo))
+    assert torch.allclose(ours, its)

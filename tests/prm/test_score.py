@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from rlvr.policy import LoraSettings, ModelSettings, load_policy
-from rlvr.prm import log_ratios
+from rlvr.policy import ModelSettings, load_policy
+from rlvr.prm import ratios, response_logprobs
 from tests.learner.batches import make_batch
 
 
@@ -19,6 +19,10 @@ def moved(exact_policy):
         for parameter in policy.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
     return policy
+
+
+def log_ratios(policy, reference, *ids, **options):
+    return ratios(*(response_logprobs(model, *ids, **options) for model in (policy, reference)))
 
 
 def plain(policy, prompt, response):
@@ -49,18 +53,33 @@ def test_a_model_against_itself_has_no_reward(exact_policy):
     assert not any(values.any() for values in found)
 
 
-def test_adapters_hold_their_own_reference(tiny_folder):
-    policy = load_policy(ModelSettings(path=str(tiny_folder), lora=LoraSettings(rank=2)))
-    base = load_policy(ModelSettings(path=str(tiny_folder)))
-    with torch.no_grad():
-        for name, parameter in policy.named_parameters():
-            if "lora_B" in name:
-                parameter += 0.1
+LONG = [([5, 6, 7], list(range(8, 60))), ([5] * 9, [7, 8, 9]), ([4], [6]), ([9, 8], [7] * 21)]
+
+
+@pytest.mark.parametrize("positions", [1, 2, 7, 20, 54])
+def test_a_long_response_scored_in_chunks_is_scored_as_a_whole(tiny_folder, positions):
+    """In float32, the precision in which chunks are used; no pass is longer than a chunk."""
+    policy = load_policy(ModelSettings(path=str(tiny_folder)))
+    prompts, responses = zip(*LONG, strict=True)
+    whole = response_logprobs(policy, prompts, responses)
+    run, seen = policy.backbone, []
+
+    def watched(**inputs):
+        seen.append(inputs["input_ids"].numel())
+        return run(**inputs)
+
+    policy.backbone = watched
+    chunked = response_logprobs(policy, prompts, responses, tokens_per_micro_batch=positions)
+    assert max(seen) <= positions
+    assert len(seen) > 53 // positions
+    for ours, expected in zip(chunked, whole, strict=True):
+        assert ours.shape == expected.shape
+        assert torch.allclose(ours, expected, atol=1e-5)
+
+
+def test_progress_counts_responses_to_the_end(exact_policy):
     batch, told = make_batch([1.0] * 3), []
-    own = log_ratios(
-        policy, None, batch.prompt_ids, batch.completion_ids, progress=lambda *at: told.append(at)
+    response_logprobs(
+        exact_policy, batch.prompt_ids, batch.completion_ids, progress=lambda *at: told.append(at)
     )
-    other = log_ratios(policy, base, batch.prompt_ids, batch.completion_ids)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(own, other, strict=True))
-    assert own[0].abs().max() > 1e-3
-    assert told[-1] == (6, 6)
+    assert told[-1] == (3, 3)

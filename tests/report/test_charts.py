@@ -95,10 +95,10 @@ def test_phases_stack_in_the_order_of_the_step_and_new_phases_follow():
 
 
 def test_unknown_metrics_get_charts_of_their_own_grouped_by_prefix():
-    charts = plan(**{"prm/loss": 1, "staleness": 2, "prm/accuracy": 3, "reward/format": 1})
+    charts = plan(**{"prm/loss": 1, "staleness": 2, "prm/brier": 3, "reward/format": 1})
     found = [(c["section"], c["group"], c["title"]) for c in charts]
     assert found == [
-        ("More", "prm", "Accuracy"),
+        ("More", "prm", "Brier"),
         ("More", "prm", "Loss"),
         ("More", "reward", "Format"),
         ("More", "other", "Staleness"),

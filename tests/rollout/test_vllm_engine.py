@@ -197,6 +197,34 @@ def test_greedy_tokens_are_those_of_the_other_engine(synced, policy):
     assert torch.allclose(values(ours), values(theirs), atol=1e-5)
 
 
+def test_given_sequences_are_scored_as_the_learner_scores_them(synced, policy):
+    """Behind cached prompts too, and again after the engine was lost in the midst."""
+    generator = random.Random(12)
+    lengths = [2, 3, 32, 33, 64, 90, 127] * 12
+    sequences = [[1, *generator.choices(range(3, 60), k=n - 1)] for n in lengths]
+    seen = []
+    found = synced.logprobs(sequences, lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (84, 84)
+    inputs = padded_inputs(
+        [ids[:1] for ids in sequences], [ids[1:] for ids in sequences], range(84)
+    )
+    with torch.no_grad():
+        expected = policy(inputs).logprobs_N
+    assert torch.allclose(torch.tensor([v for row in found for v in row]), expected, atol=1e-5)
+    victim = synced.pid
+
+    def strike(done, _):
+        if synced.pid == victim and done == 1:
+            os.kill(victim, signal.SIGKILL)
+
+    again = synced.logprobs(sequences * 12, strike)  # more than one step's work
+    assert synced.pid != victim
+    found = torch.tensor([v for row in again for v in row])
+    assert torch.allclose(found, expected.repeat(12), atol=1e-5)
+    with pytest.raises(ValueError, match="a prompt of 128 tokens with max_tokens 1 exceeds"):
+        synced.logprobs([[5] * 128])
+
+
 def test_finish_reasons_and_stop_tokens(synced):
     samples = [s for output in synced.generate(requests(20), SAMPLING) for s in output]
     stopped = [sample for sample in samples if sample.finish_reason == "stop"]

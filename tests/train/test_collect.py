@@ -1,5 +1,6 @@
 """Dynamic sampling and what becomes of truncated completions."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,7 +16,8 @@ from rlvr.rollout import Sample, Sampling
 from rlvr.rollout.engine import Assembly
 from rlvr.train.batch import build_batch
 from rlvr.train.clock import Clock
-from rlvr.train.collect import collect
+from rlvr.train.collect import collect, rollout_from_state, rollout_state
+from rlvr.train.log import read_metrics
 from rlvr.train.scoring import Scored
 from rlvr.types import Completion, Message, Problem
 
@@ -56,7 +58,9 @@ class EveryThirdIsFlat:
         ]
 
 
-def fake_run(refill_rounds, size=100, prompts_per_step=6, oversample=1.0, keep_accuracy=None):
+def fake_run(
+    refill_rounds, size=100, prompts_per_step=6, oversample=1.0, keep_accuracy=None, reuse_surplus=0
+):
     problems = [
         Problem(str(n), (Message(role="user", content="x"),), "1", "test") for n in range(size)
     ]
@@ -68,11 +72,14 @@ def fake_run(refill_rounds, size=100, prompts_per_step=6, oversample=1.0, keep_a
         refill_rounds=refill_rounds,
         oversample=oversample,
         keep_accuracy=keep_accuracy,
+        reuse_surplus=reuse_surplus,
+        max_staleness=0,
     )
     return SimpleNamespace(
         recipe=SimpleNamespace(rollout=rollout, seed=0),
         engine=CountingEngine(),
         rollout_ranks=Ranks(),
+        surplus=[],
         share=range,
         scorer=EveryThirdIsFlat(),
         log=SimpleNamespace(phase=lambda *_: None),
@@ -152,6 +159,52 @@ def test_where_too_few_groups_pass_others_fill_the_step():
     rollout = collect(run, 1, Clock(), lambda *_: None)
     assert len(rollout.sampled) == 9
     assert numbers(rollout.groups) == [2, 7, 0, 1, 3, 4]
+
+
+def test_groups_without_room_come_first_in_the_next_step_and_fewer_are_drawn():
+    run = fake_run(0, oversample=2.0, reuse_surplus=2)
+    first = collect(run, 1, Clock(), lambda *_: None)
+    assert numbers(first.groups) == [1, 2, 4, 5, 7, 8]
+    assert numbers(run.surplus) == [10, 11]
+    assert first.metrics["rollout/discarded_groups"] == pytest.approx(4 / 12), "the flat ones"
+    assert first.metrics["rollout/carried_groups"] == 0
+    run.engine.policy_version = 1
+    second = collect(run, 2, Clock(), lambda *_: None)
+    assert numbers(second.sampled) == list(range(12, 20)), "twice the four that are missing"
+    assert numbers(second.groups) == [10, 11, 13, 14, 16, 17]
+    assert second.metrics["rollout/carried_groups"] == pytest.approx(2 / 6)
+    assert second.metrics["rollout/waiting_groups"] == len(run.surplus) == 1
+    assert second.metrics["rollout/staleness_1"] == pytest.approx(2 / 6)
+    again = rollout_from_state(json.loads(json.dumps(rollout_state(second))))
+    assert numbers(again.groups) == numbers(second.groups)
+    assert again.metrics == second.metrics
+
+
+def test_groups_that_waited_too_long_are_dropped_and_every_step_samples():
+    run = fake_run(0, oversample=8.0, reuse_surplus=1)
+    collect(run, 1, Clock(), lambda *_: None)
+    assert len(run.surplus) == 5, "one fewer than a step needs"
+    run.engine.policy_version = 1
+    second = collect(run, 2, Clock(), lambda *_: None)
+    assert len(second.carried) == 5
+    assert len(second.sampled) == 8
+    run.surplus = second.groups  # of versions 0 (five) and 1
+    assert {group[0].completion.policy_version for group in run.surplus} == {0, 1}
+    third = collect(run, 3, Clock(), lambda *_: None)
+    assert len(third.carried) == 1
+
+
+def test_reused_groups_run_and_resume_exactly(recipe_values):
+    from tests.train.test_rl import run_in_process, same_weights, weights
+
+    values = {**recipe_values, "regularisers": []}
+    overrides = ("rollout.oversample=3", "rollout.reuse_surplus=2", "rollout.keep_accuracy=[0, 1]")
+    whole = run_in_process({**values, "output": values["output"] + "-a"}, *overrides)
+    rows = read_metrics(whole / "metrics.jsonl")
+    assert any(row.get("rollout/carried_groups", 0) > 0 for row in rows), "else nothing is shown"
+    run_in_process(values, *overrides, "steps=2")
+    resumed = run_in_process(values, *overrides, resume=True)
+    assert same_weights(weights(resumed), weights(whole))
 
 
 def completion(length, reason):

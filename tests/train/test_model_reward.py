@@ -16,7 +16,7 @@ from rlvr.policy.tiny import character_tokenizer
 from rlvr.rm import LayerQueries, OutcomeRewardModel, head_writer, response_rewards
 from rlvr.rollout.weights import write_model
 from rlvr.settings import load_settings
-from rlvr.train.prm_rank import Scoring, score
+from rlvr.train.prm_score import Scoring, score
 from rlvr.train.recipe import RewardSettings, RLRecipe
 from rlvr.train.rl import train
 from rlvr.train.scoring import Scorer

@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 from rlvr.cli import app
 from rlvr.data.responses import load_responses
 from rlvr.settings import load_settings
+from rlvr.train.log import read_metrics
 from rlvr.train.prm_data import render_plan
-from rlvr.train.prm_rank import Scoring, rank, rank_table, read_scored, score
+from rlvr.train.prm_rank import rank, rank_table
 from rlvr.train.prm_recipe import PrmRecipe
+from rlvr.train.prm_score import Scoring, read_scored, score
 from tests.train.runs import column, run
 from tests.train.test_bad_input import refused
 
@@ -66,7 +68,7 @@ def values(tiny_folder, tmp_path):
 @pytest.mark.parametrize(
     ("objective", "start"), [("ce", 0.6931), ("dpo", 0.6931), ("nca", 1.3863), ("kto", 0.5)]
 )
-def test_every_objective_learns_to_rank_held_out_responses(values, objective, start):
+def test_every_objective_learns_to_rank_held_out_responses(values, tmp_path, objective, start):
     _, metrics = run(values, f"objective.name={objective}")
     losses = column(metrics, "preference/loss")
     assert losses[0] == pytest.approx(start, abs=1e-3)
@@ -74,6 +76,10 @@ def test_every_objective_learns_to_rank_held_out_responses(values, objective, st
     areas = column(metrics, "eval/held_out/auc_within")
     assert areas[0] == 0.5
     assert areas[-1] > 0.95
+    kept = read_metrics(tmp_path / "prm" / "calibration.jsonl")
+    assert [(row["step"], row["set"]) for row in kept] == [(s, "held_out") for s in (0, 5, 10)]
+    assert sum(item["count"] for item in kept[-1]["bins"]) == PROBLEMS * SAMPLES
+    assert kept[-1]["brier"] == pytest.approx(column(metrics, "eval/held_out/brier")[-1])
     if objective == "ce":
         assert column(metrics, "eval/held_out/brier")[-1] < 0.25
 
@@ -108,6 +114,8 @@ def test_a_dry_run_counts_pairs(values):
         (["learner.updates_per_rollout=2"], "means nothing"),
         (["data.max_response_tokens=2"], "none of 80 responses"),
         (["data.sources=[none.jsonl]"], "does not exist"),
+        (["data.steps=lines"], "means nothing to the objective 'ce'"),
+        (["reference={path: x}", "use_reference=false"], "leave one out"),
         (["evaluation.responses={a/b: [x.jsonl]}"], "names 'a/b'"),
     ],
 )
@@ -125,6 +133,61 @@ def test_responses_all_of_one_kind_make_no_pairs(values, tmp_path):
         run(values, "objective.name=dpo")
     with pytest.raises(ValueError, match="keeps none of 40"):
         run(values, "objective.balance=instruction")
+
+
+def in_steps(rows):
+    """The same responses with labels of steps: "no" and what follows it is wrong."""
+    found = []
+    for row in rows:
+        steps = row["response"].split("\n\n")
+        labels = [None, row["correct"], row["correct"]]
+        found.append({"prompt": row["prompt"], "steps": steps, "step_labels": labels})
+    return found
+
+
+def test_a_second_stage_learns_labels_of_steps_from_the_first_ones_reference(
+    values, tmp_path, tiny_folder
+):
+    folder, metrics = run(values, "steps=3")
+    reached = column(metrics, "eval/held_out/brier")[-1]
+    steps = write(tmp_path / "steps.jsonl", in_steps(rows_of(2)))
+    second = {
+        **values,
+        "output": str(tmp_path / "second"),
+        "model": {"path": str(folder / "model")},
+        "reference": {"path": str(tiny_folder)},
+        "objective": {"name": "steps"},
+        "data": {"sources": [str(steps)], "per_step": 32},
+    }
+    plan = render_plan(load_settings(PrmRecipe, second))
+    assert "# steps: 240, 160 judged, 80 of them wrong" in plan
+    assert "# responses in steps: 80\n" in plan
+    _, metrics = run(second)
+    # It starts where the first stage ended: rewards are against that one's reference.
+    assert column(metrics, "eval/held_out/brier")[0] == pytest.approx(reached, abs=1e-6)
+    losses, right = column(metrics, "preference/loss"), column(metrics, "preference/step_accuracy")
+    assert losses[-1] < losses[0]
+    assert right[-1] > 0.9
+    assert column(metrics, "eval/held_out/auc_within")[-1] > 0.95
+    once = load_file(tmp_path / "second" / "model" / "model.safetensors")
+    (tmp_path / "second").rename(tmp_path / "whole")
+    run(second, "steps=5")
+    run(second, resume=True)
+    again = load_file(tmp_path / "second" / "model" / "model.safetensors")
+    assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+def test_labels_of_steps_that_teach_nothing_are_refused(values, tmp_path):
+    path = tmp_path / "steps.jsonl"
+    values["data"]["sources"] = [str(path)]
+    for row, part in (
+        ({"prompt": "1", "steps": ["a"], "step_labels": [None]}, "line 1: no step is judged"),
+        ({"prompt": "1", "steps": ["a"]}, "no step is judged"),
+        ({"prompt": "1", "response": "a", "correct": True}, "no step is judged"),
+    ):
+        write(path, [row])
+        with pytest.raises(ValueError, match=part):
+            run(values, "objective.name=steps")
 
 
 def test_responses_are_judged_where_nobody_has(tmp_path):

@@ -13,7 +13,7 @@ from rlvr.cli import app
 from rlvr.data.responses import load_responses
 from rlvr.policy import ModelSettings, load_tokenizer
 from rlvr.train.prm_prefixes import Prefix, completion_rates, measure, prefixes_of
-from rlvr.train.prm_rank import Scoring, score
+from rlvr.train.prm_score import Scoring, score
 from tests.train.test_bad_input import refused
 from tests.train.test_prm import write
 

@@ -32,6 +32,17 @@ def test_demonstrations_show_column_sums_with_carry_or_a_noisy_guess():
     assert right == pytest.approx((0.4 + 0.06) ** 3, abs=0.02)
 
 
+def test_a_slip_is_a_wrong_digit_that_the_box_copies_and_no_carry():
+    generator = random.Random(0)
+    assert worked_answer(357, 268, slip=0.0, generator=generator) == worked_answer(357, 268)
+    for _ in range(100):
+        text = worked_answer(357, 268, slip=1.0, generator=generator)
+        units, carries = text[1:6:2], text[0:6:2]
+        assert carries == "110"
+        assert all(found != right for found, right in zip(units, "526", strict=True))
+        assert text.endswith(f"\\boxed{{{units[::-1]}}}")
+
+
 def test_the_reinforcement_stage_is_a_recipe_with_separate_held_out_problems(tmp_path):
     recipe = quickstart_recipe(3, tmp_path)
     assert recipe.seed == 3

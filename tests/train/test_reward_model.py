@@ -16,7 +16,7 @@ from rlvr.settings import load_settings
 from rlvr.train import reward_model
 from rlvr.train.interrupt import Stopped
 from rlvr.train.log import read_metrics
-from rlvr.train.prm_rank import Scoring, score
+from rlvr.train.prm_score import Scoring, score
 from rlvr.train.reward_model import train
 from rlvr.train.reward_model_data import render_plan
 from rlvr.train.reward_model_recipe import RewardModelRecipe

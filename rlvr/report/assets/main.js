@@ -38,6 +38,7 @@
     recipe,
   );
   Report.curves(document.getElementById("curves"), report);
+  Report.reliabilities(document.getElementById("reliability"), report.calibration);
   Report.timeline = new Report.Timeline(document.getElementById("timeline"), report.timeline);
   Report.browser = new Report.Browser(document.getElementById("completions"), report);
 }

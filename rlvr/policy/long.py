@@ -1,0 +1,54 @@
+"""Log-probabilities of one long sequence, a chunk of it at a time behind a cache of the rest.
+
+A forward pass holds activations of all its positions, and those of the widest layer are several
+times the hidden states. Run C positions at a time, with the keys and values of what came before in
+a cache, they are C's alone; what grows with the sequence is the cache and nothing else. The numbers
+are those of one pass, up to the rounding of other shapes. Without gradient.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from rlvr.policy.model import Policy
+
+
+def chunked_logprobs(
+    policy: Policy,
+    prompt: Sequence[int],
+    completion: Sequence[int],
+    positions: int,
+    *,
+    chunk_tokens: int | None = None,
+) -> torch.Tensor:
+    """Log-probabilities [T] of the completion's tokens at temperature 1, in at least float32.
+
+    Args:
+        policy: A language model in evaluation mode.
+        prompt: Token ids, at least one.
+        completion: Token ids.
+        positions: C, input positions run at once.
+        chunk_tokens: Tokens whose logits are formed at once; None chooses by vocabulary size.
+    """
+    from transformers import DynamicCache
+
+    assert policy.head is not None
+    ids = torch.tensor([[*prompt, *completion]], device=policy.device)
+    cache = DynamicCache(config=policy.causal_lm.config)
+    found: list[torch.Tensor] = []
+    first = len(prompt) - 1  # the position that predicts the first token
+    with torch.no_grad(), policy.compute():
+        for start in range(0, ids.shape[1] - 1, positions):
+            end = min(start + positions, ids.shape[1] - 1)
+            hidden_CD = policy.backbone(
+                input_ids=ids[:, start:end],
+                position_ids=torch.arange(start, end, device=ids.device)[None],
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[0]
+            skipped = max(0, first - start)
+            if start + skipped < end:
+                targets_C = ids[0, start + skipped + 1 : end + 1]
+                stats = policy.head(hidden_CD[skipped:], targets_C, chunk_tokens=chunk_tokens)
+                found.append(stats.logprobs_N)
+    return torch.cat(found)
