@@ -28,7 +28,7 @@ class PrmData(Settings):
     label, the index of the first wrong step (-1 where there is none)."""
     steps: str = "blank_lines"
     """Where the steps of a response are that is not given in steps: blank_lines, numbered, lines,
-    or a pattern at whose matches steps begin. For the objective steps alone."""
+    or a pattern at whose matches steps begin. For the objectives steps and bag alone."""
     template: TemplateChoice = Field(default_factory=lambda: load_template("raw").settings)
     """How a prompt becomes tokens: the name of a built-in template, a YAML file, or the template
     itself. raw takes prompts that are rendered already, as a run keeps them."""
@@ -92,6 +92,11 @@ class PrmRecipe(BaseRecipe):
         return self.objective.name == "steps"
 
     @property
+    def in_bags(self) -> bool:
+        """Whether the label of a response is for the bag of its steps."""
+        return self.objective.name == "bag"
+
+    @property
     def needs_reference(self) -> bool:
         """Whether log-probabilities under the reference are to be taken."""
         return self.use_reference
@@ -117,7 +122,7 @@ def _impossible(recipe: PrmRecipe) -> list[str]:
         faults.append(
             f"reference = {recipe.reference.path!r} goes with use_reference = true; leave one out"
         )
-    if recipe.data.steps != "blank_lines" and not recipe.in_steps:
+    if recipe.data.steps != "blank_lines" and not (recipe.in_steps or recipe.in_bags):
         faults.append(
             f"data.steps = {recipe.data.steps!r} means nothing to the objective "
             f"{recipe.objective.name!r}, which takes whole responses; leave it out"
