@@ -47,7 +47,7 @@ class PrmData(LabelledData):
     label, the index of the first wrong step (-1 where there is none)."""
     steps: str = "blank_lines"
     """Where the steps of a response are that is not given in steps: blank_lines, numbered, lines,
-    or a pattern at whose matches steps begin. For the objective steps alone."""
+    or a pattern at whose matches steps begin. For the objectives steps and bag alone."""
 
 
 class PrmEvaluation(BaseEvaluation):
