@@ -100,6 +100,11 @@ class PrmRecipe(BaseRecipe):
         return self.objective.name == "steps"
 
     @property
+    def in_bags(self) -> bool:
+        """Whether the label of a response is for the bag of its steps."""
+        return self.objective.name == "bag"
+
+    @property
     def needs_reference(self) -> bool:
         """Whether log-probabilities under the reference are to be taken."""
         return self.use_reference
@@ -125,7 +130,7 @@ def _impossible(recipe: PrmRecipe) -> list[str]:
         faults.append(
             f"reference = {recipe.reference.path!r} goes with use_reference = true; leave one out"
         )
-    if recipe.data.steps != "blank_lines" and not recipe.in_steps:
+    if recipe.data.steps != "blank_lines" and not (recipe.in_steps or recipe.in_bags):
         faults.append(
             f"data.steps = {recipe.data.steps!r} means nothing to the objective "
             f"{recipe.objective.name!r}, which takes whole responses; leave it out"
