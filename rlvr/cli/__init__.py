@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from rlvr.cli import evaluation, machine, preference, prm, training
+from rlvr.cli import evaluation, export, machine, preference, prm, training
 
 app = typer.Typer(
     name="rlvr",
@@ -23,7 +23,7 @@ app = typer.Typer(
     ),
 )
 
-for room in (training, evaluation, preference, prm, machine):
+for room in (training, evaluation, preference, prm, export, machine):
     app.add_typer(room.app)
 
 

@@ -57,7 +57,7 @@ from rlvr.train.together import first_rank
 AnyRecipe = RLRecipe | PreferenceRecipe | PrmRecipe
 
 # What may differ between a run and its continuation: nothing that enters a gradient.
-_MAY_CHANGE = frozenset({"steps", "evaluation", "checkpoint", "watchdog", "log", "output"})
+MAY_CHANGE = frozenset({"steps", "evaluation", "checkpoint", "watchdog", "log", "output", "hub"})
 _STACK = (
     "rlvr",
     "torch",
@@ -449,7 +449,7 @@ def _no_folder(folder: Path, reason: str | None) -> str:
 def _check_same_recipe(old: AnyRecipe, new: AnyRecipe) -> None:
     for name in type(new).model_fields:
         before, after = getattr(old, name), getattr(new, name)
-        if name not in _MAY_CHANGE and before != after:
+        if name not in MAY_CHANGE and before != after:
             raise ValueError(
                 f"output {str(new.output)!r} holds a run with other settings: {name} was {before} "
                 f"and is {after}; resume with the same recipe or choose another output"
