@@ -114,6 +114,17 @@ def find_source(run: Path, step: int | None = None, base: str | None = None) -> 
     return source
 
 
+def staged_source(run: Path, checkpoint: Path, step: int) -> Source:
+    """Weights of a run that were put aside elsewhere.
+
+    Raises:
+        ValueError: A file is missing or damaged.
+    """
+    source = Source(run, read_recipe(run), step, checkpoint)
+    _check(source, [])
+    return source
+
+
 def read_recipe(run: Path) -> AnyRecipe:
     """The recipe of a run.
 

@@ -21,7 +21,7 @@ from rlvr.train.preference_recipe import PreferenceRecipe
 from rlvr.train.preference_run import PreferenceRun, open_preference_run
 from rlvr.train.prm_recipe import PrmRecipe
 from rlvr.train.rl import export, memory_used
-from rlvr.train.run import Run
+from rlvr.train.run import Run, finish_uploads
 from rlvr.train.together import stop_together
 
 
@@ -70,6 +70,7 @@ def learn(
             raise
         run.log.phase("exporting")
         export(run.policy, run.tokenizer, run.folder, run.ranks)
+        finish_uploads(run.uploads, run.checkpoints, run.saved, run.log, signals)
     return recipe.output
 
 
@@ -104,6 +105,7 @@ def _evaluate_if_due(run: PreferenceRun, signals: StopSignals) -> None:
     with clock("evaluate"):
         for name, batch in run.held_out.items():
             measured = run.learner.measure(batch)
+            metrics[f"eval/{name}/items"] = len(batch)
             metrics |= {
                 f"eval/{name}/{key.removeprefix('preference/')}": value
                 for key, value in measured.items()

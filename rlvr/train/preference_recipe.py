@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from rlvr.data import Source, TemplateChoice, load_template
 from rlvr.data.preferences import PreferenceSource
+from rlvr.hub.settings import HubSettings
 from rlvr.learner import LearnerSettings
 from rlvr.policy import ModelSettings
 from rlvr.preference.losses import AnyLoss, UnpairedLoss
@@ -89,6 +90,8 @@ class PreferenceRecipe(Settings):
     """Held-out preferences and problems."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """What is kept to continue from."""
+    hub: HubSettings | None = None
+    """A repository of the Hugging Face Hub that checkpoints and the final model are sent to."""
     log: LogSettings = LogSettings()
     """What is written for people."""
 

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from rlvr.data import ProblemSampler, Prompt
+from rlvr.hub.background import Uploads, uploading
 from rlvr.learner import (
     CheckpointWriter,
     Launch,
@@ -55,6 +56,7 @@ class PreferenceRun:
     scorer: Scorer | None = None
     step: int = 0
     saved: Path | None = None
+    uploads: Uploads | None = None
 
     @property
     def folder(self) -> Path:
@@ -132,6 +134,9 @@ def open_preference_run(
         # Only now: a recipe that cannot be carried out leaves no folder behind.
         first_rank(ranks, lambda: runs.record_run(recipe))
         run.log = stack.enter_context(runs.open_log(recipe, ranks, run.step, console))
+        run.uploads = stack.enter_context(
+            uploading(recipe.output, recipe.hub, ranks, run.checkpoints, run.log.say)
+        )
         if run.engine is not None:
             run.engine.sync(run.policy, run.step)
         if recipe.needs_reference and not recipe.live_reference:

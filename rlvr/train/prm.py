@@ -52,6 +52,7 @@ def _evaluate_if_due(run: PreferenceRun, signals: StopSignals) -> None:
             log_ratio_B = held_out_log_ratios(run, batch)
             found = measures(batch, recipe_beta(run.recipe) * log_ratio_B)
             metrics |= {f"eval/{name}/{key}": value for key, value in found.items()}
+            metrics[f"eval/{name}/items"] = len(batch)
     with signals.shield():
         run.log.step(run.step, metrics | clock.seconds)
 

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rlvr.data import TemplateChoice, load_template
+from rlvr.hub.settings import HubSettings
 from rlvr.learner import LearnerSettings
 from rlvr.policy import ModelSettings
 from rlvr.preference.losses import PreferenceLoss
@@ -69,6 +70,8 @@ class PrmRecipe(Settings):
     """Held-out responses."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """What is kept to continue from."""
+    hub: HubSettings | None = None
+    """A repository of the Hugging Face Hub that checkpoints and the final model are sent to."""
     log: LogSettings = LogSettings()
     """What is written for people."""
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rlvr.data import Source, TemplateChoice, load_template
+from rlvr.hub.settings import HubSettings
 from rlvr.learner import CriticSettings, LearnerSettings, PrimeSettings
 from rlvr.objective import (
     Advantage,
@@ -196,6 +197,8 @@ class RLRecipe(Settings):
     """Held-out problems."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """What is kept to continue from."""
+    hub: HubSettings | None = None
+    """A repository of the Hugging Face Hub that checkpoints and the final model are sent to."""
     watchdog: WatchdogSettings | None = WatchdogSettings()
     """Ends a run that hangs; null lets it."""
     log: LogSettings = LogSettings()

@@ -31,7 +31,7 @@ from rlvr.train.interrupt import Stopped, StopSignals
 from rlvr.train.log import completion_row
 from rlvr.train.prime import add_token_rewards, export_reward_model
 from rlvr.train.recipe import RLRecipe
-from rlvr.train.run import Run, open_run
+from rlvr.train.run import Run, finish_uploads, open_run
 from rlvr.train.scoring import Scored
 from rlvr.train.together import max_over_ranks, stop_together, sum_over_ranks
 from rlvr.train.watch import token_ids, watched_tokens, watched_words
@@ -69,6 +69,7 @@ def train(recipe: RLRecipe, *, resume: bool = False, console: Console | None = N
         run.log.phase("exporting")
         export(run.policy, run.tokenizer, run.folder, run.ranks)
         export_reward_model(run.learner.prime, run.tokenizer, run.folder, run.ranks)
+        finish_uploads(run.uploads, run.checkpoints, run.saved, run.log, signals)
     return recipe.output
 
 

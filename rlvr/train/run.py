@@ -15,6 +15,8 @@ import torch
 from rich.console import Console
 
 from rlvr.data import ProblemSampler, Prompt
+from rlvr.hub.background import Uploads, uploading
+from rlvr.hub.remote import token_from_environment
 from rlvr.learner import (
     CheckpointWriter,
     CriticTraining,
@@ -94,6 +96,8 @@ class Run:
     """Where the sampling of rollouts stood at the checkpoint that the run was continued from."""
     saved: Path | None = None
     """The checkpoint that this process wrote or read last."""
+    uploads: Uploads | None = None
+    """What is sent to the Hub while the run goes on."""
 
     @property
     def folder(self) -> Path:
@@ -272,11 +276,29 @@ def open_run(
         # Only now: a recipe that cannot be carried out leaves no folder behind.
         first_rank(ranks, lambda: record_run(recipe))
         run.log = stack.enter_context(open_log(recipe, ranks, run.step, console))
+        run.uploads = stack.enter_context(
+            uploading(recipe.output, recipe.hub, ranks, run.checkpoints, run.log.say)
+        )
         if recipe.watchdog is not None:
             run.watchdog = stack.enter_context(
                 closing(Watchdog(ranks.rank, **recipe.watchdog.model_dump()))
             )
         yield run
+
+
+def finish_uploads(
+    uploads: Uploads | None,
+    checkpoints: CheckpointWriter,
+    saved: Path | None,
+    log: RunLog,
+    signals: StopSignals,
+) -> None:
+    """Have the final weights sent to the Hub and wait for it, where a run is to be sent."""
+    if uploads is None or saved is None:
+        return
+    checkpoints.wait()
+    log.phase("sending to the Hub")
+    uploads.finish(saved, signals.check)
 
 
 def open_log(recipe: AnyRecipe, ranks: Ranks, step: int, console: Console) -> RunLog:
@@ -321,6 +343,8 @@ def starting_point(recipe: AnyRecipe, resume: bool) -> str | None:
     check_folder(recipe, resume)
     checkpoint = checkpoint_to_resume(recipe.output / "checkpoints") if resume else None
     check_trackers(recipe.log.track)
+    if recipe.hub is not None:
+        token_from_environment()
     return None if checkpoint is None else str(checkpoint)
 
 
