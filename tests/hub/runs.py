@@ -54,6 +54,28 @@ def rl_values(model, output, **changed):
     }
 
 
+def preference_values(model, folder, **changed):
+    """Pairs of right and wrong sums, and a run on them, in ``folder``."""
+    rows = [
+        {"prompt": f"{a}+{b}=", "chosen": str(a + b), "rejected": str(a + b + 1)}
+        for a in range(6)
+        for b in range(6)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"name": "file", "path": str(folder / "pairs.jsonl")}
+    return {
+        "task": "preference",
+        "output": str(folder / "run"),
+        "steps": 4,
+        "model": {"path": str(model)},
+        "data": {"source": source, "per_step": 12},
+        "losses": [{"name": "sigmoid"}],
+        "learner": {"lr": 3e-4},
+        "checkpoint": {"every": 2},
+        **changed,
+    }
+
+
 def train(values):
     task = find_task(values.get("task", "rl"))
     return task.train(load_settings(task.schema, values), console=Console(quiet=True))

@@ -17,7 +17,15 @@ from rlvr.hub.source import find_source
 from rlvr.policy import load_policy, load_tokenizer
 from rlvr.rollout import Request, Sampling, TransformersEngine
 from rlvr.rollout.vllm_child import child_environment
-from tests.hub.runs import ROOT, answers, environment, generated, rl_values, train
+from tests.hub.runs import (
+    ROOT,
+    answers,
+    environment,
+    generated,
+    preference_values,
+    rl_values,
+    train,
+)
 from tests.learner.launching import command
 
 _VLLM = """
@@ -74,29 +82,6 @@ def test_vllm_answers_token_by_token_as_the_trainer_did(which, request, tmp_path
     assert vllm_answers(tmp_path / "model", prompts) == list(tokens)
 
 
-@pytest.fixture
-def preferences(tiny, tmp_path):
-    rows = [
-        {"prompt": f"{a}+{b}=", "chosen": str(a + b), "rejected": str(a + b + 1)}
-        for a in range(6)
-        for b in range(6)
-    ]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {
-        "task": "preference",
-        "output": str(tmp_path / "run"),
-        "steps": 3,
-        "model": {"path": str(tiny)},
-        "data": {
-            "source": {"name": "file", "path": str(tmp_path / "pairs.jsonl")},
-            "per_step": 12,
-        },
-        "losses": [{"name": "sigmoid"}],
-        "learner": {"lr": 3e-4},
-        "checkpoint": {"every": 2},
-    }
-
-
 def trainers_greedy(run, prompts):
     """What the trainer's own engine continues greedily with the checkpoint's weights."""
     source = find_source(run)
@@ -113,9 +98,8 @@ def trainers_greedy(run, prompts):
 @pytest.mark.deepspeed
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("adapters", [False, True])
-def test_weights_parted_by_zero_3_are_whole_and_those_of_one_process(
-    adapters, preferences, tmp_path
-):
+def test_weights_parted_by_zero_3_are_whole_and_those_of_one_process(adapters, tiny, tmp_path):
+    preferences = preference_values(tiny, tmp_path, steps=3)
     if adapters:
         preferences["model"]["lora"] = {"rank": 4}
         preferences["learner"]["lr"] = 3e-3

@@ -1,6 +1,7 @@
 """A run becomes a folder that transformers loads, that answers as the trainer did and says so."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -14,7 +15,9 @@ from rlvr.hub.source import find_source
 from rlvr.hub.weights import with_chat_template
 from rlvr.policy import load_policy, load_tokenizer
 from rlvr.policy.tiny import character_tokenizer
-from tests.hub.runs import answers, generated, rl_values, train
+from tests.eval.small import ROWS
+from tests.eval.small import run as evaluate
+from tests.hub.runs import answers, generated, preference_values, rl_values, train
 
 
 def front(folder):
@@ -164,6 +167,25 @@ class TestCard:
         (result,) = data["model-index"][0]["results"]
         assert result["metrics"] == [{"type": "accuracy", "value": 0.25}]
 
+    def test_evaluations_stand_in_the_table_under_their_weights(self, run, tiny, tmp_path):
+        problems = tmp_path / "sums.jsonl"
+        problems.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        checkpoint = run / "checkpoints" / "step_000002"
+        for name, model in (("final", run), ("early", checkpoint), ("base", tiny)):
+            evaluate(model, problems, tmp_path / name)
+        folders = tuple(tmp_path / name for name in ("base", "early", "final"))
+        export_run(run, Wanted(to=tmp_path / "m", evaluations=folders))
+        data, text = front(tmp_path / "m")
+        for name in (tiny.name, "whole-step_000002", "this model"):
+            assert re.search(rf"\| {name} \| sums \| 10 \| avg@2 \| \d+\.\d ± \d+\.\d % \|", text)
+        assert "rlvr eval, protocol rlvr, grader rlvr" in text
+        ours = [result["dataset"]["name"] for result in data["model-index"][0]["results"]]
+        assert sorted(ours) == ["held_out", "sums"]
+        export_run(run, Wanted(to=tmp_path / "m", evaluations=folders), step=2)
+        _, text = front(tmp_path / "m")
+        assert "| this model | sums |" in text
+        assert "| whole | sums |" in text
+
     def test_only_what_was_measured_by_then_is_shown(self, run, tmp_path):
         export_run(run, Wanted(to=tmp_path / "m"), step=2)
         _, text = front(tmp_path / "m")
@@ -292,25 +314,12 @@ class TestFaults:
 
 
 def test_a_run_of_preferences_is_exported(tiny, tmp_path):
-    rows = [
-        {"prompt": f"{a}+{b}=", "chosen": str(a + b), "rejected": str(a + b + 1)}
-        for a in range(6)
-        for b in range(6)
-    ]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pairs = {"name": "file", "path": str(tmp_path / "pairs.jsonl")}
-    folder = train(
-        {
-            "task": "preference",
-            "output": str(tmp_path / "run"),
-            "steps": 4,
-            "model": {"path": str(tiny)},
-            "data": {"source": pairs, "per_step": 12},
-            "losses": [{"name": "sigmoid"}, {"name": "sft", "weight": 0.1}],
-            "learner": {"lr": 3e-3},
-            "evaluation": {"every": 2, "pairs": {"held_out": {**pairs, "limit": 20}}},
-        }
+    values = preference_values(
+        tiny, tmp_path, losses=[{"name": "sigmoid"}, {"name": "sft", "weight": 0.1}]
     )
+    pairs = {**values["data"]["source"], "limit": 20}
+    values["evaluation"] = {"every": 2, "pairs": {"held_out": pairs}}
+    folder = train(values)
     export_run(folder, Wanted(to=tmp_path / "m"))
     data, text = front(tmp_path / "m")
     assert {"preference", "sigmoid", "sft", "arxiv:2305.18290"} <= set(data["tags"])
