@@ -142,7 +142,7 @@ step() { # step OPTION... -- COMMAND...: becomes srun
         shift
     done
     shift
-    exec srun "${options[@]}" '--container-image=/shared/images/rlvr 1.sqsh' --container-mounts=/shared/project:/shared/project,/shared/project/runs/smollm2-arithmetic/launch:/shared/project/runs/smollm2-arithmetic/launch,/data:/data,/a:/b --container-workdir=/shared/project "$@"
+    exec srun "${options[@]}" '--container-image=/shared/images/rlvr 1.sqsh' --container-mounts=/shared/project:/shared/project,/shared/project/runs/smollm2-arithmetic/launch:/shared/project/runs/smollm2-arithmetic/launch,/shared/rlvr/recipes/accelerate:/shared/rlvr/recipes/accelerate,/data:/data,/a:/b --container-workdir=/shared/project "$@"
 }
 
 role() { # role OPTION... -- ROLE...: becomes srun, which runs the role of this script
