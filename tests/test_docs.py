@@ -13,7 +13,9 @@ from rlvr.train.tasks import TASKS, task_of
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(
-    path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate"
+    path
+    for path in (ROOT / "recipes").rglob("*.yaml")
+    if path.parent.name not in ("accelerate", "plan")
 )
 
 

@@ -39,7 +39,7 @@ def time_generation(
     settings: EngineSettings, policy: Policy, size: Size, repeats: int
 ) -> dict[str, float]:
     """Start an engine, warm it up, and time ``repeats`` rollouts of ``size``; it is closed."""
-    vocabulary = policy.model.get_input_embeddings().num_embeddings
+    vocabulary = policy.causal_lm.get_input_embeddings().num_embeddings
     began = time.perf_counter()
     engine = build_engine(settings, policy, [], size.prompt_tokens + size.tokens)
     try:

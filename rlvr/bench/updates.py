@@ -37,7 +37,7 @@ def time_updates(
     """
     learner = Learner(policy, Objective(Clip(), (), TokenMean()), LearnerSettings(lr=1e-9))
     parameters = sum(weight.numel() for weight in policy.model.parameters())
-    vocabulary = policy.model.get_input_embeddings().num_embeddings
+    vocabulary = policy.causal_lm.get_input_embeddings().num_embeddings
     rows: list[dict[str, float | str]] = []
     for workload in workloads:
         lengths = completion_lengths(workload, size.completions, size.tokens)

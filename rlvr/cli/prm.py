@@ -1,4 +1,4 @@
-"""The verbs of reward models: ``rlvr prm rank``, ``score``, ``locate`` and ``prefixes``."""
+"""The verbs of reward models: ``rlvr prm rank``, ``score``, ``prefixes`` and ``locate``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +13,8 @@ prm_app = typer.Typer(
     rich_markup_mode=None,
     help=(
         "Reward models: score the tokens and steps of sampled responses by an implicit process "
-        "reward model, or whole responses by an explicit outcome model, and rank responses by "
-        "either (best of N); locate first errors. Train one with rlvr train and task: prm or "
+        "reward model, or whole responses by an explicit outcome model; rank responses by either "
+        "(best of N), and locate first errors. Train one with rlvr train and task: prm or "
         "reward_model; a PRIME run leaves one in RUN/prm."
     ),
 )

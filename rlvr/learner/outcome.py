@@ -171,8 +171,8 @@ class OutcomeLearner:
             "learner/lr": self.settings.lr * fraction,
             "learner/grad_norm": result.grad_norms[POLICY],
             "rm/head_grad_norm": result.grad_norms[HEAD],
-            "learner/changed": result.changed,
-            "learner/changed_compute": result.changed_compute,
+            "learner/changed": result.changed[POLICY],
+            "learner/changed_compute": result.changed_compute[POLICY],
             "learner/updates": self.updates,
             "learner/skipped_updates": self.skipped_updates,
         }

@@ -146,35 +146,14 @@ TEMPLATES: tuple[Template, ...] = (
     ),
     Template(
         LEARNING,
-        "Reward model: right or wrong",
-        ("prm/accuracy", "prm/pair_accuracy", "prm/auc_within", "prm/accuracy_before"),
-        "Share of the policy's own completions whose reward has the sign of their outcome, and of "
-        "right and wrong ones of a prompt in the right order. Below one half it misleads.",
-        "fraction",
-        dashed=("*before",),
-    ),
-    Template(
-        LEARNING,
         "Reward model: rewards by outcome",
-        ("prm/reward_right", "prm/reward_wrong"),
-        "Mean reward that the reward model gives right and wrong completions.",
-    ),
-    Template(
-        LEARNING,
-        "Reward model: drift",
-        ("prm/drift", "prm/log_ratio"),
-        "Mean size, and mean, of a token's log-ratio between reward model and reference, in nats.",
-    ),
-    Template(
-        LEARNING,
-        "Reward model: rewards by outcome",
-        ("rm/reward_right", "rm/reward_wrong"),
+        ("rm/reward_right", "rm/reward_wrong", "prm/reward_right", "prm/reward_wrong"),
         "Mean reward of the step's right and wrong responses.",
     ),
     Template(
         LEARNING,
         "Reward model: ranked right",
-        ("rm/accuracy", "eval/*/auc_within", "eval/*/best_of_n"),
+        ("rm/accuracy", "eval/*/auc_within", "eval/*/pair_accuracy", "eval/*/best_of_n"),
         "Fraction of the step's pairs with the right response above the wrong one; of held-out "
         "prompts the same over all pairs, and whether the highest-scored response is right.",
         "fraction",
@@ -200,6 +179,21 @@ TEMPLATES: tuple[Template, ...] = (
         "Errors of held-out probabilities; the Brier score also counts what nobody can know.",
     ),
     Template(LEARNING, "Reward model: loss", ("rm/loss",), "The loss that was minimised."),
+    Template(
+        LEARNING,
+        "Reward model: right or wrong",
+        ("prm/accuracy", "prm/pair_accuracy", "prm/auc_within", "prm/accuracy_before"),
+        "Share of the policy's own completions whose reward has the sign of their outcome, and of "
+        "right and wrong ones of a prompt in the right order. Below one half it misleads.",
+        "fraction",
+        dashed=("*before",),
+    ),
+    Template(
+        LEARNING,
+        "Reward model: drift",
+        ("prm/drift", "prm/log_ratio"),
+        "Mean size, and mean, of a token's log-ratio between reward model and reference, in nats.",
+    ),
     Template(
         POLICY,
         "Entropy",

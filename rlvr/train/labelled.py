@@ -50,7 +50,7 @@ def within_limits(
     settings: LabelledData,
     console: Console,
 ) -> list[int]:
-    """The responses that no limit leaves out; arguments as :func:`labelled_responses`.
+    """The places of the (prompt, response) pairs that no limit leaves out.
 
     Raises:
         ValueError: There are none.

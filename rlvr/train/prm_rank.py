@@ -1,4 +1,4 @@
-"""Ranking scored responses: best of N by a reward model.
+"""Ranking scored responses: best of N by a reward model, implicit or explicit.
 
 The curves stand beside what they have to beat: a random choice, majority vote and pass@N, which are
 those of ``eval/metrics.py``, exact over the draw of N responses. So is best of N; the weighted vote

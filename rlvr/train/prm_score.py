@@ -3,10 +3,11 @@
 The model is an implicit process reward model with its reference, or an explicit one, which is told
 by the head beside its weights: its one reward of a response stands for that of a single step.
 
-Log-probabilities come from the learner's own model or from a vLLM engine, of the reward model and
-then of its reference, one model at a time. An engine computes with the weights that it proved to
-have; in float32 its numbers are the learner's up to rounding. The reference alone may go through
-another engine than the reward model, but what both round alike cancels in the log-ratio.
+An implicit one's log-probabilities come from the learner's own model or from a vLLM engine, of the
+reward model and then of its reference, one model at a time. An engine computes with the weights
+that it proved to have; in float32 its numbers are the learner's up to rounding. The reference alone
+may go through another engine than the reward model, but what both round alike cancels in the log-
+ratio.
 """
 
 import json
@@ -89,10 +90,10 @@ class Scoring:
                 f"{self.model!r} is an explicit reward model, which has no reference; leave "
                 "--reference out"
             )
-        if self.engine != "learner":
+        if self.engine != "learner" or self.engine_settings:
             raise ValueError(
-                f"{self.model!r} is an explicit reward model, whose head the engine "
-                f"{self.engine!r} does not run; leave --engine out"
+                f"{self.model!r} is an explicit reward model, whose head only the engine learner "
+                "runs; leave --engine out"
             )
 
 
@@ -125,17 +126,33 @@ def score(responses: Sequence[Response], how: Scoring) -> list[Scored]:
     return _scored(responses, encoded, ends, how)
 
 
+def _score_whole(responses: Sequence[Response], encoded: _Encoded, how: Scoring) -> list[Scored]:
+    """By an explicit reward model."""
+    model = load_reward_model(ModelSettings(path=how.model))
+    _check_fit(encoded, model.policy)
+    rewards = response_rewards(
+        model,
+        [prompt for prompt, _ in encoded],
+        [ids for _, ids in encoded],
+        tokens_per_micro_batch=how.tokens_per_micro_batch,
+    )
+    return [
+        Scored(item, (reward,), (reward,), (len(ids),), explicit=True)
+        for item, (_, ids), reward in zip(responses, encoded, rewards.tolist(), strict=True)
+    ]
+
+
 def score_solutions(solutions: Sequence[Solution], how: Scoring) -> list[Scored]:
     """Score solutions by the steps that they are given in.
 
     Raises:
-        ValueError: As :func:`score`, a step has no token of its own, or the model is explicit.
+        ValueError: As :func:`score`, a step has no token of its own, or the model gives none to
+            steps.
     """
     how.check()
     if how.explicit:
         raise ValueError(
-            f"{how.model!r} is an explicit reward model, which says nothing of single steps; name "
-            "an implicit one (task: prm)"
+            f"{how.model!r} is an explicit reward model, which rewards whole responses and no steps"
         )
     tokenizer = load_tokenizer(ModelSettings(path=how.model))
     responses = [item.response for item in solutions]
@@ -158,22 +175,6 @@ def _scored(
     return [
         Scored(item, tuple(row.tolist()), tuple(step_rewards(row, at).tolist()), tuple(at))
         for item, row, at in zip(responses, ratios(own, reference), ends, strict=True)
-    ]
-
-
-def _score_whole(responses: Sequence[Response], encoded: _Encoded, how: Scoring) -> list[Scored]:
-    """By an explicit reward model."""
-    model = load_reward_model(ModelSettings(path=how.model))
-    _check_fit(encoded, model.policy)
-    rewards = response_rewards(
-        model,
-        [prompt for prompt, _ in encoded],
-        [ids for _, ids in encoded],
-        tokens_per_micro_batch=how.tokens_per_micro_batch,
-    )
-    return [
-        Scored(item, (reward,), (reward,), (len(ids),), explicit=True)
-        for item, (_, ids), reward in zip(responses, encoded, rewards.tolist(), strict=True)
     ]
 
 
