@@ -7,7 +7,14 @@ from typing import Any
 from rich.console import Console
 
 from eval.benchmarks import BENCHMARKS
-from eval.compare import changed_problems, compare, comparison_table, leaderboard_table
+from eval.compare import (
+    changed_problems,
+    compare,
+    comparison_table,
+    disagreement_table,
+    disputed_problems,
+    leaderboard_table,
+)
 from eval.models import find_targets, tokenizer_settings
 from eval.plan import EvalSettings, make_plan
 from eval.report import write_report
@@ -83,15 +90,26 @@ def run_scoring(
     rescore(folder, settings, grader=grader, ks=parse_ks(ks), console=_console())
 
 
-def run_comparison(folders: Sequence[Path], out: Path | None, tournaments: int, seed: int) -> None:
+def run_comparison(
+    folders: Sequence[Path],
+    out: Path | None,
+    tournaments: int,
+    seed: int,
+    epsilon: float = 0.01,
+    delta: float = 0.3,
+) -> None:
     """Compare and show; write the page where one is asked for."""
-    compared = compare(folders, tournaments=tournaments, seed=seed)
+    compared = compare(folders, tournaments=tournaments, seed=seed, epsilon=epsilon, delta=delta)
     console = _console()
     console.print(comparison_table(compared))
     for line in changed_problems(compared):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     if compared.standings:
         console.print(leaderboard_table(compared))
+    if compared.disagreements:
+        console.print(disagreement_table(compared))
+        for line in disputed_problems(compared):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
     for note in compared.notes:
         console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
     if out is not None:

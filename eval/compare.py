@@ -2,7 +2,8 @@
 
 Every comparison is with the first evaluation, benchmark by benchmark, over the problems that both
 have (same id, same question, same reference). Greedy answers are compared by McNemar's exact test,
-averages of samples by a paired bootstrap over problems.
+averages of samples by a paired bootstrap over problems. Evaluations that are about as good as the
+baseline (seeds, late checkpoints) are also asked how much they disagree.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from eval.files import PLAN, PROBLEMS, SCORES, Row, read_json, read_lines
 from eval.metrics import ProblemOutcomes
+from eval.multiplicity import LEAST_MEMBERS, Multiplicity, multiplicity
 from eval.results import plain_table
 from eval.score import outcomes_by_benchmark
 from eval.statistics import Paired, holm, mcnemar, paired_bootstrap
@@ -57,6 +59,17 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class Disagreement:
+    """How much the evaluations that are near the baseline disagree on a benchmark's problems."""
+
+    benchmark: str
+    metric: str
+    models: tuple[str, ...]
+    found: Multiplicity
+    disputed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Compared:
     """All of it."""
 
@@ -65,13 +78,28 @@ class Compared:
     benchmarks: tuple[str, ...]
     results_MK: np.ndarray
     standings: tuple[Standing, ...] = ()
+    disagreements: tuple[Disagreement, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
 
 def compare(
-    folders: Sequence[Path], *, tournaments: int = 10_000, seed: int = 0, resamples: int = 200
+    folders: Sequence[Path],
+    *,
+    tournaments: int = 10_000,
+    seed: int = 0,
+    resamples: int = 200,
+    epsilon: float = 0.01,
+    delta: float = 0.3,
 ) -> Compared:
     """Compare scored evaluations; the first is the baseline.
+
+    Args:
+        folders: Of the evaluations.
+        tournaments: Of the leaderboard.
+        seed: Of tournaments and resampling.
+        resamples: Of the leaderboard's problems.
+        epsilon: Difference of accuracy up to which an evaluation is as good as the baseline.
+        delta: Difference of a problem's pass rate that counts as disagreement.
 
     Raises:
         ValueError: Fewer than two, one that was not scored, or none with problems in common.
@@ -106,7 +134,51 @@ def compare(
             resample=lambda random: _resampled(runs, benchmarks, random),
             resamples=resamples,
         )
-    return Compared(runs, comparisons, benchmarks, table, tuple(places), tuple(_notes(runs, tests)))
+    disagreements, notes = _disagreements(runs, benchmarks, epsilon, delta, seed)
+    return Compared(
+        runs,
+        comparisons,
+        benchmarks,
+        table,
+        tuple(places),
+        disagreements,
+        (*_notes(runs, tests), *notes),
+    )
+
+
+def _disagreements(
+    runs: Sequence[Scored], benchmarks: Sequence[str], epsilon: float, delta: float, seed: int
+) -> tuple[tuple[Disagreement, ...], list[str]]:
+    """By benchmark, and why there is none; over the problems that all evaluations have."""
+    found, notes = [], []
+    for benchmark in benchmarks if len(runs) >= LEAST_MEMBERS else ():
+        names = [n for n in runs[0].outcomes[benchmark] if _everywhere(runs, benchmark, n)]
+        items = [[run.outcomes[benchmark][name] for name in names] for run in runs]
+        sampled = all(item.sampled for row in items for item in row)
+        if not names or not (sampled or all(item.greedy for row in items for item in row)):
+            continue
+        rates = np.array([[_rate(item, sampled) for item in row] for row in items])
+        counts = np.array([[len(i.sampled) for i in row] for row in items]) if sampled else None
+        result = multiplicity(rates, counts, epsilon=epsilon, delta=delta, seed=seed)
+        if len(result.members) < LEAST_MEMBERS:
+            notes.append(
+                f"{benchmark}: {len(result.members)} of {len(runs)} evaluations are within "
+                f"{epsilon:g} of the baseline's accuracy; their disagreement is told from "
+                f"{LEAST_MEMBERS} on (--epsilon)."
+            )
+            continue
+        models = tuple(runs[place].name for place in result.members)
+        disputed = tuple(names[place] for place in result.disputed)
+        metric = "pass rate" if sampled else "greedy"
+        found.append(Disagreement(benchmark, metric, models, result, disputed))
+    return tuple(found), notes
+
+
+def _rate(problem: ProblemOutcomes, sampled: bool) -> float:
+    if sampled:
+        return problem.average
+    assert problem.greedy is not None
+    return float(problem.greedy.correct)
 
 
 def read_scored(folder: Path) -> Scored:
@@ -328,6 +400,44 @@ def leaderboard_table(compared: Compared) -> Table:
             f"{place.failing_rank:g}",
         )
     return table
+
+
+def disagreement_table(compared: Compared) -> Table:
+    """How much near-equal evaluations disagree, and how much one model would with itself."""
+    heads = ["benchmark", "of", "measure", "models", "problems", "mean range", "share"]
+    heads += ["by chance", "95 % of it", "p"]
+    table = plain_table("disagreement of near-equal evaluations", heads, left=3)
+    for item in compared.disagreements:
+        found = item.found
+        for name, value, null in (
+            ("ambiguity", found.ambiguity, found.ambiguity_null),
+            ("discrepancy", found.discrepancy, found.discrepancy_null),
+        ):
+            chance = ("", "", "")
+            if null is not None:
+                chance = (f"{100 * null.mean:.1f}", f"{100 * null.high:.1f}", _p(null.p))
+            table.add_row(
+                item.benchmark,
+                item.metric,
+                name,
+                str(len(item.models)),
+                str(found.problems),
+                f"{100 * found.width:.1f}",
+                f"{100 * value:.1f}",
+                *chance,
+            )
+    return table
+
+
+def disputed_problems(compared: Compared, most: int = 12) -> list[str]:
+    """Lines that name the problems on which near-equal evaluations disagree most."""
+    return [
+        f"{item.benchmark} disputed among {', '.join(item.models)}: "
+        + ", ".join(item.disputed[:most])
+        + (f" and {len(item.disputed) - most} more" if len(item.disputed) > most else "")
+        for item in compared.disagreements
+        if item.disputed
+    ]
 
 
 def changed_problems(compared: Compared, most: int = 12) -> list[str]:

@@ -14,6 +14,9 @@ C      tokens of one chunk of N
 V      vocabulary
 D      hidden size
 G      completions (samples) of one prompt
+M      layers with a mixture of experts
+E      experts of such a layer
+K      experts that a token goes to; completions of a preference (K = 2 of a pair)
 ====== =====================================================================================
 """
 
@@ -50,7 +53,8 @@ class Completion:
 
     ``logprobs`` are the engine's log-probabilities (nats) of ``token_ids`` under the sampling
     temperature. ``token_ids`` ends with the end token if and only if ``finish_reason`` is "stop"
-    and the engine sampled one.
+    and the engine sampled one. ``experts`` are a mixture's choices [P, M, K] in the engine, at all
+    positions of prompt and completion but the last, where they are kept.
     """
 
     problem_id: str
@@ -61,6 +65,7 @@ class Completion:
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
     policy_version: int
+    experts: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,9 @@ class Batch:
     ``reference_logprobs_BT`` those of the frozen reference; each where something needs them. Of the
     same old policy are ``old_entropy_BT``, ``log_kept_mass_BT`` and ``kept_BT`` (its proxy
     distribution's mass, and whether that holds the token) and ``proxy_rows``: for each completion,
-    the entries of its proxy distributions as column, token and log-probability. A critic's
+    the entries of its proxy distributions as column, token and log-probability, and ``experts``, of
+    a mixture of experts: for each completion the choices [P, M, K] at all positions of prompt and
+    completion but the last. A critic's
     ``old_values_BT`` belong to the states before the tokens, and ``returns_BT`` are what it is
     trained towards. For an implicit process reward model, ``labels_B`` are outcomes in [0, 1],
     ``prm_reference_BT`` its reference's log-probabilities at temperature 1, ``process_rewards_BT``
@@ -111,6 +118,7 @@ class Batch:
     token_rewards_BT: torch.Tensor | None = None
     prm_rivals_B2: torch.Tensor | None = None
     proxy_rows: tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], ...] | None = None
+    experts: tuple[torch.Tensor, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.completion_ids)

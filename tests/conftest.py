@@ -54,3 +54,33 @@ def exact_policy(tiny_folder: Path) -> "Policy":
                 exact.weight = norm.weight
                 setattr(parent, name, exact)
     return policy.double()
+
+
+@pytest.fixture(scope="session")
+def mixture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A randomly initialised tiny mixture of experts, as a folder."""
+    from rlvr.policy.tiny import TinySettings, write_tiny_model
+
+    folder = tmp_path_factory.mktemp("mixture") / "model"
+    shape = TinySettings(
+        hidden_size=32, layers=2, heads=4, key_value_heads=2, experts=6, expert_size=24
+    )
+    write_tiny_model(folder, seed=0, settings=shape)
+    return folder
+
+
+@pytest.fixture
+def mixture(mixture_folder: Path) -> "Policy":
+    """The tiny mixture in float64, its routers moved away from their small first weights."""
+    import torch
+
+    from rlvr.policy import ModelSettings, load_policy
+    from rlvr.policy.routers import router_modules
+
+    policy = load_policy(ModelSettings(path=str(mixture_folder))).double()
+    policy.causal_lm.set_experts_implementation("eager")  # the grouped product has no float64
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for router in router_modules(policy.causal_lm.model):
+            router.weight.copy_(0.5 * torch.randn(router.weight.shape, generator=generator))
+    return policy

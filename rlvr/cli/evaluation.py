@@ -155,18 +155,25 @@ def compare(
         int, typer.Option(min=1, help="Simulated Swiss tournaments of the leaderboard.")
     ] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of tournaments and resampling.")] = 0,
+    epsilon: Annotated[
+        float, typer.Option(min=0, help="Accuracies this close to the baseline's are as good.")
+    ] = 0.01,
+    delta: Annotated[
+        float, typer.Option(min=0, help="Difference of pass rates that is a disagreement.")
+    ] = 0.3,
 ) -> None:
     """Test whether evaluations differ on the same problems, and rank them.
 
     The first is the baseline. Greedy accuracy: McNemar's exact test; averages of samples: paired
     bootstrap over problems; p-values also adjusted for their number (Holm). From three on, a
-    leaderboard by mean and by Swiss tournaments.
+    leaderboard by mean and by Swiss tournaments; and where three or more are about as good as the
+    baseline, such as seeds of one recipe, how much they disagree on single problems beyond chance.
 
     Example: rlvr compare evals/base evals/step_100 evals/step_200 --out compare.html
     """
     from eval.command import run_comparison
 
-    run_comparison(folders, out, tournaments, seed)
+    run_comparison(folders, out, tournaments, seed, epsilon, delta)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})

@@ -8,6 +8,7 @@ import typer
 from rlvr.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
+    from rlvr.settings import Settings
     from rlvr.types import Problem
 
 
@@ -57,18 +58,25 @@ def train(
 def quickstart(
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; by default runs/quickstart-seed<SEED>.")
+        Path | None, typer.Option(help="Folder of the run; by default in runs/.")
     ] = None,
+    moe: Annotated[
+        bool, typer.Option("--moe", help="A mixture of eight experts, two for each token.")
+    ] = False,
 ) -> None:
     """Train a tiny model from nothing, in minutes, without a network or a GPU.
 
     It warms a 0.3-million-parameter Llama up on three-digit addition by imitation, improves it by
     reinforcement learning, and shows held-out accuracy before and after.
+
+    With --moe the model is a mixture of experts of a million parameters: its routers are kept
+    balanced, and the report shows how tokens go through it.
     """
     quiet_libraries()
     from rlvr.train.quickstart import quickstart as run
 
-    run(seed, out or Path("runs") / f"quickstart-seed{seed}")
+    name = f"quickstart{'-moe' if moe else ''}-seed{seed}"
+    run(seed, out or Path("runs") / name, moe=moe)
 
 
 @app.command()
@@ -129,10 +137,16 @@ def settings(
     ] = "rl",
 ) -> None:
     """List every setting of a recipe with its type, default and meaning."""
-    from rlvr.settings import describe, markdown_table
     from rlvr.train.tasks import find_task
 
-    found = [item for item in describe(find_task(task).schema) if item.key.startswith(prefix)]
+    show_settings(find_task(task).schema, prefix, markdown=markdown)
+
+
+def show_settings(schema: "type[Settings]", prefix: str, *, markdown: bool) -> None:
+    """Print the settings of a schema that begin with ``prefix``."""
+    from rlvr.settings import describe, markdown_table
+
+    found = [item for item in describe(schema) if item.key.startswith(prefix)]
     if not found:
         raise ValueError(f"no setting begins with {prefix!r}; `rlvr settings` lists all")
     if markdown:

@@ -3,6 +3,7 @@
 from rlvr.learner.checkpoint import (
     CheckpointError,
     CheckpointWriter,
+    adopt_checkpoint,
     checkpoint_path,
     latest_checkpoint,
     load_state,
@@ -19,6 +20,7 @@ from rlvr.learner.outcome import OutcomeLearner
 from rlvr.learner.preference import PreferenceLearner, adapters_off
 from rlvr.learner.preference_batch import PreferenceBatch
 from rlvr.learner.reward_model import PRM, PrimeSettings, PrimeTraining, RewardModel
+from rlvr.learner.routing import RouterSettings, RouterTraining
 from rlvr.learner.settings import LearnerSettings, OptimizerSettings, Schedule
 
 __all__ = [
@@ -39,8 +41,11 @@ __all__ = [
     "PrimeSettings",
     "PrimeTraining",
     "RewardModel",
+    "RouterSettings",
+    "RouterTraining",
     "Schedule",
     "adapters_off",
+    "adopt_checkpoint",
     "checkpoint_path",
     "join",
     "latest_checkpoint",

@@ -7,10 +7,11 @@ same everywhere without a word, and the gradient is the same however the step is
 """
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,10 +25,12 @@ from rlvr.learner.micro_batches import MicroBatches, RowsOf
 from rlvr.learner.models import POLICY, Models, Outputs
 from rlvr.learner.old_policy import OldPolicy
 from rlvr.learner.reward_model import PRM, PrimeTraining, reward_metrics
+from rlvr.learner.routing import READ, READ_EVERYWHERE, RouterTraining
 from rlvr.learner.settings import LearnerSettings, OptimizerSettings
 from rlvr.learner.terms import ProxyRequests, proxy_requests, step_of, terms_of
 from rlvr.objective import Counts, Objective, merge_metrics
-from rlvr.policy import ModelInputs, Policy, evaluating
+from rlvr.objective.router_loss import load_shares
+from rlvr.policy import ModelInputs, Policy, RoutingRequest, evaluating
 from rlvr.ranks import Ranks
 from rlvr.types import Batch
 
@@ -47,6 +50,7 @@ class Learner:
         beside: Models trained beside the policy, with their optimizer settings.
         critic: The critic that gives advantages and is trained with the policy.
         prime: The process reward model whose rewards enter the advantages.
+        router: Losses and choices of a mixture's routers.
 
     Raises:
         ValueError: Packing is asked for, and does not give this model's numbers.
@@ -65,6 +69,7 @@ class Learner:
         beside: Mapping[str, tuple[nn.Module, OptimizerSettings]] | None = None,
         critic: CriticTraining | None = None,
         prime: PrimeTraining | None = None,
+        router: RouterTraining | None = None,
     ) -> None:
         self.policy, self.objective, self.settings = policy, objective, settings
         self.temperature, self.total_updates, self.reference = temperature, total_updates, reference
@@ -76,7 +81,7 @@ class Learner:
         self.critic, self.rollouts = critic, 0
         if critic is not None:
             others[CRITIC] = (critic.model, critic.settings)
-        self.prime = prime
+        self.prime, self.router = prime, router
         self.process_rewards_BT: torch.Tensor | None = None
         if prime is not None and prime.trained:
             others[PRM] = (prime.model, prime.settings)
@@ -198,13 +203,18 @@ class Learner:
             moves=self.settings.updates_per_rollout > 1,
             against_learner=self.settings.ratio_against == "learner",
             values=self.critic is not None and batch.old_values_BT is None,
+            experts=self.router is not None and self.router.gathers_old,
         )
         if not old.needed:
             return batch
         with torch.no_grad(), evaluating(self.policy):
             for micro in self.micro_batches.share(_rows_of(batch), range(len(batch))):
                 inputs, outputs = self._forward(
-                    batch, micro, entropy=old.entropy, proxy=old.request if micro else None
+                    batch,
+                    micro,
+                    entropy=old.entropy,
+                    proxy=old.request if micro else None,
+                    routing=READ_EVERYWHERE if old.experts else None,
                 )
                 if micro:
                     old.add(inputs, outputs.stats, outputs.beside.get(CRITIC))
@@ -215,12 +225,31 @@ class Learner:
 
     def _optimizer_step(self, batch: Batch) -> dict[str, float]:
         rows = self._rows_to_run(batch)
+        if self.router is not None and self.router.settings.balance and rows:
+            self.router.share_ME = self._expert_shares(self.router, batch, rows)
         self.engine.models.train()
         metrics = self._gather_gradient(batch, rows, self.policy_step) if rows else {}
         metrics = self.objective.finish(metrics)
+        if self.router is not None and rows:
+            metrics |= self.router.metrics(self.ranks)
         metrics |= self._step_weights(bool(rows))
         metrics["learner/rows_run"] = len(rows) / len(batch)
         return metrics | self.micro_batches.figures(_rows_of(batch), rows)
+
+    def _expert_shares(
+        self, router: RouterTraining, batch: Batch, rows: Sequence[int]
+    ) -> torch.Tensor:
+        """The shares [M, E] of the step's tokens that each expert gets."""
+        known_ME = router.known_load(batch, rows)
+        if known_ME is not None:
+            return load_shares(known_ME)
+        counts_ME = torch.zeros_like(router.share_ME)
+        with torch.no_grad(), evaluating(self.engine.models):
+            for micro in self.micro_batches.share(_rows_of(batch), rows):
+                _, outputs = self._forward(batch, micro, run=(POLICY,), routing=READ)
+                if micro:
+                    counts_ME += router.count(outputs.stats)
+        return load_shares(self.ranks.sum(counts_ME))
 
     def _gather_gradient(
         self, batch: Batch, rows: Sequence[int], models: Collection[str]
@@ -246,6 +275,8 @@ class Learner:
         if POLICY in models:
             prepared = self.objective.prepare(step_of(batch, self.updates))
             proxy = proxy_requests(self.objective, batch, prepared)
+            if self.router is not None:
+                self.router.begin()
         step = _Step(
             Counts.of(batch.mask_BT),
             Counts.of(batch.mask_BT[rows]),
@@ -256,7 +287,12 @@ class Learner:
         share = self.micro_batches.share(_rows_of(batch), rows)
         for index, micro in enumerate(share):
             inputs, outputs = self._forward(
-                batch, micro, entropy=True, proxy=proxy if micro else None, run=models
+                batch,
+                micro,
+                entropy=True,
+                proxy=proxy if micro else None,
+                run=models,
+                routing=self._routing_of(batch) if micro and POLICY in models else None,
             )
             if micro:
                 columns = select(batch, micro)
@@ -285,6 +321,11 @@ class Learner:
             against = self.settings.ratio_against
             terms = terms_of(columns, inputs, outputs.stats, step.prepared, against)
             loss, metrics = self.objective(terms, step.counts, step.measured)
+            if self.router is not None:
+                own, found = self.router.loss(
+                    outputs.stats, inputs, columns, step.counts, step.measured
+                )
+                loss, metrics = loss + own, metrics | found
             loss, found = self._with_value_loss(loss, outputs, inputs, columns, step.counts)
             metrics = merge_metrics(metrics, found)
         if PRM in models:
@@ -330,6 +371,7 @@ class Learner:
     def _rows_to_run(self, batch: Batch) -> list[int]:
         has_tokens = batch.mask_BT.any(-1)
         needed = self.objective.regularised or len(self.policy_step) > 1
+        needed |= self.router is not None and self.router.settings.trains
         if self.settings.skip_zero_advantage and not needed:
             has_tokens &= (batch.advantages_BT != 0).any(-1)
         rows: list[int] = has_tokens.nonzero()[:, 0].tolist()
@@ -345,6 +387,7 @@ class Learner:
         proxy: ProxyRequests | None = None,
         run: Collection[str] | None = None,
         temperature: float | None = None,
+        routing: Callable[[ModelInputs], RoutingRequest] | RoutingRequest | None = None,
     ) -> tuple[ModelInputs, Outputs]:
         """Run one micro-batch through models of the engine, or through a frozen one beside it.
 
@@ -354,7 +397,7 @@ class Learner:
         if not micro:  # two tokens, so that this rank's passes are as many as the others'
             prompts, completions, rows = (batch.prompt_ids[0][:1],), ((0,),), (0,)
         inputs = self.micro_batches.inputs(prompts, completions, rows).to(self.policy.device)
-        options = {
+        options: dict[str, Any] = {
             "temperature": self.temperature if temperature is None else temperature,
             "entropy": entropy,
             "proxy": None if proxy is None else proxy(inputs),
@@ -362,8 +405,15 @@ class Learner:
         }
         if frozen is not None:
             return inputs, Outputs(frozen(inputs, **options), {})
+        if routing is not None:
+            options["routing"] = routing(inputs) if callable(routing) else routing
         models = run or ((POLICY,) if self.critic is None else (POLICY, CRITIC))
         return inputs, self.engine.forward(inputs, run=models, **options)
+
+    def _routing_of(self, batch: Batch) -> Callable[[ModelInputs], RoutingRequest] | None:
+        """What the training pass is asked of a mixture's routing, by micro-batch."""
+        router = self.router
+        return None if router is None else lambda inputs: router.request(inputs, batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,6 +440,7 @@ def select(batch: Batch, rows: Sequence[int]) -> Batch:
         prompt_ids=tuple(batch.prompt_ids[row] for row in rows),
         completion_ids=tuple(batch.completion_ids[row] for row in rows),
         proxy_rows=None if batch.proxy_rows is None else tuple(batch.proxy_rows[r] for r in rows),
+        experts=None if batch.experts is None else tuple(batch.experts[row] for row in rows),
         **columns,
     )
 

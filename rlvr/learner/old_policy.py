@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from rlvr.learner.routing import experts_by_row
 from rlvr.objective import Objective
 from rlvr.policy import ModelInputs, ProxyRequest, ProxyRows, TokenStats
 from rlvr.ranks import Ranks
@@ -28,6 +29,7 @@ class OldPolicy:
         moves: Whether the policy moves within the rollout: several updates.
         against_learner: Whether ratios are taken against the learner's own probabilities.
         values: Whether a critic's values are wanted, too.
+        experts: Whether the choices of a mixture's routers are.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class OldPolicy:
         moves: bool,
         against_learner: bool = True,
         values: bool = False,
+        experts: bool = False,
     ) -> None:
         self._batch = batch
         self.filter = objective.noise_filter if moves and batch.log_kept_mass_BT is None else None
@@ -53,11 +56,13 @@ class OldPolicy:
         names += ["old_values_BT"] * values
         self._columns = {name: empty.clone() for name in names}
         self._rows: list[Entries | None] = [None] * len(batch)
+        self.experts = experts and batch.experts is None
+        self._experts: list[torch.Tensor | None] = [None] * len(batch)
 
     @property
     def needed(self) -> bool:
         """Whether there is anything to gather."""
-        return bool(self._columns)
+        return bool(self._columns) or self.experts
 
     def request(self, inputs: ModelInputs) -> ProxyRequest | None:
         """What a micro-batch's pass must say of proxy distributions."""
@@ -90,13 +95,31 @@ class OldPolicy:
                 inputs.rows, _by_completion(inputs, stats.proxy_rows), strict=True
             ):
                 self._rows[row] = entries
+        if self.experts:
+            lengths = [len(self._batch.prompt_ids[row]) for row in inputs.rows]
+            for row, chosen in zip(
+                inputs.rows, experts_by_row(stats, inputs, lengths), strict=True
+            ):
+                self._experts[row] = chosen
 
     def batch(self, ranks: Ranks) -> Batch:
         """The rollout with what all ranks gathered; collective."""
         fields: dict[str, Any] = {name: ranks.sum(c_BT) for name, c_BT in self._columns.items()}
         if self._divergence:
             fields["proxy_rows"] = self._rows_of_all(ranks)
+        if self.experts:
+            fields["experts"] = self._experts_of_all(ranks)
         return replace(self._batch, **fields)
+
+    def _experts_of_all(self, ranks: Ranks) -> tuple[torch.Tensor, ...]:
+        if ranks.count > 1:
+            mine = {str(r): x.tolist() for r, x in enumerate(self._experts) if x is not None}
+            for found in ranks.gather(mine):
+                for row, chosen in found.items():
+                    self._experts[int(row)] = torch.tensor(chosen)
+        experts = tuple(chosen for chosen in self._experts if chosen is not None)
+        assert len(experts) == len(self._batch), "every completion was run on some rank"
+        return experts
 
     def _rows_of_all(self, ranks: Ranks) -> tuple[Entries, ...]:
         if ranks.count > 1:

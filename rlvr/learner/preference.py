@@ -132,6 +132,13 @@ class PreferenceLearner:
         loss_B, numbers = self._losses(batch, step, self.passes.sums(batch))
         return self._metrics(numbers | {"loss": loss_B}, batch, step)
 
+    def item_losses(self, batch: PreferenceBatch) -> list[float]:
+        """The loss of every item under the policy as it is, without gradient; collective."""
+        batch, step = self._prepared(batch)
+        loss_B, _ = self._losses(batch, step, self.passes.sums(batch))
+        found: list[float] = loss_B.tolist()
+        return found
+
     def reference_sums(
         self,
         batch: PreferenceBatch,

@@ -19,6 +19,7 @@ from torch import nn
 from rlvr.policy.batching import ModelInputs, packed_inputs, padded_inputs
 from rlvr.policy.embedding import add_rows_in_place
 from rlvr.policy.proxy import ProxyRequest
+from rlvr.policy.routers import Routers, RoutingRequest
 from rlvr.policy.token_stats import TokenHead, TokenStats
 from rlvr.settings import Settings
 
@@ -77,6 +78,8 @@ class Policy(nn.Module):
             read and not written; a learner that shards them puts its own here, and every process
             then has to enter it with the same parameters. Outside of it a sharded parameter is
             empty.
+        routers: Reads and replays the choices of a mixture of experts; None until
+            :meth:`watch_routers`.
     """
 
     gathered: Callable[[Sequence[nn.Parameter]], AbstractContextManager[Any]]
@@ -88,6 +91,7 @@ class Policy(nn.Module):
         head = self.causal_lm.get_output_embeddings()
         self.head = None if head is None else TokenHead(head)
         self.gathered = nullcontext
+        self.routers: Routers | None = None
         # In a tuple: as a submodule it would double every name.
         self._compiled: tuple[Callable[..., Any], ...] = ()
 
@@ -156,6 +160,20 @@ class Policy(nn.Module):
         """Have :meth:`backbone` compiled when it is called next."""
         self._compiled = (torch.compile(self._transformer, dynamic=True),)
 
+    def watch_routers(self) -> Routers:
+        """Have :meth:`forward` able to read and replay the choices of a mixture of experts.
+
+        Raises:
+            ValueError: The model is none, its routers are of an unknown kind, or it is compiled.
+        """
+        if self._compiled:
+            raise ValueError(
+                "routers are read by hooks, which model.compile drops; set it to false"
+            )
+        if self.routers is None:
+            self.routers = Routers(self._transformer, self.device)
+        return self.routers
+
     def forward(
         self,
         inputs: ModelInputs,
@@ -164,9 +182,15 @@ class Policy(nn.Module):
         entropy: bool = False,
         proxy: ProxyRequest | None = None,
         chunk_tokens: int | None = None,
+        routing: RoutingRequest | None = None,
     ) -> TokenStats:
-        """Statistics [N] of the micro-batch's completion tokens; see :func:`token_stats`."""
+        """Statistics [N] of the micro-batch's completion tokens; see :func:`token_stats`.
+
+        ``routing`` asks for a mixture's routing too, after :meth:`watch_routers`.
+        """
         assert self.head is not None, "load_policy refuses models without an output head"
+        if self.routers is not None:
+            self.routers.begin(routing)
         with self.compute():
             hidden_RLD = self.backbone(
                 input_ids=inputs.input_ids_RL,
@@ -182,7 +206,10 @@ class Policy(nn.Module):
                 proxy=proxy,
                 chunk_tokens=chunk_tokens,
             )
-        return stats
+        if routing is None or self.routers is None:
+            return stats
+        where = None if routing.everywhere else inputs.predict_N
+        return stats._replace(routing=self.routers.read(where))
 
 
 def load_policy(
@@ -199,7 +226,7 @@ def load_policy(
         ValueError: No such model, no causal LM, or logits that are not head(hidden state).
     """
     full_weights = saved is not None and settings.lora is None
-    model = _load_causal_lm(
+    model = load_causal_lm(
         settings.model_copy(update={"path": str(saved / "model"), "revision": None})
         if saved is not None and full_weights
         else settings
@@ -332,7 +359,12 @@ def load_tokenizer(settings: ModelSettings) -> Any:  # noqa: ANN401
 
 def stop_token_ids(policy: Policy, tokenizer: Any) -> tuple[int, ...]:  # noqa: ANN401
     """Every id that ends a completion: the tokenizer's end token and the generation config's."""
-    configured = getattr(policy.causal_lm, "generation_config", None)
+    return end_token_ids(policy.causal_lm, tokenizer)
+
+
+def end_token_ids(causal_lm: Any, tokenizer: Any) -> tuple[int, ...]:  # noqa: ANN401
+    """As :func:`stop_token_ids`, of a bare model."""
+    configured = getattr(causal_lm, "generation_config", None)
     ids = getattr(configured, "eos_token_id", None)
     listed = ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids]
     return tuple(sorted({int(tokenizer.eos_token_id), *(int(item) for item in listed)}))
@@ -389,7 +421,12 @@ def packing_is_exact(policy: Policy) -> bool:
     return bool((stats[0] - stats[1]).abs().max() < tolerance)
 
 
-def _load_causal_lm(settings: ModelSettings) -> Any:  # noqa: ANN401
+def load_causal_lm(settings: ModelSettings, dtype: torch.dtype = torch.float32) -> Any:  # noqa: ANN401
+    """A bare causal LM of transformers, on the CPU.
+
+    Raises:
+        ValueError: There is none.
+    """
     from transformers import AutoModelForCausalLM
 
     source = check_local(settings.path)
@@ -397,7 +434,7 @@ def _load_causal_lm(settings: ModelSettings) -> Any:  # noqa: ANN401
         return AutoModelForCausalLM.from_pretrained(
             source,
             revision=settings.revision,
-            dtype=torch.float32,
+            dtype=dtype,
             attn_implementation=settings.attention,
             trust_remote_code=settings.trust_remote_code,
             use_safetensors=True,

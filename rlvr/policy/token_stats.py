@@ -34,6 +34,7 @@ from rlvr.policy.proxy import (
     kept_entries,
     proxy_mass,
 )
+from rlvr.policy.routers import Routing
 
 # Logits in a chunk: enough to keep matrix multiplies efficient. 16 MiB in fp32 on a CPU, where more
 # gains no speed and the C allocator keeps what larger buffers leave behind; 128 MiB on a GPU.
@@ -49,7 +50,7 @@ class TokenStats(NamedTuple):
     ``logprobs_N``, ``entropy_N`` and ``proxy_kl_N`` carry gradients. ``log_kept_mass_N`` is log Z
     of the proxy distribution and ``kept_N`` whether the token itself passed the filter; the proxy's
     log-probability of a kept token is logprob - log Z. ``proxy_rows`` are proxy distributions to
-    measure a later policy against.
+    measure a later policy against. ``routing`` is what a mixture's routers did, where asked for.
     """
 
     logprobs_N: torch.Tensor
@@ -58,6 +59,7 @@ class TokenStats(NamedTuple):
     kept_N: torch.Tensor | None = None
     proxy_kl_N: torch.Tensor | None = None
     proxy_rows: ProxyRows | None = None
+    routing: Routing | None = None
 
 
 def token_stats(

@@ -39,6 +39,7 @@ def _facts(run: RunFolder, model: str, task: str) -> list[tuple[str, str]]:
     return [
         ("Run", run.path.resolve().name),
         ("Model", model),
+        ("Parameters", _parameters(info.get("model"))),
         ("Task", task),
         ("Method", _method(run.recipe)),
         ("Steps", _steps(run.recipe, history)),
@@ -60,6 +61,21 @@ def _model(recipe: Mapping[str, Any]) -> str:
     return f"{path} (LoRA rank {lora.get('rank', '?')})" if isinstance(lora, Mapping) else path
 
 
+def _parameters(card: object) -> str:
+    """Total parameters, and of a mixture those that a token goes through."""
+    if not isinstance(card, Mapping) or not isinstance(total := card.get("parameters"), int):
+        return ""
+    active, k, experts = (
+        card.get(key) for key in ("active_parameters", "experts_per_token", "experts")
+    )
+    if not isinstance(active, int):
+        return f"{total:,}"
+    return (
+        f"{total:,}, {active:,} active a token ({k} of {experts} experts, "
+        f"sparsity {card.get('sparsity')})"
+    )
+
+
 def _short(path: str) -> str:
     """Last part of a folder or Hub id."""
     return path.rstrip("/").rpartition("/")[2]
@@ -67,7 +83,12 @@ def _short(path: str) -> str:
 
 def _source(recipe: Mapping[str, Any]) -> object:
     data = recipe.get("data")
-    return data.get("source", data) if isinstance(data, Mapping) else data
+    if not isinstance(data, Mapping):
+        return data
+    files = data.get("sources")
+    if isinstance(files, list):
+        return ", ".join(_short(str(file)) for file in files)
+    return data.get("source", data)
 
 
 def _task(recipe: Mapping[str, Any]) -> str:
@@ -159,6 +180,7 @@ def _figures(history: History) -> list[dict[str, Any]]:
     named += [
         ("Training reward", "reward/mean", "number"),
         ("Response length", "completion/length_mean", "count"),
+        ("Training loss", "sft/loss", "number"),
     ]
     return [
         {"label": label, "metric": name, "format": style} | _change(history.points(name))

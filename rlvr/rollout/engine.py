@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from rlvr.policy import Policy
 from rlvr.rollout.sampling import Sampling
 from rlvr.types import FinishReason
@@ -27,11 +29,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One completion of a request; log-probabilities in nats at the sampling temperature."""
+    """One completion of a request; log-probabilities in nats at the sampling temperature.
+
+    ``experts`` are a mixture's choices [P, M, K] at all positions of prompt and completion but the
+    last, from engines that are asked to keep them.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
+    experts: torch.Tensor | None = None
 
 
 Progress = Callable[[int, int], None]

@@ -16,7 +16,8 @@ import torch
 from pydantic import Field
 from transformers.cache_utils import Cache, DynamicLayer
 
-from rlvr.policy import Policy
+from rlvr.policy import Policy, RoutingRequest
+from rlvr.policy.routers import ANY
 from rlvr.rollout.engine import Assembly, Engine, Finished, Progress, Request, Sample
 from rlvr.rollout.sampling import Sampling, draw, uniform_stream
 from rlvr.settings import Settings
@@ -43,6 +44,9 @@ class TransformersEngine(Engine):
         policy: The learner's policy; its current weights are used at every call.
         stop_ids: Token ids that end a completion.
         settings: Batch size.
+
+    Attributes:
+        keeps_experts: Have every sample tell which experts of a mixture its tokens went to.
     """
 
     overlaps = False
@@ -56,6 +60,7 @@ class TransformersEngine(Engine):
         self.policy = policy
         self.stop_ids = tuple(stop_ids)
         self.settings = settings or TransformersEngineSettings()
+        self.keeps_experts = False
         self._version = 0
 
     @property
@@ -95,7 +100,8 @@ class TransformersEngine(Engine):
         self.policy.eval()
         try:
             for slots in _batches(requests, self.settings.max_rows):
-                batch = _RunningBatch(self.policy, self.stop_ids, requests, slots, sampling)
+                kind = _RoutedBatch if self.keeps_experts else _RunningBatch
+                batch = kind(self.policy, self.stop_ids, requests, slots, sampling)
                 for request, sample, output in batch.run():
                     assembly.add(request, sample, output)
         finally:
@@ -221,7 +227,12 @@ class _RunningBatch:
         ]
         for row, ids, values, reason in zip(rows.tolist(), tokens, logprobs, reasons, strict=True):
             request, sample = self.slots[row]
-            yield request, sample, Sample(tuple(ids), tuple(values), reason)
+            yield request, sample, self._sample(row, tuple(ids), tuple(values), reason)
+
+    def _sample(
+        self, row: int, ids: tuple[int, ...], logprobs: tuple[float, ...], reason: FinishReason
+    ) -> Sample:
+        return Sample(ids, logprobs, reason)
 
     def _drop(self, keep: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         index = keep.nonzero()[:, 0]
@@ -239,6 +250,49 @@ class _RunningBatch:
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
         self.logits = self._forward(tokens[:, None], self.next_position[:, None], self.mask)
         self.next_position = self.next_position + 1
+
+
+class _RoutedBatch(_RunningBatch):
+    """Rows that keep the experts to which a mixture sends their tokens."""
+
+    def __init__(self, *arguments: Any) -> None:  # noqa: ANN401
+        self.chosen: list[torch.Tensor] = []
+        super().__init__(*arguments)
+
+    def _prefill(self, prompts: list[tuple[int, ...]]) -> torch.Tensor:
+        logits = super()._prefill(prompts)
+        unique = list(dict.fromkeys(prompts))
+        of_prompts = self.chosen.pop()
+        # Padded on the left: a prompt's own positions are the last ones.
+        self.of_prompt = [
+            of_prompts[unique.index(prompt), of_prompts.shape[1] - len(prompt) :]
+            for prompt in prompts
+        ]
+        return logits
+
+    def _forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        routers = self.policy.watch_routers()
+        routers.begin(RoutingRequest())
+        logits = super()._forward(ids, positions, mask)
+        experts_PMK = routers.read(None).experts_NMK
+        by_row = experts_PMK.view(*ids.shape, *experts_PMK.shape[1:]).to("cpu", torch.int16)
+        if self.chosen or hasattr(self, "of_prompt"):  # a step: one position of each running row
+            of_all = by_row.new_full((len(self.slots), *by_row.shape[2:]), ANY)
+            of_all[self.active.cpu()] = by_row[:, 0]
+            by_row = of_all
+        self.chosen.append(by_row)
+        return logits
+
+    def _sample(
+        self, row: int, ids: tuple[int, ...], logprobs: tuple[float, ...], reason: FinishReason
+    ) -> Sample:
+        steps = [of_all[row] for of_all in self.chosen[: len(ids) - 1]]
+        experts = torch.cat(
+            [self.of_prompt[row], torch.stack(steps)] if steps else [self.of_prompt[row]]
+        )
+        return Sample(ids, logprobs, reason, experts)
 
 
 class GrowingLayer(DynamicLayer):

@@ -83,6 +83,7 @@ def _group(
             logprobs=sample.logprobs,
             finish_reason=sample.finish_reason,
             policy_version=version,
+            experts=sample.experts,
         )
         for offset, sample in enumerate(samples)
     )

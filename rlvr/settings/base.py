@@ -1,5 +1,8 @@
 """The one base class of every settings object."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -20,3 +23,12 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+    @classmethod
+    def refusal(cls, given: Mapping[str, Any]) -> str | None:
+        """Why a recipe asks for what is left out on purpose, before it is read; None: it does not.
+
+        Args:
+            given: The recipe as it was written.
+        """
+        return None

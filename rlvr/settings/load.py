@@ -82,6 +82,9 @@ def load_settings(
     if not isinstance(data, dict):
         raise ValueError(f"{where}: a recipe is a mapping of settings, not {type(data).__name__}")
     data = _with_default_names(schema, apply_overrides(data, overrides))
+    refusal = schema.refusal(data)
+    if refusal is not None:
+        raise ValueError(f"{where}: {refusal}")
     try:
         # Through JSON, so that strict mode still takes a list for a tuple and a string for a path.
         return schema.model_validate_json(json.dumps(data, default=str))

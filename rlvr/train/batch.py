@@ -66,7 +66,14 @@ def build_batch(
         mask_BT=mask_BT,
         rollout_logprobs_BT=rollout_BT,
         labels_B=torch.tensor([float(item.grade.correct) for item in rows]),
+        experts=_experts(rows),
     )
+
+
+def _experts(rows: Sequence[Scored]) -> tuple[torch.Tensor, ...] | None:
+    """What the engine says of a mixture's choices; None where it does not."""
+    known = [x for item in rows if (x := item.completion.experts) is not None]
+    return tuple(known) if len(known) == len(rows) else None
 
 
 def _group_index(scored: Sequence[Sequence[Scored]]) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 from rlvr.data import load_problems
 from rlvr.learner import PrimeSettings
 from rlvr.policy import default_device
+from rlvr.policy.mixture import ModelSize, model_size
 from rlvr.policy.token_stats import default_chunk
 from rlvr.rollout import VllmEngineSettings, VllmServerEngineSettings
 from rlvr.settings import to_yaml
@@ -31,6 +32,7 @@ class ModelShape:
     layers: int
     key_value_width: int
     vocabulary: int
+    size: ModelSize
 
 
 def render_plan(recipe: RLRecipe) -> str:
@@ -64,7 +66,7 @@ def _memory(recipe: RLRecipe, shape: ModelShape) -> list[str]:
     parts = estimate_memory(recipe, shape)
     listed = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in parts.items())
     return [
-        f"model: {shape.parameters:,} parameters, {shape.trained:,} trained",
+        f"model: {shape.size.text}, {shape.trained:,} trained",
         f"memory at full lengths, estimated, GiB: {sum(parts.values()) / _GIB:.2f} ({listed})",
     ]
 
@@ -134,18 +136,22 @@ def model_shape(recipe: RLRecipe) -> ModelShape:
         ) from error
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-        total = sum(parameter.numel() for parameter in model.parameters())
+        total, size = sum(parameter.numel() for parameter in model.parameters()), model_size(model)
         if recipe.model.lora is not None:
             model = add_adapters(model, recipe.model.lora)
     text = config.get_text_config()
     heads = text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    # What a token goes through: of a mixture, its experts.
+    widest = getattr(text, "moe_intermediate_size", None) or text.intermediate_size
+    intermediate = widest * size.experts_per_token if size.experts else text.intermediate_size
     return ModelShape(
         parameters=total,
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         hidden=text.hidden_size,
-        intermediate=text.intermediate_size,
+        intermediate=intermediate,
         layers=text.num_hidden_layers,
-        key_value_width=size * (getattr(text, "num_key_value_heads", None) or heads),
+        key_value_width=head_size * (getattr(text, "num_key_value_heads", None) or heads),
         vocabulary=text.vocab_size,
+        size=size,
     )

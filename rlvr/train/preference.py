@@ -62,10 +62,11 @@ def train_step(run: PreferenceRun, signals: StopSignals) -> None:
     clock = step_clock(run, run.step + 1)
     stop_together(run.ranks, signals)
     with signals.shield():
-        batch = run.data.select(run.sampler.next(run.recipe.data.per_step))
+        items, drawn = _items(run, run.sampler.next(run.recipe.data.per_step))
+        batch = run.data.select(items)
         run.log.phase("updating")
         with clock("update", counted=False), run.watch("update"):
-            metrics = run.learner.update(batch)
+            metrics = run.learner.update(batch) | drawn
         run.step += 1
         metrics["time/step"] = clock.total
         metrics["preference/epoch"] = run.step * len(batch) / len(run.data)
@@ -73,6 +74,23 @@ def train_step(run: PreferenceRun, signals: StopSignals) -> None:
         tokens = sum(len(ids) for item in batch.completion_ids for ids in item)
         metrics["throughput/trained_tokens_per_second"] = tokens / metrics["time/update"]
         run.log.step(run.step, metrics)
+
+
+def _items(run: PreferenceRun, items: list[int]) -> tuple[list[int], dict[str, float]]:
+    """What the step trains on: as the sampler says, or drawn by loss; figures of the draw."""
+    resampler = run.resampler
+    epochs = run.step * len(items) / len(run.data)
+    if resampler is None or epochs < resampler.settings.after_epochs:
+        return items, {}
+    run.log.phase("drawing pairs")
+    picked = resampler.pick(
+        run.step, items, lambda asked: run.learner.item_losses(run.data.select(asked))
+    )
+    return picked.items, {
+        "preference/resampled": picked.changed / len(items),
+        "preference/candidate_loss": picked.candidate_loss,
+        "preference/picked_loss": picked.loss,
+    }
 
 
 def _evaluate_if_due(run: PreferenceRun, measure: Callable[[PreferenceRun], Measured]) -> None:

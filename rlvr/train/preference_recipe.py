@@ -8,6 +8,7 @@ from rlvr.data import Source, TemplateChoice, load_template
 from rlvr.data.preferences import PreferenceSource
 from rlvr.policy import ModelSettings
 from rlvr.preference.losses import AnyLoss, UnpairedLoss
+from rlvr.preference.resample import Resampling
 from rlvr.rollout import Sampling
 from rlvr.settings import Settings
 from rlvr.train.base_recipe import (
@@ -35,6 +36,9 @@ class PreferenceData(Settings):
     """Pairs (or labelled completions) of an optimizer step."""
     shuffle: bool = True
     """Visit them in a new random order in every epoch."""
+    resample: Resampling | None = None
+    """For noisy labels: in the place of each pair of a step, draw one of its prompt by loss (PLD);
+    null takes the pairs as they come."""
 
 
 class ReferenceSettings(Settings):
@@ -140,6 +144,15 @@ def _impossible(recipe: PreferenceRecipe) -> list[str]:
     if recipe.weighting and any(loss.whole_step for loss in recipe.losses):
         faults.append("weighting is of pairs, but aot sorts each side by itself; drop one of them")
     faults += rollout_only(recipe.learner, "preference losses") + impossible_layout(recipe)
+    if recipe.data.resample is not None and recipe.kind == "labelled":
+        faults.append(
+            f"data.resample draws pairs of a prompt, but the losses {names} take single "
+            "completions; leave it out"
+        )
+    if recipe.data.resample is not None and any(loss.whole_step for loss in recipe.losses):
+        faults.append(
+            "data.resample compares losses of single pairs, but aot's is of a whole step; drop one"
+        )
     return faults + _impossible_names(recipe.evaluation)
 
 

@@ -11,15 +11,17 @@ from rich.console import Console
 from rlvr.data import ProblemSampler
 from rlvr.learner import Launch, PreferenceBatch, PreferenceLearner, adapters_off
 from rlvr.policy import Policy, load_policy, load_tokenizer, stop_token_ids
+from rlvr.preference.resample import Resampler
 from rlvr.rollout import TransformersEngine
 from rlvr.train.base_run import BaseRun, Beginning, open_any_run, shards_weights, weights_device
 from rlvr.train.evaluation import HeldOutProblems
 from rlvr.train.interrupt import StopSignals
-from rlvr.train.preference_data import check_fit, load_held_out_problems, load_pairs
+from rlvr.train.preference_data import check_fit, load_pairs
 from rlvr.train.preference_recipe import PreferenceRecipe
 from rlvr.train.preference_reference import add_reference, load_frozen, named_reference
 from rlvr.train.prm_data import load_scored
 from rlvr.train.prm_recipe import PrmRecipe
+from rlvr.train.prompts import held_out_prompts
 from rlvr.train.recipe import RewardSettings
 from rlvr.train.scoring import Scorer
 
@@ -34,6 +36,7 @@ class PreferenceRun(BaseRun):
     held_out: dict[str, PreferenceBatch]
     sampler: ProblemSampler
     problems: HeldOutProblems | None = None
+    resampler: Resampler | None = None
 
     def prepare(self, console: Console) -> None:
         """Give the engine, where there is one, its first weights."""
@@ -102,7 +105,14 @@ def _build_run(recipe: PreferenceRecipe | PrmRecipe, beginning: Beginning) -> Pr
         data, held_out = load_scored(recipe, tokenizer, console)
     else:
         data, held_out = load_pairs(recipe, tokenizer, console)
-        prompts = load_held_out_problems(recipe, tokenizer, scorer, console)
+        prompts = held_out_prompts(
+            recipe.evaluation.sets,
+            recipe.evaluation.template or recipe.data.template,
+            recipe.data.max_prompt_tokens,
+            tokenizer,
+            scorer,
+            console,
+        )
     policy = load_policy(recipe.model, saved=beginning.checkpoint, device=weights_device(launch))
     check_fit(policy, [data, *held_out.values()])
     learner = _build_learner(recipe, policy, launch)
@@ -123,7 +133,13 @@ def _build_run(recipe: PreferenceRecipe | PrmRecipe, beginning: Beginning) -> Pr
         ranks=launch.ranks,
         signals=beginning.signals,
         problems=problems,
+        resampler=_resampler(recipe, data),
     )
+
+
+def _resampler(recipe: PreferenceRecipe | PrmRecipe, data: PreferenceBatch) -> Resampler | None:
+    settings = recipe.data.resample if isinstance(recipe, PreferenceRecipe) else None
+    return None if settings is None else Resampler(settings, data.prompt_ids, recipe.seed)
 
 
 def _build_learner(

@@ -8,6 +8,7 @@ reinforcement learning finds out that writing the work pays, so accuracy and res
 together.
 
     rlvr quickstart --seed 0
+    rlvr quickstart --moe           a mixture of eight experts instead, two for each token
 
 The reinforcement-learning stage is an ordinary recipe (``OUT/run/recipe.yaml``).
 """
@@ -29,7 +30,7 @@ from rlvr.data import ArithmeticSource, Prompt, encode_prompts, load_problems, l
 from rlvr.learner import Learner, LearnerSettings, Schedule
 from rlvr.objective import Objective, Reinforce, TokenMean
 from rlvr.policy import ModelSettings, Policy, export_policy, load_policy, load_tokenizer
-from rlvr.policy.tiny import BOX, write_tiny_model
+from rlvr.policy.tiny import BOX, TinySettings, write_tiny_model
 from rlvr.report import write_report
 from rlvr.rollout import Sampling, TransformersEngine, sample_groups
 from rlvr.settings import Settings, load_settings
@@ -40,6 +41,7 @@ from rlvr.train.run_folder import versions
 from rlvr.types import Batch
 
 _DIGITS = 3
+EXPERTS = TinySettings(experts=8)
 _PROBLEMS = {"name": "arithmetic", "digits": _DIGITS, "least_operand": 10 ** (_DIGITS - 1)}
 
 
@@ -65,10 +67,16 @@ class WarmupSettings(Settings):
     """Give up after so many steps."""
 
 
-def quickstart(seed: int, out: Path, console: Console | None = None) -> Path:
+def quickstart(seed: int, out: Path, console: Console | None = None, *, moe: bool = False) -> Path:
     """Build, warm up, improve, evaluate, report; returns the summary's path.
 
     A quickstart that was stopped goes on where it was when started again with the same folder.
+
+    Args:
+        seed: Of everything.
+        out: Folder.
+        console: Where progress is shown; None is standard output.
+        moe: Train a mixture of experts.
 
     Raises:
         ValueError: ``out`` holds a finished quickstart or other files.
@@ -80,10 +88,10 @@ def quickstart(seed: int, out: Path, console: Console | None = None) -> Path:
     console.print(
         f"[bold]1 of 2[/] warm-up: imitation of {_DIGITS}-digit addition, mostly of guesses"
     )
-    warmup = warm_up_once(seed, out / "tiny-llama", console)
+    warmup = warm_up_once(seed, _model_folder(out, moe), console, EXPERTS if moe else None)
     console.print("[bold]2 of 2[/] reinforcement learning from the verifier's verdicts")
     learning = time.perf_counter()
-    recipe = quickstart_recipe(seed, out)
+    recipe = quickstart_recipe(seed, out, moe=moe)
     train(recipe, resume=True, console=console)
     finished = time.perf_counter()
     report = write_report(recipe.output, out / "report.html")
@@ -98,16 +106,18 @@ def quickstart(seed: int, out: Path, console: Console | None = None) -> Path:
     return summary_path
 
 
-def quickstart_recipe(seed: int, out: Path) -> RLRecipe:
+def quickstart_recipe(seed: int, out: Path, *, moe: bool = False) -> RLRecipe:
     """The reinforcement-learning stage as a recipe."""
     held_out = {**_PROBLEMS, "size": 256, "split": "held_out"}
+    pathways: dict[str, Any] = {"pathways": {}} if moe else {}
     return load_settings(
         RLRecipe,
         {
             "output": str(out / "run"),
             "seed": seed,
             "steps": 80,
-            "model": {"path": str(out / "tiny-llama")},
+            "model": {"path": str(_model_folder(out, moe))},
+            "router": {} if moe else None,
             "data": {
                 "source": {**_PROBLEMS, "size": 20000},
                 "template": "plain",
@@ -126,7 +136,7 @@ def quickstart_recipe(seed: int, out: Path) -> RLRecipe:
                 # Tiny steps: running every completion keeps the entropy curve complete.
                 "skip_zero_advantage": False,
             },
-            "evaluation": {"sets": {"held_out": held_out}, "every": 10},
+            "evaluation": {"sets": {"held_out": held_out}, "every": 10, **pathways},
             "checkpoint": {"every": 50, "keep": 1},
         },
     )
@@ -162,12 +172,18 @@ def guessed_answer(a: int, b: int, noise: float, generator: random.Random) -> st
     return f"{BOX}{''.join(digits)}}}"
 
 
-def warm_up_once(seed: int, folder: Path, console: Console) -> dict[str, Any]:
+def _model_folder(out: Path, moe: bool) -> Path:
+    return out / ("tiny-moe" if moe else "tiny-llama")
+
+
+def warm_up_once(
+    seed: int, folder: Path, console: Console, shape: TinySettings | None = None
+) -> dict[str, Any]:
     """Warm up, or read what an earlier start of this quickstart left."""
     record = folder / "warmup.json"
     if not record.is_file():
         started = time.perf_counter()
-        write_tiny_model(folder, seed)
+        write_tiny_model(folder, seed, shape)
         outcome = warm_up(folder, seed, WarmupSettings(), console)
         outcome["seconds"] = round(time.perf_counter() - started, 1)
         write_atomically(record, json.dumps(outcome))
@@ -336,5 +352,7 @@ def _check_folder(out: Path, summary: Path) -> None:
             f"{str(out)!r} holds a finished quickstart; choose another --out, or read "
             f"{out / 'report.html'}"
         )
-    if out.is_dir() and any(item.name not in ("tiny-llama", "run") for item in out.iterdir()):
+    if out.is_dir() and any(
+        item.name not in ("tiny-llama", "tiny-moe", "run") for item in out.iterdir()
+    ):
         raise ValueError(f"{str(out)!r} holds other files; choose another --out")

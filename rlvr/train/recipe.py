@@ -1,11 +1,12 @@
 """The root schema of a recipe: what a YAML file for ``rlvr train`` may say."""
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from rlvr.data import Source, TemplateChoice, load_template
-from rlvr.learner import CriticSettings, PrimeSettings
+from rlvr.learner import CriticSettings, PrimeSettings, RouterSettings
 from rlvr.objective import (
     Advantage,
     Clip,
@@ -35,6 +36,7 @@ from rlvr.train.base_recipe import (
     impossible_names,
 )
 from rlvr.train.model_reward import ModelRewardTerm
+from rlvr.train.pathways import TRAINING, PathwaySettings
 
 
 class DataSettings(Settings):
@@ -145,6 +147,9 @@ class EvaluationSettings(BaseEvaluation):
     """Completions of each problem."""
     sampling: Sampling | None = None
     """How tokens are drawn; null is greedily, up to training's max_tokens."""
+    pathways: PathwaySettings | None = None
+    """Also measure how a mixture of experts routes some of the training and evaluation problems;
+    null does not."""
 
 
 class RLRecipe(BaseRecipe):
@@ -171,6 +176,9 @@ class RLRecipe(BaseRecipe):
     prime: PrimeSettings | None = None
     """An implicit process reward model that learns beside the policy and rewards its tokens
     (PRIME); null rewards outcomes alone."""
+    router: RouterSettings | None = None
+    """The routers of a mixture-of-experts policy: their losses and what is made of their choices;
+    null leaves them to the policy loss, and is the only choice for a dense model."""
     policy_loss: PolicyLoss = Clip()
     """The policy-gradient loss."""
     correction: Correction = NoCorrection()
@@ -183,6 +191,20 @@ class RLRecipe(BaseRecipe):
     """How the loss over tokens becomes a number."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """Held-out problems."""
+
+    @classmethod
+    def refusal(cls, given: Mapping[str, Any]) -> str | None:
+        """The comp-sum losses belong to other tasks; a recipe that names one is told why."""
+        parts = [given.get("policy_loss"), *_listed(given.get("regularisers"))]
+        names = [part.get("name") for part in parts if isinstance(part, Mapping)]
+        if "comp_sum" not in names:
+            return None
+        beside = " beside lp_reg" if "lp_reg" in names else ""
+        return (
+            f"comp_sum{beside} is refused in reinforcement learning: with tau above 1 it gives up "
+            "tokens of low probability, which Lp-Reg is there to protect, and below 1 it pushes "
+            "them a second time; use it in tasks preference, sft and reward_model"
+        )
 
     @model_validator(mode="after")
     def _possible(self) -> "RLRecipe":
@@ -207,6 +229,10 @@ class RLRecipe(BaseRecipe):
         """Most tokens that a prompt and its completion may have together."""
         limits = (self.rollout.sampling.max_tokens, self.evaluation_sampling.max_tokens)
         return self.data.max_prompt_tokens + max(limits)
+
+
+def _listed(value: object) -> Sequence[object]:
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _impossible(recipe: RLRecipe) -> list[str]:
@@ -234,7 +260,7 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             f"learner.updates_per_rollout = {recipe.learner.updates_per_rollout} cannot split "
             f"rollout.prompts_per_step = {rollout.prompts_per_step} prompts; lower it"
         )
-    faults += _impossible_filter(rollout) + _impossible_prime(recipe)
+    faults += _impossible_filter(rollout) + _impossible_prime(recipe) + _impossible_router(recipe)
     uncertainty = recipe.reward.uncertainty
     if (
         uncertainty is not None
@@ -289,6 +315,36 @@ def _impossible_filter(rollout: RolloutSettings) -> list[str]:
             "rollout.refill_rounds, or rollout.oversample above 1"
         ]
     return []
+
+
+def _impossible_router(recipe: RLRecipe) -> list[str]:
+    router, evaluation, faults = recipe.router, recipe.evaluation, []
+    if (router or evaluation.pathways) and recipe.model.compile:
+        faults.append(
+            "router and evaluation.pathways read routers by hooks, which model.compile = true "
+            "drops; set it to false"
+        )
+    if evaluation.pathways and TRAINING in evaluation.sets:
+        faults.append(
+            f"evaluation.pathways calls the training problems {TRAINING!r}, which "
+            "evaluation.sets names too; rename that set"
+        )
+    if router is None:
+        return faults
+    if router.replay and router.against == "none":
+        faults.append("router.replay needs choices to replay; set router.against to old or engine")
+    if router.against == "old" and recipe.learner.updates_per_rollout == 1:
+        faults.append(
+            "router.against = 'old' compares the policy with itself, as "
+            "learner.updates_per_rollout = 1 moves it after the only pass; raise that, or leave "
+            "against out"
+        )
+    if router.needs_engine and recipe.rollout.engine.name != "transformers":
+        faults.append(
+            f"router.against = 'engine' needs an engine that tells where it sends tokens, which "
+            f"rollout.engine {recipe.rollout.engine.name!r} does not here; use transformers, or old"
+        )
+    return faults
 
 
 def _impossible_prime(recipe: RLRecipe) -> list[str]:

@@ -100,9 +100,14 @@ def train_step(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
 
 
 def _evaluate_if_due(run: Run, rollouts: Rollouts) -> None:
-    if run.held_out.prompts:
+    if run.held_out.prompts or run.probe:
         every, beside = run.recipe.evaluation.every, rollouts.exclusive()
-        evaluate_if_due(run, every, lambda: evaluate(run, run.held_out), beside=beside)
+        evaluate_if_due(run, every, lambda: _measured(run), beside=beside)
+
+
+def _measured(run: Run) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    metrics, rows = evaluate(run, run.held_out)
+    return metrics | ({} if run.probe is None else run.probe.measure(run.learner)), rows
 
 
 def _settle(run: Run, rollouts: Rollouts) -> None:

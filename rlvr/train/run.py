@@ -9,14 +9,15 @@ from typing import Any
 from rich.console import Console
 
 from rlvr.data import ProblemSampler, Prompt
-from rlvr.learner import CriticTraining, Launch, Learner
+from rlvr.learner import CriticTraining, Launch, Learner, RouterTraining
 from rlvr.objective import Gae, Objective
 from rlvr.policy import critic_writer, load_critic, load_policy, load_tokenizer, stop_token_ids
 from rlvr.ranks import Ranks
-from rlvr.rollout import Engine, build_engine
+from rlvr.rollout import Engine, TransformersEngine, build_engine
 from rlvr.train.base_run import BaseRun, Beginning, open_any_run, shards_weights, weights_device
 from rlvr.train.evaluation import HeldOutProblems
 from rlvr.train.interrupt import StopSignals
+from rlvr.train.pathways import TRAINING, Probe
 from rlvr.train.prime import build_prime, reward_model_writer
 from rlvr.train.prompts import check_context, load_prompts
 from rlvr.train.recipe import RLRecipe
@@ -38,6 +39,8 @@ class Run(BaseRun):
     held_out: HeldOutProblems
     rollout_ranks: Ranks
     """The same processes, for the thread that samples."""
+    probe: Probe | None = None
+    """What a mixture of experts is looked at with."""
     rollouts_state: dict[str, Any] = field(default_factory=dict)
     """Where the sampling of rollouts stood at the checkpoint that the run was continued from."""
     surplus: list[list[Scored]] = field(default_factory=list)
@@ -136,6 +139,8 @@ def _build_run(recipe: RLRecipe, beginning: Beginning) -> Run:
             )
         )
     )
+    if isinstance(engine, TransformersEngine):
+        engine.keeps_experts = recipe.router is not None and recipe.router.needs_engine
     sampling, samples = recipe.evaluation_sampling, recipe.evaluation.samples
     return Run(
         recipe=recipe,
@@ -150,7 +155,17 @@ def _build_run(recipe: RLRecipe, beginning: Beginning) -> Run:
         ranks=ranks,
         rollout_ranks=ranks.group(),
         signals=beginning.signals,
+        probe=_probe(recipe, {TRAINING: prompts, **evaluation_prompts}, tokenizer),
     )
+
+
+def _probe(
+    recipe: RLRecipe,
+    prompts: dict[str, list[Prompt]],
+    tokenizer: Any,  # noqa: ANN401
+) -> Probe | None:
+    settings = recipe.evaluation.pathways
+    return None if settings is None else Probe(settings, prompts, tokenizer)
 
 
 def check_launch(recipe: RLRecipe, launch: Launch) -> None:
@@ -184,6 +199,9 @@ def build_learner(
     )
     device = weights_device(launch)
     policy = load_policy(recipe.model, saved=checkpoint, device=device)
+    if recipe.evaluation.pathways is not None:
+        policy.watch_routers()
+    router = None if recipe.router is None else RouterTraining(policy, recipe.router)
     critic, needs_reference = None, objective.needs_reference
     if isinstance(recipe.advantage, Gae):
         model = load_critic(recipe.model, saved=checkpoint, device=device)
@@ -201,5 +219,6 @@ def build_learner(
         reference=reference,
         critic=critic,
         prime=build_prime(recipe, policy, checkpoint, device),
+        router=router,
         launch=launch,
     )

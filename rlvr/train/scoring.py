@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean, pstdev
 from typing import Any
 
+import torch
+
 import reward
 from reward import VerifierPool
 from reward.functions import RewardInput, combine, resolve
@@ -35,7 +37,10 @@ class Scored:
 
 def scored_state(item: Scored) -> dict[str, Any]:
     """A scored completion as JSON values."""
-    return asdict(item)
+    state = asdict(item)
+    if item.completion.experts is not None:
+        state["completion"]["experts"] = item.completion.experts.tolist()
+    return state
 
 
 def scored_from_state(state: Mapping[str, Any]) -> Scored:
@@ -43,6 +48,8 @@ def scored_from_state(state: Mapping[str, Any]) -> Scored:
     fields = dict(state["completion"])
     for name in ("prompt_ids", "token_ids", "logprobs"):
         fields[name] = tuple(fields[name])
+    if fields.get("experts") is not None:
+        fields["experts"] = torch.tensor(fields["experts"], dtype=torch.int16)
     grade = reward.Grade(**state["grade"])
     return Scored(**{**state, "completion": Completion(**fields), "grade": grade})
 

@@ -26,6 +26,8 @@ from rlvr.learner import (
     PrimeSettings,
     PrimeTraining,
     RewardModel,
+    RouterSettings,
+    RouterTraining,
     join,
     load_state,
     random_states,
@@ -42,6 +44,7 @@ from rlvr.policy import (
     padded_inputs,
     policy_writer,
 )
+from rlvr.policy.tiny import TinySettings, write_tiny_model
 from rlvr.ranks import Ranks
 from rlvr.rm import (
     BradleyTerry,
@@ -406,6 +409,26 @@ def gradients(model, folder, launch):
     if launch.ranks.first:
         text = json.dumps({"worst": worst, "compared": compared})
         (folder / "gradients.json").write_text(text)
+
+
+def mixture(_, folder, launch):
+    """Router losses over all ranks, and choices replayed by whichever rank runs a row."""
+    path = folder / f"mixture-{launch.ranks.rank}"
+    shape = TinySettings(
+        hidden_size=32, layers=2, heads=4, key_value_heads=2, experts=6, expert_size=24
+    )
+    write_tiny_model(path, 0, shape)
+    policy = load_policy(ModelSettings(path=str(path)))
+    router = RouterSettings(balance=0.5, z=0.1, against="old", replay=True)
+    options = LearnerSettings(**{**SETTINGS, "lr": 3e-4})
+    learner = Learner(policy, PLAIN, options, launch=launch, router=RouterTraining(policy, router))
+    names = ("router/balance", "router/z", "router/load_max", "router/changed", "policy/loss")
+    rows = [learner.update(batch) for batch in rollouts(6)]
+    logged = {
+        f"log:{name}": torch.tensor([row[name] for row in rows], dtype=torch.float64)
+        for name in names
+    }
+    keep(launch, folder / "mixture.safetensors", weights(learner) | logged)
 
 
 def run_case(case, model, folder, launch):

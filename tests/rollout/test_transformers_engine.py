@@ -123,3 +123,24 @@ def test_a_problem_repeated_in_a_step_gets_groups_of_its_own(engine):
     assert len(texts) > 8, "copies must not sample the same completions"
     again = sample_groups(engine, prompts[:1], 8, SAMPLING, run_seed=1, step=3)
     assert again[0].completions[4].token_ids == groups[2].completions[0].token_ids
+
+
+def test_a_mixtures_choices_are_those_of_the_learner_at_every_position(mixture):
+    """Left-padded prompts, shared prefills and rows that leave, against one plain pass each."""
+    engine = TransformersEngine(mixture, [2], TransformersEngineSettings(max_rows=5))
+    asked, sampling = requests(4), Sampling(max_tokens=9)
+    plain = engine.generate(asked, sampling)
+    assert all(sample.experts is None for samples in plain for sample in samples)
+    engine.keeps_experts = True
+    kept = engine.generate(asked, sampling)
+    for request, samples, others in zip(asked, kept, plain, strict=True):
+        for sample, other in zip(samples, others, strict=True):
+            assert sample.token_ids == other.token_ids
+            ids = [*request.prompt_ids, *sample.token_ids[:-1]]
+            assert sample.experts.shape == (len(ids), 2, 2)
+            with torch.no_grad():
+                said = mixture.causal_lm.model(
+                    input_ids=torch.tensor([ids]), output_router_logits=True
+                ).router_logits
+            chosen = torch.stack(said, 1).topk(2, -1).indices
+            assert torch.equal(sample.experts.long().sort(-1).values, chosen.sort(-1).values)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +114,8 @@ def test_a_signal_leaves_a_checkpoint(values, monkeypatch):
         (["losses=[{name: sigmoid, label_smoothing: 0.1}]"], "does nothing to the loss 'sigmoid'"),
         (["losses=[{name: sigmod}]"], "unknown name 'sigmod'"),
         (["losses=[]"], "losses"),
+        (["losses=[{name: kto}]", "data.resample={}"], "draws pairs of a prompt"),
+        (["losses=[{name: aot}]", "data.resample={}"], "compares losses of single pairs"),
         (["losses=[{name: logic, structure: {P: 'true'}}]"], "Cross is empty"),
         (["learner.updates_per_rollout=2"], "means nothing to preference losses"),
         (["losses=[{name: odpo}]"], "needs a higher score"),
@@ -134,8 +137,38 @@ def test_the_task_of_a_recipe_is_read_from_it(values, tmp_path):
     assert task_of(path).schema is PreferenceRecipe
     assert task_of(path, ["task=rl"]).name == "rl"
     assert task_of(tmp_path / "none.yaml").name == "rl"
-    with pytest.raises(ValueError, match="unknown task 'sft'"):
-        task_of(path, ["task=sft"])
+    with pytest.raises(ValueError, match="unknown task 'dpo'"):
+        task_of(path, ["task=dpo"])
     plan = render_plan(load_settings(PreferenceRecipe, path))
     assert "# pairs: 100" in plan
     assert "1.20 epochs" in plan
+
+
+def test_pairs_drawn_by_loss_resume_and_are_logged(values, tmp_path):
+    """Three answers to each problem, so that there is something to draw."""
+    source = Path(values["data"]["source"]["path"])
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    more = [{**row, "rejected": f"\\boxed{{{wrong}}}"} for row in rows for wrong in (30, 41, 52)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in more))
+    values["data"]["resample"] = {"candidates": 3, "after_epochs": 0}
+    folder, metrics = run(values)
+    assert len(column(metrics, "preference/resampled")) == 6
+    picked, candidates = (
+        column(metrics, f"preference/{name}_loss") for name in ("picked", "candidate")
+    )
+    assert picked[-1] < candidates[-1]
+    other = {**values, "output": str(tmp_path / "other")}
+    run(other, "steps=2")
+    again, _ = run(other, resume=True)
+    one, two = (load_file(path / "model" / "model.safetensors") for path in (folder, again))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_single_pair_a_prompt_leaves_nothing_to_draw(values, tmp_path):
+    weights = []
+    for name, resample in (("plain", None), ("drawn", {"after_epochs": 0})):
+        data = {**values["data"], "resample": resample}
+        folder, metrics = run({**values, "data": data, "output": str(tmp_path / name)}, "steps=2")
+        weights.append(load_file(folder / "model" / "model.safetensors"))
+    assert column(metrics, "preference/resampled") == [0, 0]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 
 from rlvr.preference.losses.base import PairLoss, PreferenceLoss, UnpairedLoss
+from rlvr.preference.losses.comp_sum import CompSum, comp_sum, comp_sum_mean
 from rlvr.preference.losses.difference import (
     DifferenceLoss,
     Discopop,
@@ -42,7 +43,7 @@ from rlvr.preference.losses.unpaired import ApoZeroUnpaired, Kto, WeightedUnpair
 _PAIRED: tuple[type[PairLoss], ...] = (
     Sigmoid, Hinge, Ipo, ExoPair, NcaPair, Robust, BcoPair, SppoHard, Aot, AotUnpaired, ApoZero,
     ApoDown, Discopop, Sft, SigmoidNorm, Cpo, CpoIpo, SimPo, AlphaPo, Orpo, RDpo, Odpo, Dpop, Slic,
-    Rrhf, Logic,
+    Rrhf, CompSum, Logic,
 )  # fmt: skip
 _UNPAIRED: tuple[type[UnpairedLoss], ...] = (Kto, ApoZeroUnpaired)
 
@@ -54,7 +55,7 @@ LOSSES: dict[str, type[PreferenceLoss]] = {
 AnyLoss = Annotated[
     Sigmoid | Hinge | Ipo | ExoPair | NcaPair | Robust | BcoPair | SppoHard | Aot | AotUnpaired
     | ApoZero | ApoDown | Discopop | Sft | SigmoidNorm | Cpo | CpoIpo | SimPo | AlphaPo | Orpo
-    | RDpo | Odpo | Dpop | Slic | Rrhf | Logic | Kto | ApoZeroUnpaired,
+    | RDpo | Odpo | Dpop | Slic | Rrhf | CompSum | Logic | Kto | ApoZeroUnpaired,
     Field(discriminator="name"),
 ]  # fmt: skip
 """One loss of a recipe."""
@@ -71,6 +72,7 @@ def mixed_loss(
 __all__ = [
     "LOSSES",
     "AnyLoss",
+    "CompSum",
     "DifferenceLoss",
     "Labelled",
     "Logic",
@@ -82,6 +84,8 @@ __all__ = [
     "UnpairedLoss",
     "WeightedUnpaired",
     "baseline_of",
+    "comp_sum",
+    "comp_sum_mean",
     "desensitised_logps",
     "mixed_loss",
     "sampling_weights",
