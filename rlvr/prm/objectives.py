@@ -7,6 +7,7 @@ With r = beta (summed log-ratio) and label l in [0, 1]:
     nca    -log s(r_w) - 1/2 log s(-r_w) - 1/2 log s(-r_z)               pairs
     kto    1 - s(r - beta z0) if right, 1 - s(beta z0 - r) if wrong      single responses
     steps  (s(r^k) - l_k)^2, the mean over judged steps                  labels of steps
+    bag    (1 - rho) CE(l, mean_k r^k) + rho mean_k CE(l, r^k)           single responses in steps
 
 Yuan et al., arXiv:2412.01981, section 3 and equation 5 (printed there without the minus sign). The
 three in the middle are those of ``rlvr/preference/losses``. Pairs are all right x wrong responses
@@ -29,6 +30,7 @@ from torch.nn.functional import logsigmoid
 
 from rlvr.preference.losses import LOSSES, PairLoss, PreferenceLoss, UnpairedLoss
 from rlvr.preference.losses.terms import Labelled
+from rlvr.prm.bag import BagLoss, bag_loss
 from rlvr.rm import cross_entropy, members
 from rlvr.settings import Settings
 
@@ -54,6 +56,7 @@ class CeSettings(Settings):
     """Cross-entropy on labelled responses."""
 
     name: Literal["ce"] = "ce"
+    paper: ClassVar[str] = "2412.01981"
     beta: float = Field(0.05, gt=0)
     """Scale of the reward."""
     balance: Balance = "none"
@@ -70,6 +73,7 @@ class _Borrowed(Settings):
     """A loss of ``rlvr/preference/losses`` on rewards of this scale."""
 
     borrowed: ClassVar[str]
+    paper: ClassVar[str] = "2412.01981"
     beta: float = Field(0.05, gt=0)
     """Scale of the reward."""
 
@@ -144,8 +148,41 @@ class StepSettings(Settings):
         return StepLoss(beta=self.beta, form=self.form)
 
 
+class BagOfSteps(StepLoss):
+    """The outcome on the mean of a response's steps, on each of them, or in between."""
+
+    rho: float = Field(0.3, ge=0, le=1)
+    """0 labels the mean of the steps, 1 every step."""
+    loss: BagLoss = "cross_entropy"
+    """Of rewards as logits, or squared, of their sigmoid."""
+
+    def __call__(self, log_ratio_BK: torch.Tensor, labels_BK: torch.Tensor) -> torch.Tensor:
+        """Loss [B]; the label stands on every step that is there, nothing on others."""
+        there_BK = ~labels_BK.isnan()
+        outcome_B = labels_BK.nan_to_num().amax(-1)
+        return bag_loss(self.beta * log_ratio_BK, there_BK, outcome_B, self.rho, self.loss)
+
+
+class BagSettings(Settings):
+    """Labels of whole responses, for the mean of their steps or for each (aggregate responses)."""
+
+    name: Literal["bag"] = "bag"
+    beta: float = Field(0.05, gt=0)
+    """Scale of the reward."""
+    rho: float = Field(0.3, ge=0, le=1)
+    """0: only the mean of a response's step rewards has to agree with its label; 1: every step
+    bears the label; between, steps that differ cost something."""
+    form: BagLoss = "cross_entropy"
+    """Cross-entropy with rewards as logits, or the squared error of their sigmoid."""
+
+    @property
+    def loss(self) -> PreferenceLoss:
+        """The loss of a response in steps."""
+        return BagOfSteps(beta=self.beta, rho=self.rho, loss=self.form)
+
+
 PrmObjective = Annotated[
-    CeSettings | DpoSettings | NcaSettings | KtoSettings | StepSettings,
+    CeSettings | DpoSettings | NcaSettings | KtoSettings | StepSettings | BagSettings,
     Field(discriminator="name"),
 ]
 """One objective of a recipe."""

@@ -13,7 +13,7 @@ from rlvr.data import load_template
 from rlvr.data.responses import encode_responses, load_responses
 from rlvr.data.solutions import Solution, load_solutions, step_labels
 from rlvr.learner import PreferenceBatch
-from rlvr.prm import balanced, given_step_ends, step_starts
+from rlvr.prm import balanced, given_step_ends, step_starts, steps_of_ids
 from rlvr.prm.objectives import CeSettings
 from rlvr.rm import all_pairs
 from rlvr.settings import to_yaml
@@ -37,12 +37,34 @@ def load_scored(
     else:
         batch, groups = _responses("data", recipe.data.sources, recipe, tokenizer, console)
         training = _training(batch, groups, recipe)
+        if recipe.in_bags:
+            training = _in_bags(training, recipe, tokenizer)
         say(console, f"data: {len(training)} {_noun(recipe)} from {len(batch)} responses")
     held_out = {
         name: _responses(name, sources, recipe, tokenizer, console)[0]
         for name, sources in recipe.evaluation.responses.items()
     }
     return training, held_out
+
+
+def _in_bags(
+    batch: PreferenceBatch,
+    recipe: PrmRecipe,
+    tokenizer: Any,  # noqa: ANN401
+) -> PreferenceBatch:
+    """The same responses in steps, each of which holds the label of its response."""
+    assert batch.desirable_B is not None
+    ends = [steps_of_ids(tokenizer, ids, recipe.data.steps) for (ids,) in batch.completion_ids]
+    labels_BK = torch.full((len(ends), max(map(len, ends))), float("nan"))
+    for row, own in enumerate(ends):
+        labels_BK[row, : len(own)] = float(batch.desirable_B[row])
+    bags = PreferenceBatch(
+        batch.prompt_ids,
+        batch.completion_ids,
+        step_ends=tuple(map(tuple, ends)),
+        step_labels_BK=labels_BK,
+    )
+    return _with_reference(bags, recipe)
 
 
 def prompt_groups(batch: PreferenceBatch) -> list[str]:
@@ -53,6 +75,8 @@ def prompt_groups(batch: PreferenceBatch) -> list[str]:
 def _noun(recipe: PrmRecipe) -> str:
     if recipe.in_steps:
         return "responses in steps"
+    if recipe.in_bags:
+        return "responses in bags of steps"
     return "pairs" if recipe.kind == "pairs" else "labelled responses"
 
 

@@ -47,7 +47,7 @@ class PrmData(LabelledData):
     label, the index of the first wrong step (-1 where there is none)."""
     steps: str = "blank_lines"
     """Where the steps of a response are that is not given in steps: blank_lines, numbered, lines,
-    or a pattern at whose matches steps begin. For the objective steps alone."""
+    or a pattern at whose matches steps begin. For the objectives steps and bag alone."""
 
 
 class PrmEvaluation(BaseEvaluation):
@@ -100,6 +100,11 @@ class PrmRecipe(BaseRecipe):
         return self.objective.name == "steps"
 
     @property
+    def in_bags(self) -> bool:
+        """Whether the label of a response is for the bag of its steps."""
+        return self.objective.name == "bag"
+
+    @property
     def needs_reference(self) -> bool:
         """Whether log-probabilities under the reference are to be taken."""
         return self.use_reference
@@ -125,7 +130,7 @@ def _impossible(recipe: PrmRecipe) -> list[str]:
         faults.append(
             f"reference = {recipe.reference.path!r} goes with use_reference = true; leave one out"
         )
-    if recipe.data.steps != "blank_lines" and not recipe.in_steps:
+    if recipe.data.steps != "blank_lines" and not (recipe.in_steps or recipe.in_bags):
         faults.append(
             f"data.steps = {recipe.data.steps!r} means nothing to the objective "
             f"{recipe.objective.name!r}, which takes whole responses; leave it out"

@@ -14,7 +14,13 @@ from rlvr.rm import (
     PairSettings,
     PointwiseCrossEntropy,
 )
-from rlvr.train.base_recipe import BaseRecipe, impossible_layout, impossible_names, rollout_only
+from rlvr.train.base_recipe import (
+    BaseRecipe,
+    impossible_layout,
+    impossible_names,
+    rollout_only,
+    without_hub,
+)
 from rlvr.train.prm_recipe import LabelledData, PrmEvaluation
 
 HELD_OUT = "held_out"
@@ -122,4 +128,5 @@ def _impossible(recipe: RewardModelRecipe) -> list[str]:
             "to name the set of"
         )
     faults += rollout_only(recipe.learner, "a reward model") + impossible_layout(recipe)
+    faults += without_hub(recipe, "reward models")
     return faults + impossible_names(sets, "evaluation.responses")

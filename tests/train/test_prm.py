@@ -259,3 +259,25 @@ def test_what_rank_cannot_do_is_said_in_one_line(tiny_folder, values, tmp_path):
     with pytest.raises(ValueError, match="neither diff nor cumulative"):
         rank(read_scored([write(tmp_path / "s.jsonl", [{**rows_of(0)[0], "step_rewards": [1.0]}])]),
              values="differences")  # fmt: skip
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.3, 1.0])
+def test_a_bag_of_steps_learns_from_outcomes_alone(values, rho):
+    values["objective"] = {"name": "bag", "rho": rho, "beta": 0.2}
+    _, metrics = run(values)
+    losses = column(metrics, "preference/loss")
+    assert losses[0] == pytest.approx(0.6931, abs=1e-3)
+    assert losses[-1] < losses[0]
+    assert column(metrics, "eval/held_out/auc_within")[-1] > 0.9
+    plan = render_plan(load_settings(PrmRecipe, values))
+    assert "# responses in bags of steps: " in plan
+
+
+def test_a_bag_of_single_steps_is_cross_entropy(values, tmp_path):
+    """No response has the marker, so every bag holds one step: the same run."""
+    plain, _ = run({**values, "objective": {"name": "ce"}}, "steps=3")
+    data = {**values["data"], "steps": "@@"}
+    other = {**values, "output": str(tmp_path / "bag"), "data": data}
+    bags, _ = run({**other, "objective": {"name": "bag", "rho": 0.3}}, "steps=3")
+    one, two = (load_file(f / "model" / "model.safetensors") for f in (plain, bags))
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
