@@ -7,11 +7,9 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eval.files import (
     LOSSES,
@@ -33,6 +31,7 @@ from eval.results import results_table, write_results
 from eval.score import read_recorded, score
 from eval.task_loss import task_losses
 from rlvr.policy import Policy, load_tokenizer, stop_token_ids
+from rlvr.progress import progress_bar
 from rlvr.ranks import Ranks
 from rlvr.rollout import Engine, build_engine
 
@@ -96,7 +95,7 @@ def rescore(
     console, settings = console or Console(), settings or EvalSettings()
     recorded = read_recorded(folder)
     check_ks(recorded.plan, ks)
-    with _bar(console) as bar:
+    with progress_bar(console) as bar:
         rows = score(
             recorded,
             grader or settings.grader,
@@ -160,7 +159,7 @@ class _Sweep:
         jobs = missing_jobs(plan, folder)
         self.ranks.barrier()  # nobody may write before all have seen what is missing
         if jobs:
-            with _bar(self.console) as bar:
+            with progress_bar(self.console) as bar:
                 bar.show(
                     f"starting {self.settings.engine.name}",
                     len(plan.jobs) - len(jobs),
@@ -283,31 +282,3 @@ def _processes() -> Iterator[Ranks]:
         yield Ranks(timeout_s=7 * 24 * 3600.0)
     finally:
         dist.destroy_process_group()
-
-
-class _Bar:
-    """One line of progress; where no terminal is there, nothing."""
-
-    def __init__(self, console: Console) -> None:
-        self.progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self.task: Any = None
-
-    def show(self, what: str, done: int, total: int) -> None:
-        """Say what is going on and how far it is."""
-        if self.task is None:
-            self.task = self.progress.add_task(what, total=total)
-        self.progress.update(self.task, description=what, completed=done, total=total)
-
-
-@contextmanager
-def _bar(console: Console) -> Iterator[_Bar]:
-    bar = _Bar(console)
-    with bar.progress:
-        yield bar

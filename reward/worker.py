@@ -63,7 +63,9 @@ def _receive_exactly(connection: socket.socket, count: int) -> bytes:
 def main() -> None:
     """Serve one connection, whose file descriptor and parent process id are the arguments."""
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C, and a scheduler's notice to every process of a job, are for the parent to act on.
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     _die_with_parent(parent)
     with (
         contextlib.suppress(EOFError, ConnectionError),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from rlvr.distill.recipe import DistillRecipe
 from rlvr.preference.losses import LOSSES
 from rlvr.preference.pages import example, loss_page, loss_table, structure_table
 from rlvr.settings import describe, load_settings, markdown_table
@@ -12,11 +13,13 @@ from rlvr.train.preference_recipe import PreferenceRecipe
 from rlvr.train.tasks import TASKS, task_of
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(
+ALL_RECIPES = sorted(
     path
     for path in (ROOT / "recipes").rglob("*.yaml")
     if path.parent.name not in ("accelerate", "plan")
 )
+TRACES = [path for path in ALL_RECIPES if "\ntask: distill\n" in path.read_text()]
+RECIPES = [path for path in ALL_RECIPES if path not in TRACES]
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -25,6 +28,13 @@ def test_the_settings_page_is_what_the_command_prints(name):
     table = markdown_table(list(describe(TASKS[name].schema)))
     assert (ROOT / "docs" / page).read_text().endswith(table + "\n"), (
         f"run: rlvr settings --task {name} --markdown, and replace the table in docs/{page}"
+    )
+
+
+def test_the_settings_page_of_traces_is_what_the_command_prints():
+    page = (ROOT / "docs" / "settings_distill.md").read_text()
+    assert page.endswith(markdown_table(list(describe(DistillRecipe))) + "\n"), (
+        "run: rlvr distill settings --markdown, and replace the table"
     )
 
 
@@ -47,9 +57,9 @@ def test_every_loss_has_a_page_and_a_recipe(name):
     assert [loss.name for loss in loaded.losses] == [name]
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_every_setting_has_a_help_text(name):
-    missing = [item.key for item in describe(TASKS[name].schema) if not item.help]
+@pytest.mark.parametrize("schema", [*(task.schema for task in TASKS.values()), DistillRecipe])
+def test_every_setting_has_a_help_text(schema):
+    missing = [item.key for item in describe(schema) if not item.help]
     assert not missing
 
 
@@ -74,12 +84,19 @@ def test_recipes_load_and_begin_with_the_command_that_runs_them(path):
     assert f"accelerate launch -m rlvr train {path.relative_to(ROOT)}" in head
 
 
+@pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
+def test_recipes_of_traces_load_and_begin_with_the_command_that_runs_them(path):
+    load_settings(DistillRecipe, path)
+    head = path.read_text().partition("\ntask:")[0]
+    assert f"rlvr distill generate {path.relative_to(ROOT)}" in head
+
+
 def test_every_logged_metric_is_documented():
     """Names as the code writes them, against the pages' tables."""
     page = (ROOT / "docs" / "metrics.md").read_text()
     documented = set(re.findall(r"`([a-z_]+/[a-z_A-Z/]+)`", page))
     prefixes = "reward|rollout|completion|mismatch|policy|learner|memory|throughput|time"
-    prefixes += "|sync|engine|lp_reg|critic|prm|rm|preference|router"
+    prefixes += "|sync|engine|lp_reg|critic|prm|rm|preference|sft|distill|router"
     written = set()
     for source in (ROOT / "rlvr").rglob("*.py"):
         if "report" not in source.parts:

@@ -9,7 +9,16 @@ from typing import NoReturn
 
 import typer
 
-from rlvr.cli import bench, evaluation, machine, preference, prm, training
+from rlvr.cli import (
+    bench,
+    distill,
+    evaluation,
+    launching,
+    machine,
+    preference,
+    prm,
+    training,
+)
 
 app = typer.Typer(
     name="rlvr",
@@ -23,7 +32,7 @@ app = typer.Typer(
     ),
 )
 
-for room in (training, evaluation, preference, prm, bench, machine):
+for room in (training, launching, evaluation, preference, prm, distill, bench, machine):
     app.add_typer(room.app)
 
 

@@ -8,6 +8,7 @@ import typer
 from rlvr.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
+    from rlvr.settings import Settings
     from rlvr.types import Problem
 
 
@@ -136,10 +137,16 @@ def settings(
     ] = "rl",
 ) -> None:
     """List every setting of a recipe with its type, default and meaning."""
-    from rlvr.settings import describe, markdown_table
     from rlvr.train.tasks import find_task
 
-    found = [item for item in describe(find_task(task).schema) if item.key.startswith(prefix)]
+    show_settings(find_task(task).schema, prefix, markdown=markdown)
+
+
+def show_settings(schema: "type[Settings]", prefix: str, *, markdown: bool) -> None:
+    """Print the settings of a schema that begin with ``prefix``."""
+    from rlvr.settings import describe, markdown_table
+
+    found = [item for item in describe(schema) if item.key.startswith(prefix)]
     if not found:
         raise ValueError(f"no setting begins with {prefix!r}; `rlvr settings` lists all")
     if markdown:

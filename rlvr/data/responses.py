@@ -52,7 +52,7 @@ def load_responses(sources: Sequence[Path], *, labelled: bool = True) -> list[Re
     """
     found = []
     for source in sources:
-        for file in _files(source):
+        for file in response_files(source):
             found += [_response(row, str(file), labelled) for row in read_rows(file)]
     if not found:
         raise ValueError(f"{', '.join(map(str, sources))}: there are no responses")
@@ -81,7 +81,12 @@ def encode_responses(
     return encoded
 
 
-def _files(source: Path) -> list[Path]:
+def response_files(source: Path) -> list[Path]:
+    """The files of a source: itself, or what a run folder kept.
+
+    Raises:
+        ValueError: A run folder without completions.
+    """
     folder = source / "completions"
     if not folder.is_dir():
         return [source]

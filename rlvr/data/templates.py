@@ -68,6 +68,9 @@ class TemplateSettings(Settings):
     separator: str = "\n\n"
     """Text mode: what stands after the system text and after each example."""
 
+    prefill: str = ""
+    """Text that every response begins with, as part of the prompt, such as an opening think tag."""
+
     chat_template: Path | None = Field(default=None, strict=False)
     """Chat mode: a Jinja file used instead of the tokenizer's own chat template."""
 
@@ -136,19 +139,17 @@ class Template:
         """
         turns = self.messages(messages)
         if self.settings.mode == "text":
-            return self._as_text(turns)
+            return self._as_text(turns) + self.settings.prefill
         from jinja2 import TemplateError
 
         self.check(tokenizer)
         try:
-            return str(
-                tokenizer.apply_chat_template(
-                    turns,
-                    chat_template=self._chat_template_file,
-                    add_generation_prompt=True,
-                    tokenize=False,
-                    **self.settings.chat_template_kwargs,
-                )
+            framed = tokenizer.apply_chat_template(
+                turns,
+                chat_template=self._chat_template_file,
+                add_generation_prompt=True,
+                tokenize=False,
+                **self.settings.chat_template_kwargs,
             )
         except TemplateError as error:
             roles = ", ".join(turn["role"] for turn in turns)
@@ -156,6 +157,7 @@ class Template:
                 f"the chat template refuses the turns ({roles}) of template {self.name!r}: "
                 f"{error}; use a template without the refused role, or another chat_template"
             ) from None
+        return str(framed) + self.settings.prefill
 
     def encode(self, messages: Sequence[Message], tokenizer: Any) -> list[int]:  # noqa: ANN401
         """The prompt's token ids, beginning with at most one begin token.

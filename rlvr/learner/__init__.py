@@ -3,6 +3,7 @@
 from rlvr.learner.checkpoint import (
     CheckpointError,
     CheckpointWriter,
+    adopt_checkpoint,
     checkpoint_path,
     latest_checkpoint,
     load_state,
@@ -44,6 +45,7 @@ __all__ = [
     "RouterTraining",
     "Schedule",
     "adapters_off",
+    "adopt_checkpoint",
     "checkpoint_path",
     "join",
     "latest_checkpoint",

@@ -89,12 +89,7 @@ def save_checkpoint(
     def finish() -> None:
         write_model(temporary)
         _write_json(temporary / "state.json", {**state, "ranks": ranks.count})
-        _write_json(temporary / _MANIFEST, _manifest(temporary))
-        _flush(temporary)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-        _sync_folder(folder)
+        _publish(temporary, target)
 
     try:
         _together(ranks, begin, first_only=True)
@@ -107,6 +102,40 @@ def save_checkpoint(
     if ranks.first:
         _prune(folder, target, keep)
     return target
+
+
+def adopt_checkpoint(built: Path, step: int, keep: int, ranks: Ranks) -> Path:
+    """Make a folder that another library wrote the checkpoint of a step; on the first rank.
+
+    Its files, whatever they are, get a manifest; the rest is as :func:`save_checkpoint` does it.
+
+    Args:
+        built: A finished folder beside the checkpoints; it is renamed.
+        step: Number of finished steps.
+        keep: How many checkpoints remain.
+        ranks: The processes that it is of.
+
+    Raises:
+        CheckpointError: Disk full or not writable; older checkpoints are untouched.
+    """
+    target = checkpoint_path(built.parent, step)
+    try:
+        _write_json(built / "state.json", {"step": step, "ranks": ranks.count})
+        _publish(built, target)
+    except OSError as error:
+        raise CheckpointError(_explain(built.parent, step, error)) from error
+    _prune(built.parent, target, keep)
+    return target
+
+
+def _publish(built: Path, target: Path) -> None:
+    """Give a folder its manifest, have the disk hold it, and put it in its place."""
+    _write_json(built / _MANIFEST, _manifest(built))
+    _flush(built)
+    if target.exists():
+        shutil.rmtree(target)
+    built.rename(target)
+    _sync_folder(target.parent)
 
 
 def _together(ranks: Ranks, work: Callable[[], None], *, first_only: bool = False) -> None:

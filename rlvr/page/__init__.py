@@ -23,7 +23,14 @@ _BASE_SCRIPTS, _BASE_STYLE = ("dom.js", "scale.js"), "base.css"
 
 
 def render(
-    package: str, scripts: Sequence[str], title: str, summary: str, data: Mapping[str, str]
+    package: str,
+    scripts: Sequence[str],
+    title: str,
+    summary: str,
+    data: Mapping[str, str],
+    *,
+    shell: str = "page.html",
+    styles: Sequence[str] = ("style.css",),
 ) -> str:
     """The page that a package's ``assets/page.html``, ``style.css`` and scripts make.
 
@@ -33,8 +40,10 @@ def render(
         title: Of the document; any text.
         summary: Shown where scripts do not run; any text.
         data: JSON that holds no ``<`` by the id of the element that carries it.
+        shell: Another of the package's pages.
+        styles: Names of its style sheets.
     """
-    style = asset(_OWN, _BASE_STYLE) + asset(package, "style.css")
+    style = "".join([asset(_OWN, _BASE_STYLE), *(asset(package, name) for name in styles)])
     script = "\n".join(
         [
             *(asset(_OWN, name) for name in _BASE_SCRIPTS),
@@ -55,7 +64,7 @@ def render(
         "data": elements,
         "script": script,
     }
-    page = asset(package, "page.html")
+    page = asset(package, shell)
     # One pass, so that a value which looks like a placeholder is left as it is.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], page)
 

@@ -14,8 +14,10 @@ from rlvr.policy.model import (
     Policy,
     Precision,
     default_device,
+    end_token_ids,
     evaluating,
     export_policy,
+    load_causal_lm,
     load_policy,
     load_tokenizer,
     packing_is_exact,
@@ -24,6 +26,7 @@ from rlvr.policy.model import (
     stop_token_ids,
 )
 from rlvr.policy.proxy import ProxyRequest, ProxyRows
+from rlvr.policy.responses import response_logprobs
 from rlvr.policy.routers import Routers, Routing, RoutingRequest, replayed, sequence_positions
 from rlvr.policy.token_stats import TokenStats, token_stats
 from rlvr.policy.value_head import Critic, critic_writer, load_critic, module_writer
@@ -44,8 +47,10 @@ __all__ = [
     "chunked_logprobs",
     "critic_writer",
     "default_device",
+    "end_token_ids",
     "evaluating",
     "export_policy",
+    "load_causal_lm",
     "load_critic",
     "load_policy",
     "load_tokenizer",
@@ -57,6 +62,7 @@ __all__ = [
     "plan_padded",
     "policy_writer",
     "replayed",
+    "response_logprobs",
     "save_policy",
     "sequence_positions",
     "stop_token_ids",

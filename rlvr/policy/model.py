@@ -226,7 +226,7 @@ def load_policy(
         ValueError: No such model, no causal LM, or logits that are not head(hidden state).
     """
     full_weights = saved is not None and settings.lora is None
-    model = _load_causal_lm(
+    model = load_causal_lm(
         settings.model_copy(update={"path": str(saved / "model"), "revision": None})
         if saved is not None and full_weights
         else settings
@@ -359,7 +359,12 @@ def load_tokenizer(settings: ModelSettings) -> Any:  # noqa: ANN401
 
 def stop_token_ids(policy: Policy, tokenizer: Any) -> tuple[int, ...]:  # noqa: ANN401
     """Every id that ends a completion: the tokenizer's end token and the generation config's."""
-    configured = getattr(policy.causal_lm, "generation_config", None)
+    return end_token_ids(policy.causal_lm, tokenizer)
+
+
+def end_token_ids(causal_lm: Any, tokenizer: Any) -> tuple[int, ...]:  # noqa: ANN401
+    """As :func:`stop_token_ids`, of a bare model."""
+    configured = getattr(causal_lm, "generation_config", None)
     ids = getattr(configured, "eos_token_id", None)
     listed = ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids]
     return tuple(sorted({int(tokenizer.eos_token_id), *(int(item) for item in listed)}))
@@ -416,7 +421,12 @@ def packing_is_exact(policy: Policy) -> bool:
     return bool((stats[0] - stats[1]).abs().max() < tolerance)
 
 
-def _load_causal_lm(settings: ModelSettings) -> Any:  # noqa: ANN401
+def load_causal_lm(settings: ModelSettings, dtype: torch.dtype = torch.float32) -> Any:  # noqa: ANN401
+    """A bare causal LM of transformers, on the CPU.
+
+    Raises:
+        ValueError: There is none.
+    """
     from transformers import AutoModelForCausalLM
 
     source = check_local(settings.path)
@@ -424,7 +434,7 @@ def _load_causal_lm(settings: ModelSettings) -> Any:  # noqa: ANN401
         return AutoModelForCausalLM.from_pretrained(
             source,
             revision=settings.revision,
-            dtype=torch.float32,
+            dtype=dtype,
             attn_implementation=settings.attention,
             trust_remote_code=settings.trust_remote_code,
             use_safetensors=True,

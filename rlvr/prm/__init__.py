@@ -26,7 +26,7 @@ from rlvr.prm.quality import (
     tuned_threshold,
 )
 from rlvr.prm.reward import prefix_values, response_rewards, step_rewards, token_rewards
-from rlvr.prm.score import engine_logprobs, ratios, response_logprobs
+from rlvr.prm.score import engine_logprobs, ratios
 from rlvr.prm.steps import given_step_ends, step_ends, step_starts, steps_of_ids, token_starts
 
 __all__ = [
@@ -52,7 +52,6 @@ __all__ = [
     "prefix_values",
     "ranking",
     "ratios",
-    "response_logprobs",
     "response_rewards",
     "response_score",
     "rivals",

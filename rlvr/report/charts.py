@@ -167,13 +167,6 @@ TEMPLATES: tuple[Template, ...] = (
     ),
     Template(
         LEARNING,
-        "Reward model: log-loss",
-        ("eval/*/nll",),
-        "Cross-entropy of held-out outcomes, in nats. Where it rises again, outcomes are being "
-        "learned by heart.",
-    ),
-    Template(
-        LEARNING,
         "Reward model: calibration",
         ("eval/*/ece", "eval/*/ks", "eval/*/brier"),
         "Errors of held-out probabilities; the Brier score also counts what nobody can know.",
@@ -193,6 +186,27 @@ TEMPLATES: tuple[Template, ...] = (
         "Reward model: drift",
         ("prm/drift", "prm/log_ratio"),
         "Mean size, and mean, of a token's log-ratio between reward model and reference, in nats.",
+    ),
+    Template(
+        LEARNING,
+        "Negative log-likelihood",
+        ("sft/loss", "eval/*/nll"),
+        "Mean of -log p in nats, of response tokens learnt from and of held-out ones, or of a "
+        "reward model's held-out outcomes. Where it rises again, they are being learnt by heart.",
+    ),
+    Template(
+        LEARNING,
+        "Likeliest token right",
+        ("sft/token_accuracy",),
+        "Fraction of the learnt tokens that the model finds likeliest.",
+        "fraction",
+    ),
+    Template(
+        LEARNING,
+        "Improbable tokens",
+        ("eval/*/improbable",),
+        "Fraction of held-out response tokens to which the model gives a probability below 1 %.",
+        "fraction",
     ),
     Template(
         POLICY,
@@ -457,6 +471,8 @@ LABELS = {
     "prm/reward_wrong": "wrong",
     "prm/drift": "size",
     "prm/log_ratio": "mean",
+    "sft/loss": "training",
+    "sft/token_accuracy": "training",
     "memory/rss_gib": "resident",
 }
 

@@ -83,7 +83,12 @@ def _short(path: str) -> str:
 
 def _source(recipe: Mapping[str, Any]) -> object:
     data = recipe.get("data")
-    return data.get("source", data) if isinstance(data, Mapping) else data
+    if not isinstance(data, Mapping):
+        return data
+    files = data.get("sources")
+    if isinstance(files, list):
+        return ", ".join(_short(str(file)) for file in files)
+    return data.get("source", data)
 
 
 def _task(recipe: Mapping[str, Any]) -> str:
@@ -175,6 +180,7 @@ def _figures(history: History) -> list[dict[str, Any]]:
     named += [
         ("Training reward", "reward/mean", "number"),
         ("Response length", "completion/length_mean", "count"),
+        ("Training loss", "sft/loss", "number"),
     ]
     return [
         {"label": label, "metric": name, "format": style} | _change(history.points(name))

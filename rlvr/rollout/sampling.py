@@ -71,12 +71,13 @@ def draw(
     if sampling.temperature == 0:
         tokens_B = logits_BV.argmax(-1)
     else:
-        tokens_B = _invert_cumulative(_truncate(logprobs_BV, sampling).exp(), uniforms_B)
+        tokens_B = _invert_cumulative(truncate(logprobs_BV, sampling).exp(), uniforms_B)
     return tokens_B, logprobs_BV.gather(-1, tokens_B[:, None])[:, 0]
 
 
-def _truncate(logprobs_BV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """-inf outside the top k, then outside the smallest set of mass top_p."""
+def truncate(logprobs_BV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Log-probabilities [B, V] with -inf outside the top k, then outside the smallest set of mass
+    top_p of what is left."""
     if not sampling.truncates:
         return logprobs_BV
     ordered, order = logprobs_BV.sort(dim=-1, descending=True)

@@ -40,6 +40,7 @@ class EngineProcess:
         start_timeout_s: Longest time until it is ready.
         silence_timeout_s: Longest time without a message while it works.
         log: Where its output goes; None keeps it as long as the process.
+        variables: Environment variables besides this process's own.
 
     Raises:
         ValueError: vLLM cannot be imported, or refuses the settings; nothing is left running.
@@ -55,6 +56,7 @@ class EngineProcess:
         start_timeout_s: float,
         silence_timeout_s: float,
         log: Path | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.silence_timeout_s = silence_timeout_s
         # Open until the process is dead: what it says last is in the error message.
@@ -74,7 +76,7 @@ class EngineProcess:
                 stdout=self.output,
                 stderr=self.output,
                 start_new_session=True,
-                env=child_environment(os.environ, threads),
+                env={**child_environment(os.environ, threads), **(variables or {})},
             )
         self.channel = Channel(ours)
         try:

@@ -13,6 +13,8 @@ It reads one message that says how to build the engine, then serves requests one
     logprobs  {jobs: [[id, tokens], ...]}
               -> {event: scored, job, logprobs} as they finish, {event: busy} in between,
               {event: done}
+    next      {rows: [[name, keep, tokens], ...], count, top, forget}
+              -> {event: done, ids, logprobs}   of the likeliest next tokens
     close     -> the process ends
 
 vLLM's engine core runs in this very process and not in one below it, so that there is one process
@@ -55,7 +57,8 @@ class Watcher:
 
     def start(self) -> None:
         """Set the signals and start reading."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGUSR1):  # the training process acts on them
+            signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._on_sigterm)
         if sys.platform.startswith("linux"):
             # A second way of noticing, for when the socket's other end lives on in a fork.
@@ -94,6 +97,7 @@ class Server:
 
         self.watcher, self.channel = watcher, watcher.channel
         self.folder: str = settings["model"]
+        self.contexts: dict[int, list[int]] = {}
         self.llm: Any = LLM(
             **settings,
             tokenizer=None,
@@ -163,6 +167,35 @@ class Server:
             self.llm.llm_engine.add_request(str(job), request, scoring_parameters())
         self._run(scored_message)
         return {}
+
+    def on_next(
+        self, rows: list[tuple[int, int, list[int]]], count: int, top: int, forget: list[int]
+    ) -> dict[str, Any]:
+        """The likeliest ``top`` tokens behind the last ``count`` tokens of each context.
+
+        Contexts stay here by name: of each, ``keep`` tokens are kept and ``tokens`` put behind.
+        Log-probabilities are those at temperature 1 of the whole vocabulary.
+        """
+        from vllm import SamplingParams
+
+        for name in forget:
+            self.contexts.pop(name, None)
+        prompts = []
+        for name, keep, tokens in rows:
+            context = self.contexts[name] = [*self.contexts.get(name, [])[:keep], *tokens]
+            ends = range(len(context) - count + 1, len(context) + 1)
+            prompts += [{"prompt_token_ids": context[:end]} for end in ends]
+        params = SamplingParams(
+            temperature=1.0, max_tokens=1, logprobs=top, detokenize=False, ignore_eos=True
+        )
+        outputs = self.llm.generate(prompts, params, use_tqdm=False) if prompts else []
+        ids, logprobs = [], []
+        for output in outputs:
+            # The token that was drawn comes along, too, whatever its rank.
+            likeliest = sorted(output.outputs[0].logprobs[0].items(), key=lambda item: item[1].rank)
+            ids.append([token for token, _ in likeliest[:top]])
+            logprobs.append([value.logprob for _, value in likeliest[:top]])
+        return {"ids": ids, "logprobs": logprobs}
 
     def on_generate(
         self,

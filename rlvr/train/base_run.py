@@ -219,7 +219,8 @@ def open_any_run(
         run.prepare(console)
         # Only now: a recipe that cannot be carried out leaves no folder behind.
         first_rank(ranks, lambda: record_run(recipe, run.policy))
-        run.log = stack.enter_context(open_log(recipe, ranks, run.step, console))
+        # The run's own recipe, which says how many steps there are.
+        run.log = stack.enter_context(open_log(run.recipe, ranks, run.step, console))
         if recipe.watchdog is not None:
             watchdog = Watchdog(ranks.rank, **recipe.watchdog.model_dump())
             run.watchdog = stack.enter_context(closing(watchdog))

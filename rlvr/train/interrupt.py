@@ -2,7 +2,8 @@
 
 Sampling and verifying change nothing that a checkpoint holds, so a signal stops them at once. The
 update and the writing of records do, so a signal that arrives then waits until they are through.
-A second signal does not wait.
+A second signal does not wait; that of a scheduler, SIGUSR1, says nothing new when it is repeated,
+and some arrive twice (at the process, and passed on by a launcher).
 
 With several processes nobody may stop alone: the others would wait for it. There a signal is only
 noted (``deferred``); sampling looks at it at every sign of life, the rank that saw it says so where
@@ -69,6 +70,8 @@ class StopSignals:
         return self._pending or 0
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1 and self._seen:
+            return
         self._seen += 1
         if self.deferred:
             self._pending = self._pending or number

@@ -28,6 +28,8 @@ _SHOWN = (
     ("completion/truncated", "cut", "{:.2f}"),
     ("policy/entropy", "entropy", "{:.3f}"),
     ("preference/loss", "loss", "{:.4f}"),
+    ("sft/loss", "loss", "{:.4f}"),
+    ("sft/token_accuracy", "token", "{:.3f}"),
     ("preference/margin", "margin", "{:.3f}"),
     ("preference/reward_accuracy", "ranked", "{:.3f}"),
     ("learner/grad_norm", "grad", "{:.2f}"),

@@ -6,14 +6,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlvr.data import Prompt, load_problems, load_template
+from rlvr.data import load_template
 from rlvr.data.preferences import EncodedPreference, encode_preferences, load_preferences
 from rlvr.learner import PreferenceBatch
 from rlvr.policy import Policy
 from rlvr.train.log import say
 from rlvr.train.preference_recipe import PreferenceRecipe
-from rlvr.train.prompts import usable_prompts
-from rlvr.train.scoring import Scorer
 
 
 def load_pairs(
@@ -69,29 +67,6 @@ def _columns(
         torch.tensor(labels) if recipe.kind == "labelled" else None,
         torch.tensor(known) if len(known) == len(encoded) else None,
     )
-
-
-def load_held_out_problems(
-    recipe: PreferenceRecipe,
-    tokenizer: Any,  # noqa: ANN401
-    scorer: Scorer | None,
-    console: Console,
-) -> dict[str, list[Prompt]]:
-    """Problems of ``evaluation.sets`` by name.
-
-    Raises:
-        ValueError: They cannot be read, or none can be graded.
-    """
-    if scorer is None:
-        return {}
-    template = load_template(recipe.evaluation.template or recipe.data.template)
-    limit = recipe.data.max_prompt_tokens
-    return {
-        name: usable_prompts(
-            name, load_problems(source), template, tokenizer, limit, scorer, console
-        )
-        for name, source in recipe.evaluation.sets.items()
-    }
 
 
 def check_fit(policy: Policy, batches: Sequence[PreferenceBatch]) -> None:

@@ -16,11 +16,12 @@ from rlvr.rollout import TransformersEngine
 from rlvr.train.base_run import BaseRun, Beginning, open_any_run, shards_weights, weights_device
 from rlvr.train.evaluation import HeldOutProblems
 from rlvr.train.interrupt import StopSignals
-from rlvr.train.preference_data import check_fit, load_held_out_problems, load_pairs
+from rlvr.train.preference_data import check_fit, load_pairs
 from rlvr.train.preference_recipe import PreferenceRecipe
 from rlvr.train.preference_reference import add_reference, load_frozen, named_reference
 from rlvr.train.prm_data import load_scored
 from rlvr.train.prm_recipe import PrmRecipe
+from rlvr.train.prompts import held_out_prompts
 from rlvr.train.recipe import RewardSettings
 from rlvr.train.scoring import Scorer
 
@@ -104,7 +105,14 @@ def _build_run(recipe: PreferenceRecipe | PrmRecipe, beginning: Beginning) -> Pr
         data, held_out = load_scored(recipe, tokenizer, console)
     else:
         data, held_out = load_pairs(recipe, tokenizer, console)
-        prompts = load_held_out_problems(recipe, tokenizer, scorer, console)
+        prompts = held_out_prompts(
+            recipe.evaluation.sets,
+            recipe.evaluation.template or recipe.data.template,
+            recipe.data.max_prompt_tokens,
+            tokenizer,
+            scorer,
+            console,
+        )
     policy = load_policy(recipe.model, saved=beginning.checkpoint, device=weights_device(launch))
     check_fit(policy, [data, *held_out.values()])
     learner = _build_learner(recipe, policy, launch)

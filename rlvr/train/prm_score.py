@@ -21,12 +21,11 @@ import torch
 from rlvr.data import load_template
 from rlvr.data.responses import Response, encode_responses, load_responses
 from rlvr.data.solutions import Solution
-from rlvr.policy import ModelSettings, Policy, load_policy, load_tokenizer
+from rlvr.policy import ModelSettings, Policy, load_policy, load_tokenizer, response_logprobs
 from rlvr.prm import (
     engine_logprobs,
     given_step_ends,
     ratios,
-    response_logprobs,
     step_rewards,
     steps_of_ids,
 )

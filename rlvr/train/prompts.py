@@ -6,7 +6,16 @@ from typing import Any
 
 from rich.console import Console
 
-from rlvr.data import Prompt, Template, encode_prompts, load_problems, load_template, overlap
+from rlvr.data import (
+    Prompt,
+    Source,
+    Template,
+    TemplateSettings,
+    encode_prompts,
+    load_problems,
+    load_template,
+    overlap,
+)
 from rlvr.policy import Policy
 from rlvr.train.log import say
 from rlvr.train.recipe import RLRecipe
@@ -65,6 +74,28 @@ def load_prompts(
                 f"{name}: {len(shared)} problems are also trained on, the first {shared[0]!r}",
             )
     return training, held_out
+
+
+def held_out_prompts(
+    sets: Mapping[str, Source],
+    template: TemplateSettings,
+    limit: int,
+    tokenizer: Any,  # noqa: ANN401
+    scorer: Scorer | None,
+    console: Console,
+) -> dict[str, list[Prompt]]:
+    """Problems to be answered, by the name of their set; none without a scorer.
+
+    Raises:
+        ValueError: They cannot be read, or none can be graded.
+    """
+    if scorer is None:
+        return {}
+    loaded = load_template(template)
+    return {
+        name: usable_prompts(name, load_problems(source), loaded, tokenizer, limit, scorer, console)
+        for name, source in sets.items()
+    }
 
 
 def usable_prompts(

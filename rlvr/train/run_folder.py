@@ -6,6 +6,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -17,15 +18,36 @@ from rlvr.remedies import VLLM_PACKAGES
 from rlvr.settings import load_settings, to_yaml
 from rlvr.train.base_recipe import BaseRecipe
 from rlvr.train.log import RunLog, SilentLog, check_trackers, say, write_atomically
+from rlvr.train.recipe import RolloutSettings
 
 # What may differ between a run and its continuation: nothing that enters a gradient.
-_MAY_CHANGE = frozenset({"steps", "evaluation", "checkpoint", "watchdog", "log", "output"})
+_MAY_CHANGE = frozenset(
+    {"steps", "epochs", "evaluation", "checkpoint", "watchdog", "log", "output"}
+)
+# Of which engine serves, only where it is and how long one waits for it.
+_ENGINE_MAY_CHANGE = frozenset(
+    {
+        "addresses",
+        "api_key_variable",
+        "weights_folder",
+        "log",
+        "start_timeout_s",
+        "outage_timeout_s",
+        "request_timeout_s",
+        "silence_timeout_s",
+        "max_retries",
+        "max_restarts",
+    }
+)
+# Scripts and logs of a launch, which are there before the run is.
+_LAUNCH = "launch"
 _STACK = (
     "rlvr",
     "torch",
     "transformers",
     "accelerate",
     "peft",
+    "trl",
     "datasets",
     "math-verify",
     *VLLM_PACKAGES,
@@ -98,7 +120,7 @@ def check_folder(recipe: BaseRecipe, resume: bool) -> None:
                 "another output"
             )
         _check_same_recipe(load_settings(type(recipe), written), recipe)
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.name != _LAUNCH for path in folder.iterdir()):
         raise ValueError(
             f"output {str(folder)!r} holds other files and no run; choose another output"
         )
@@ -144,9 +166,19 @@ def _no_folder(folder: Path, reason: str | None) -> str:
 
 def _check_same_recipe(old: BaseRecipe, new: BaseRecipe) -> None:
     for name in type(new).model_fields:
-        before, after = getattr(old, name), getattr(new, name)
+        before, after = _lasting(getattr(old, name)), _lasting(getattr(new, name))
         if name not in _MAY_CHANGE and before != after:
             raise ValueError(
                 f"output {str(new.output)!r} holds a run with other settings: {name} was {before} "
                 f"and is {after}; resume with the same recipe or choose another output"
             )
+
+
+def _lasting(value: Any) -> Any:  # noqa: ANN401
+    """A recipe's field without what may differ: a job that is queued again runs elsewhere."""
+    if not isinstance(value, RolloutSettings):
+        return value
+    engine = value.engine
+    fields = type(engine).model_fields
+    default = {name: fields[name].default for name in _ENGINE_MAY_CHANGE & fields.keys()}
+    return value.model_copy(update={"engine": engine.model_copy(update=default)})

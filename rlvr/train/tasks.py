@@ -59,6 +59,12 @@ TASKS = {
         "rlvr.train.reward_model:train",
         "rlvr.train.reward_model_data:render_plan",
     ),
+    "sft": Task(
+        "sft",
+        "rlvr.train.sft_recipe:SftRecipe",
+        "rlvr.train.sft:train",
+        "rlvr.train.sft_data:render_plan",
+    ),
 }
 
 

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from rlvr.policy import ModelSettings, load_policy
-from rlvr.prm import ratios, response_logprobs
+from rlvr.policy import ModelSettings, load_policy, response_logprobs
+from rlvr.prm import ratios
 from tests.learner.batches import make_batch
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlvr.settings import load_settings
+from rlvr.settings import load_settings, to_yaml
 from rlvr.train.recipe import RLRecipe
+from rlvr.train.run import check_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -224,3 +225,24 @@ def test_dry_run_prints_a_recipe_that_reads_back_and_the_numbers(recipe_file, re
     assert "6 prompts x 6 samples = 36 completions, at most 288 tokens" in done.stdout
     assert "7 steps, 14 updates" in done.stdout
     assert not Path(recipe_values["output"]).exists()
+
+
+def test_a_run_goes_on_with_its_servers_elsewhere_and_scripts_of_its_launch_in_its_folder(
+    recipe_values, tmp_path
+):
+    """A job that is queued again gets other nodes."""
+    folder = tmp_path / "run"
+    (folder / "launch").mkdir(parents=True)
+    (folder / "launch" / "job.sh").write_text("#!/bin/bash")
+
+    def served_at(host, **more):
+        engine = {"name": "vllm_server", "addresses": [f"http://{host}:8000"]}
+        engine["weights_folder"] = f"/shared/{host}"
+        rollout = {**recipe_values["rollout"], "engine": {**engine, **more}}
+        return load_settings(RLRecipe, {**recipe_values, "rollout": rollout})
+
+    check_folder(served_at("node1"), resume=False)
+    (folder / "recipe.yaml").write_text(to_yaml(served_at("node1")))
+    check_folder(served_at("node2", start_timeout_s=5.0), resume=True)
+    with pytest.raises(ValueError, match="other settings: rollout was"):
+        check_folder(served_at("node2", sync_tolerance=1.0), resume=True)

@@ -55,6 +55,25 @@ def test_a_second_signal_does_not_wait():
     assert passed == ["once"]
 
 
+def test_a_scheduler_s_notice_that_is_repeated_says_nothing_new():
+    """It may arrive twice, at the process and passed on: the second must not break the saving."""
+    passed = []
+
+    def update(signals):
+        with signals.shield():
+            send(signal.SIGUSR1)
+            send(signal.SIGUSR1)
+            passed.append("update")
+
+    with StopSignals().watch() as signals:
+        try:
+            update(signals)
+        except Stopped as stopped:
+            send(signal.SIGUSR1)
+            passed.append(f"saved after {stopped.signal_number}")
+    assert passed == ["update", f"saved after {int(signal.SIGUSR1)}"]
+
+
 def test_the_handlers_before_come_back():
     before = signal.getsignal(signal.SIGINT)
     with StopSignals().watch():

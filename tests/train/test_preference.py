@@ -137,8 +137,8 @@ def test_the_task_of_a_recipe_is_read_from_it(values, tmp_path):
     assert task_of(path).schema is PreferenceRecipe
     assert task_of(path, ["task=rl"]).name == "rl"
     assert task_of(tmp_path / "none.yaml").name == "rl"
-    with pytest.raises(ValueError, match="unknown task 'sft'"):
-        task_of(path, ["task=sft"])
+    with pytest.raises(ValueError, match="unknown task 'dpo'"):
+        task_of(path, ["task=dpo"])
     plan = render_plan(load_settings(PreferenceRecipe, path))
     assert "# pairs: 100" in plan
     assert "1.20 epochs" in plan

@@ -1,0 +1,252 @@
+"""A job: a recipe and where it runs, as roles with a command each.
+
+    learner   accelerate launch ... -m rlvr train RECIPE, once on every learner node
+    server    rlvr serve MODEL ..., as many on every rollout node as its GPUs hold
+
+Both run under ``python -m launch.node``, which passes a notice to stop on to the processes that can
+act on it, and leaves no process behind. Under SLURM and on one machine the commands are the same.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from launch.settings import LaunchSettings
+from launch.words import REST, Late, Word
+from rlvr.settings import load_settings
+from rlvr.train.base_recipe import BaseRecipe
+from rlvr.train.recipe import RLRecipe
+from rlvr.train.tasks import task_of
+
+FOLDER = "launch"
+"""In the run's folder: scripts and logs of its jobs."""
+_CONFIGS = Path(__file__).parents[1] / "recipes" / "accelerate"
+# Checked in place of addresses that only the job will know.
+_STAND_IN = "http://rollout-node:8000"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything that a script or a local launch is made from.
+
+    Attributes:
+        settings: Sizes and limits.
+        recipe: File of the recipe.
+        overrides: The user's ``KEY=VALUE``.
+        workdir: Folder that every role starts in; relative paths are seen from there.
+        output: The run's folder, as the recipe has it.
+        python: Python of every node.
+        config: Accelerate's configuration file.
+        distributed: Its ``distributed_type``.
+        resume: Go on from a checkpoint at the first start, too.
+        resolved: The whole recipe, as the job will read it but for addresses.
+    """
+
+    settings: LaunchSettings
+    recipe: str
+    overrides: tuple[str, ...]
+    workdir: str
+    output: str
+    python: str
+    config: str
+    distributed: str
+    resolved: BaseRecipe
+    resume: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the job."""
+        return self.settings.name or "".join(
+            letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-"
+            for letter in Path(self.recipe).stem
+        )
+
+    @property
+    def folder(self) -> str:
+        """Scripts and logs, an absolute path."""
+        return str(Path(self.workdir) / self.output / FOLDER)
+
+
+def build_job(
+    settings: LaunchSettings,
+    recipe: Path,
+    overrides: Sequence[str] = (),
+    *,
+    workdir: Path | None = None,
+    resume: bool = False,
+    loopback: bool = False,
+) -> Job:
+    """See that a recipe can be launched so.
+
+    Args:
+        settings: Where it is to run.
+        recipe: YAML file.
+        overrides: ``KEY=VALUE`` as of ``rlvr train``.
+        workdir: Folder that the roles start in; None is this one.
+        resume: Go on from the newest checkpoint.
+        loopback: All roles are on this machine.
+
+    Raises:
+        ValueError: Recipe, configuration or their combination is impossible.
+    """
+    task = task_of(recipe, overrides)
+    added = (
+        [word for word in _engine(settings, "") if isinstance(word, str)]
+        if settings.rollout_nodes
+        else []
+    )
+    if added and task.name != "rl":
+        raise ValueError(
+            f"rollout_nodes = {settings.rollout_nodes}, but a recipe of task {task.name!r} samples "
+            "nothing; set it to 0"
+        )
+    stand_in = [
+        f"rollout.engine.addresses=[{_STAND_IN}]",
+        "rollout.engine.weights_folder=.",
+    ]
+    resolved: Any = load_settings(
+        task.schema, recipe, [*overrides, *added, *(stand_in if added else [])]
+    )
+    if isinstance(resolved, RLRecipe) and not loopback and not added:
+        _check_own_servers(resolved)
+    config = find_config(settings)
+    distributed = _distributed_type(config, settings)
+    where = (workdir or Path.cwd()).absolute()
+    _check_characters(where / str(resolved.output))
+    container = settings.site.container is not None
+    return Job(
+        settings=settings,
+        recipe=str(recipe),
+        overrides=tuple(overrides),
+        workdir=str(where),
+        output=str(resolved.output),
+        python=settings.site.python or ("python" if container else sys.executable),
+        config=str(config),
+        distributed=distributed,
+        resolved=resolved,
+        resume=resume,
+    )
+
+
+def learner_command(job: Job) -> list[Word]:
+    """Of one learner node; late: ``rank``, ``main_address``, ``logs``, ``servers``, ``weights``."""
+    settings = job.settings
+    words: list[Word] = [
+        job.python,
+        "-m",
+        "launch.node",
+        "--stopped",
+        Late("logs", after="/stopped"),
+    ]
+    words += ["--", job.python, "-m", "accelerate.commands.launch", "--config_file", job.config]
+    words += ["--num_machines", str(settings.learner_nodes)]
+    words += ["--num_processes", str(settings.learner_nodes * settings.processes)]
+    words += ["--machine_rank", Late("rank"), "--main_process_ip", Late("main_address")]
+    words += ["--main_process_port", str(settings.main_port)]
+    if job.distributed == "DEEPSPEED":
+        # Accelerate's default would log in to the other nodes by itself.
+        words += ["--deepspeed_multinode_launcher", "standard"]
+    words += ["-m", "rlvr", "train", job.recipe, *job.overrides]
+    if settings.rollout_nodes:
+        words += _engine(settings, "weights")
+    return [*words, REST]
+
+
+def _engine(settings: LaunchSettings, weights: str) -> list[Word]:
+    """What is said to the training of servers that the launch starts."""
+    words: list[Word] = ["rollout.engine.name=vllm_server"]
+    if settings.weight_transfer == "nccl":
+        words.append("rollout.engine.weight_transfer=nccl")
+    words.append(f"rollout.engine.start_timeout_s={settings.start_timeout_s}.0")
+    words.append("rollout.engine.api_key_variable=VLLM_API_KEY")
+    words.append(Late("servers", "rollout.engine.addresses=[", "]"))
+    words.append(Late(weights, "rollout.engine.weights_folder="))
+    return words
+
+
+def server_command(job: Job) -> list[Word]:
+    """Of one server; late: ``host`` and ``port``."""
+    settings, recipe = job.settings, job.resolved
+    assert isinstance(recipe, RLRecipe), "only reinforcement learning samples"
+    words: list[Word] = [job.python, "-m", "launch.node", "--"]
+    words += [job.python, "-m", "rlvr", "serve", recipe.model.path]
+    words += ["--host", Late("host"), "--port", Late("port"), "--dtype", recipe.model.precision]
+    words += ["--max-model-len", str(max(16, recipe.longest_sequence))]
+    if settings.server_threads is not None:
+        words += ["--threads", str(settings.server_threads)]
+    if settings.weight_transfer == "nccl":
+        words.append("--nccl")
+    if settings.tensor_parallel > 1:
+        words += ["--tensor-parallel-size", str(settings.tensor_parallel)]
+    return words
+
+
+def find_config(settings: LaunchSettings) -> Path:
+    """Accelerate's configuration file.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    one = settings.learner_nodes * settings.processes == 1
+    name = settings.accelerate
+    if name is None:
+        name = ("single_gpu" if settings.gpus_per_node else "cpu") if one else "zero2"
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise ValueError(f"accelerate {name!r} is not a file; give a YAML file of accelerate's")
+        return Path(name).absolute()
+    path = _CONFIGS / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(found.stem for found in _CONFIGS.glob("*.yaml")))
+        raise ValueError(
+            f"accelerate {name!r} is no configuration of recipes/accelerate; there are "
+            f"{known or 'none here: give the path of a file'}"
+        )
+    return path
+
+
+def _distributed_type(config: Path, settings: LaunchSettings) -> str:
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"accelerate {str(config)!r} is not YAML: {error}") from None
+    found = str(content.get("distributed_type", "NO")) if isinstance(content, dict) else ""
+    count = settings.learner_nodes * settings.processes
+    if found not in ("NO", "MULTI_GPU", "DEEPSPEED"):
+        raise ValueError(
+            f"accelerate {str(config)!r} has distributed_type {found!r}; the learner knows NO, "
+            "MULTI_GPU and DEEPSPEED"
+        )
+    if found == "NO" and count > 1:
+        raise ValueError(
+            f"accelerate {config.stem!r} runs one process and the launch asks for {count}; use "
+            "zero2, or multi_gpu"
+        )
+    return found
+
+
+def _check_own_servers(recipe: RLRecipe) -> None:
+    engine = recipe.rollout.engine
+    if engine.name != "vllm_server":
+        return
+    hosts = [urlsplit(address).hostname or "" for address in engine.addresses]
+    if all(host.startswith("127.") or host in ("localhost", "::1") for host in hosts):
+        raise ValueError(
+            f"rollout.engine.addresses = {list(engine.addresses)} are on the learner's own node, "
+            "where a job starts no server; give rollout_nodes (--rollout-nodes 1)"
+        )
+
+
+def _check_characters(folder: Path) -> None:
+    """SLURM reads the path of the log without a shell's quoting, and expands % and \\."""
+    for letter in str(folder):
+        if letter in " %\\\"'#$`" or not letter.isprintable():
+            raise ValueError(
+                f"output {str(folder)!r} holds {letter!r}, which SLURM does not take in the path "
+                "of a log; choose another output"
+            )

@@ -1,0 +1,225 @@
+"""``rlvr distill filter``: grade all traces, and keep those worth learning from.
+
+Rejection sampling as the paper's authors ran it. A trace is dropped by the first of these that it
+fails, and counted there:
+
+    format      it does not end with an end token, or holds the closing think token not once
+    fallback    the student wrote more than ``max_fallback`` of its tokens itself
+    no_answer   there is no answer (behind the closing think token)
+    wrong       the verifier does not find the answer equal to the reference
+
+Of the survivors of a problem the shortest is kept; a problem without survivors has no trace.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from reward import VerifierPool
+from reward.graders import grader_by_name
+from rlvr.distill.generate import PARTS, PLAN, part_rows
+from rlvr.distill.recipe import DistillRecipe, FilterSettings
+from rlvr.distill.trace import Trace, write_traces
+from rlvr.jsonl import read_lines, write_atomically
+from rlvr.policy import load_tokenizer
+from rlvr.rollout import sample_seed
+
+TRACES, KEPT, SUMMARY = "traces.jsonl", "kept.jsonl", "filter.json"
+REASONS = ("format", "fallback", "no_answer", "wrong")
+
+
+@dataclass(frozen=True, slots=True)
+class Sieve:
+    """What the filter needs beside the traces.
+
+    ``bound_fallback`` is false for the student's own arm, of which the student wrote everything.
+    """
+
+    settings: FilterSettings
+    think_close: int | None
+    bound_fallback: bool
+    seed: int
+    tokenizer: Any
+
+
+def run_filter(recipe: DistillRecipe, *, partial: bool = False) -> dict[str, Any]:
+    """Filter the traces of a folder; write traces.jsonl, kept.jsonl and filter.json.
+
+    Args:
+        recipe: Its ``output`` and ``filter`` say what to do.
+        partial: Filter what there is although traces are missing.
+
+    Raises:
+        ValueError: No traces, or not all of them; a trace without reference that is to be graded.
+    """
+    grader_by_name(recipe.filter.grader)
+    traces = gathered(recipe, partial=partial)
+    tokenizer = load_tokenizer(recipe.student.model_settings)
+    sieve = Sieve(
+        recipe.filter,
+        _think_close(recipe.filter.think_close, tokenizer),
+        recipe.rule.arm != "student",
+        recipe.seed,
+        tokenizer,
+    )
+    graded, kept, reasons = sift(traces, sieve)
+    write_traces(recipe.output / TRACES, graded)
+    write_traces(recipe.output / KEPT, kept)
+    summary = summarise(graded, kept, reasons)
+    write_atomically(recipe.output / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def gathered(recipe: DistillRecipe, *, partial: bool = False) -> list[Trace]:
+    """All traces of a folder, of all its parts, in canonical order.
+
+    Raises:
+        ValueError: There are none, or some are missing and ``partial`` is not set.
+    """
+    folder = recipe.output
+    plan = read_lines(folder / PLAN).rows
+    if not plan:
+        raise ValueError(f"{str(folder)!r} holds no traces; run rlvr distill generate first")
+    found: dict[tuple[str, int], Trace] = {}
+    for row in part_rows(folder):
+        trace = Trace.model_validate_json(json.dumps(row))
+        found.setdefault((trace.problem_id, trace.sample), trace)
+    problems = plan[0]["problems"]
+    wanted = [(problem, sample) for problem in problems for sample in range(recipe.samples)]
+    missing = [key for key in wanted if key not in found]
+    if not found or (missing and not partial):
+        raise ValueError(
+            f"{len(missing)} of {len(wanted)} traces are missing from {str(folder / PARTS)!r}; "
+            "generate them with --resume, or filter what there is with --partial"
+        )
+    return [found[key] for key in wanted if key in found]
+
+
+def sift(
+    traces: Sequence[Trace], sieve: Sieve
+) -> tuple[list[Trace], list[Trace], list[str | None]]:
+    """Grade and filter.
+
+    Returns:
+        All traces with their rewards, those kept, and why each trace was dropped (None: it was
+        not, though another of its problem may have been preferred).
+
+    Raises:
+        ValueError: A trace without reference is to be graded.
+    """
+    reasons: list[str | None] = [_form_fault(trace, sieve) for trace in traces]
+    graded = list(traces)
+    if sieve.settings.correctness == "reference":
+        graded = _graded(traces, reasons, sieve)
+    survivors = [trace for trace, reason in zip(graded, reasons, strict=True) if reason is None]
+    return graded, _picked(survivors, sieve), reasons
+
+
+def _form_fault(trace: Trace, sieve: Sieve) -> str | None:
+    closes = trace.token_ids.count(sieve.think_close) if sieve.think_close is not None else 1
+    if closes != 1 or (sieve.settings.require_stop and trace.finish_reason != "stop"):
+        return "format"
+    if sieve.bound_fallback and trace.fallback_rate > sieve.settings.max_fallback:
+        return "fallback"
+    return None
+
+
+def _graded(traces: Sequence[Trace], reasons: list[str | None], sieve: Sieve) -> list[Trace]:
+    """Every trace with its reward; reasons of those that have the form are filled in.
+
+    Those without the form are graded too: how often an arm is right is worth knowing.
+    """
+    for trace in traces:
+        if trace.answer is None or not trace.answer.strip():
+            raise ValueError(
+                f"trace {trace.id!r} has no reference answer to be graded by; give its problem "
+                "one, or set filter.correctness=none"
+            )
+    settings = sieve.settings
+    pairs = [(_response(trace, sieve), trace.answer or "") for trace in traces]
+    with VerifierPool(settings.workers, settings.timeout, settings.grader) as pool:
+        grades = pool.grade_many(pairs)
+    graded = []
+    for index, (trace, verdict) in enumerate(zip(traces, grades, strict=True)):
+        graded.append(trace.model_copy(update={"reward": float(verdict.correct)}))
+        if reasons[index] is None and not verdict.correct:
+            reasons[index] = "no_answer" if verdict.status == "no_answer" else "wrong"
+    return graded
+
+
+def _response(trace: Trace, sieve: Sieve) -> str:
+    """What the answer is read from: the trace, or what stands behind its closing think token."""
+    if sieve.think_close is None or sieve.think_close not in trace.token_ids:
+        return trace.text
+    last = len(trace.token_ids) - trace.token_ids[::-1].index(sieve.think_close)
+    text: str = sieve.tokenizer.decode(list(trace.token_ids[last:]), skip_special_tokens=True)
+    return text
+
+
+def _picked(survivors: Sequence[Trace], sieve: Sieve) -> list[Trace]:
+    if sieve.settings.keep == "all":
+        return list(survivors)
+    by_problem: dict[str, list[Trace]] = {}
+    for trace in survivors:
+        by_problem.setdefault(trace.problem_id, []).append(trace)
+    if sieve.settings.keep == "shortest":
+        return [
+            min(group, key=lambda t: (len(t.token_ids), t.sample)) for group in by_problem.values()
+        ]
+    return [
+        group[
+            np.random.Generator(np.random.Philox(key=_pick_seed(sieve.seed, problem))).integers(
+                len(group)
+            )
+        ]
+        for problem, group in by_problem.items()
+    ]
+
+
+def _pick_seed(seed: int, problem: str) -> int:
+    # Columns of random numbers count from 0; the pick has a number of its own.
+    return sample_seed(seed, -1, problem, 0)
+
+
+def summarise(
+    traces: Sequence[Trace], kept: Sequence[Trace], reasons: Sequence[str | None]
+) -> dict[str, Any]:
+    """How many traces were dropped by what, and what those kept are like."""
+    counts = Counter(reason for reason in reasons if reason is not None)
+    lengths = [len(trace.token_ids) for trace in kept]
+    rewards = [trace.reward for trace in traces if trace.reward is not None]
+    return {
+        "traces": len(traces),
+        "problems": len({trace.problem_id for trace in traces}),
+        "dropped": {name: counts.get(name, 0) for name in REASONS},
+        "survivors": len(traces) - sum(counts.values()),
+        "kept": len(kept),
+        "problems_with_trace": len({trace.problem_id for trace in kept}),
+        "accuracy": fmean(rewards) if rewards else None,
+        "fallback_rate": _fallback_rate(traces),
+        "kept_fallback_rate": _fallback_rate(kept),
+        "kept_tokens_mean": fmean(lengths) if lengths else None,
+        "replacement_characters": sum("\ufffd" in trace.text for trace in kept),
+    }
+
+
+def _fallback_rate(traces: Sequence[Trace]) -> float | None:
+    tokens = sum(len(trace.writer) for trace in traces)
+    return sum(trace.writer.count("s") for trace in traces) / tokens if tokens else None
+
+
+def _think_close(token: str | None, tokenizer: Any) -> int | None:  # noqa: ANN401
+    if token is None:
+        return None
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    if token not in vocabulary:
+        raise ValueError(
+            f"filter.think_close = {token!r} is no single token of the student; name one that its "
+            "vocabulary lists, or null"
+        )
+    return vocabulary[token]

