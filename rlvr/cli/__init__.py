@@ -13,6 +13,7 @@ from rlvr.cli import (
     bench,
     distill,
     evaluation,
+    export,
     launching,
     machine,
     preference,
@@ -32,7 +33,7 @@ app = typer.Typer(
     ),
 )
 
-for room in (training, launching, evaluation, preference, prm, distill, bench, machine):
+for room in (training, launching, evaluation, preference, prm, distill, export, bench, machine):
     app.add_typer(room.app)
 
 

@@ -85,7 +85,7 @@ def load_trace_model(settings: TraceModel) -> Loaded:
     return Loaded(
         tokenizer,
         model,
-        end_token_ids(model, tokenizer),
+        end_token_ids(model.generation_config, tokenizer),
         getattr(config, "max_position_embeddings", None),
         model.get_output_embeddings().weight.shape[0],
     )
@@ -119,7 +119,7 @@ def describe_trace_model(settings: TraceModel) -> Loaded:
             check_local(settings.path), revision=settings.revision
         )
     context = getattr(config, "max_position_embeddings", None)
-    ends = end_token_ids(bare, tokenizer)
+    ends = end_token_ids(bare.generation_config, tokenizer)
     return Loaded(tokenizer, None, ends, context, config.vocab_size)
 
 

@@ -164,11 +164,18 @@ class CheckpointWriter:
         keep: How many checkpoints remain.
         ranks: The processes that save together.
         background: Write in a thread.
+
+    Attributes:
+        written: Called on the first rank with each checkpoint once it is there, in the thread that
+            wrote it, before a later one can push it out; must not raise.
     """
+
+    written: Callable[[Path], None] | None
 
     def __init__(self, folder: Path, keep: int, ranks: Ranks, *, background: bool = False) -> None:
         self.folder, self.keep, self.background = folder, keep, background
         self.ranks = ranks.group() if background else ranks
+        self.written = None
         self._thread: threading.Thread | None = None
         self._fault: CheckpointError | None = None
 
@@ -224,7 +231,7 @@ class CheckpointWriter:
         tensors: Mapping[str, torch.Tensor],
         state: Mapping[str, Any],
     ) -> None:
-        save_checkpoint(
+        path = save_checkpoint(
             self.folder,
             step,
             write_model=write_model,
@@ -233,6 +240,8 @@ class CheckpointWriter:
             keep=self.keep,
             ranks=self.ranks,
         )
+        if self.written is not None and self.ranks.first:
+            self.written(path)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -245,13 +254,20 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def find_fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+def find_fault(path: Path, under: str = "") -> str | None:
+    """What is wrong with a checkpoint, or None.
+
+    Args:
+        path: The checkpoint.
+        under: Look only at files whose names begin so, such as ``model/``.
+    """
     try:
         manifest = json.loads((path / _MANIFEST).read_text())
     except (OSError, ValueError):
         return f"{_MANIFEST} is missing or unreadable"
     for name, expected in manifest.items():
+        if not name.startswith(under):
+            continue
         file = path / name
         if not file.is_file():
             return f"{name} is missing"

@@ -44,7 +44,7 @@ PRM = "prm"
 
 
 class PrimeSettings(OptimizerSettings):
-    """PRIME: an implicit process reward model, trained with the policy."""
+    """PRIME: an implicit process reward model, trained with the policy (arXiv:2502.01456)."""
 
     lr: float = Field(1e-6, gt=0)
     """Peak learning rate of AdamW."""

@@ -56,7 +56,7 @@ class TruncatedImportance(Settings):
 
 
 class MaskOutliers(Settings):
-    """Leave tokens out of the policy loss whose ratio is out of bounds."""
+    """Leave tokens out of the policy loss whose ratio is out of bounds (arXiv:2510.18855)."""
 
     name: Literal["masked"] = "masked"
     low: float = Field(0.5, ge=0)

@@ -359,13 +359,12 @@ def load_tokenizer(settings: ModelSettings) -> Any:  # noqa: ANN401
 
 def stop_token_ids(policy: Policy, tokenizer: Any) -> tuple[int, ...]:  # noqa: ANN401
     """Every id that ends a completion: the tokenizer's end token and the generation config's."""
-    return end_token_ids(policy.causal_lm, tokenizer)
+    return end_token_ids(getattr(policy.causal_lm, "generation_config", None), tokenizer)
 
 
-def end_token_ids(causal_lm: Any, tokenizer: Any) -> tuple[int, ...]:  # noqa: ANN401
-    """As :func:`stop_token_ids`, of a bare model."""
-    configured = getattr(causal_lm, "generation_config", None)
-    ids = getattr(configured, "eos_token_id", None)
+def end_token_ids(generation: Any, tokenizer: Any) -> tuple[int, ...]:  # noqa: ANN401
+    """Every id that ends a text: the tokenizer's end token, and those of a generation config."""
+    ids = getattr(generation, "eos_token_id", None)
     listed = ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids]
     return tuple(sorted({int(tokenizer.eos_token_id), *(int(item) for item in listed)}))
 

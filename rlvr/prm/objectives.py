@@ -56,6 +56,7 @@ class CeSettings(Settings):
     """Cross-entropy on labelled responses."""
 
     name: Literal["ce"] = "ce"
+    paper: ClassVar[str] = "2412.01981"
     beta: float = Field(0.05, gt=0)
     """Scale of the reward."""
     balance: Balance = "none"
@@ -72,6 +73,7 @@ class _Borrowed(Settings):
     """A loss of ``rlvr/preference/losses`` on rewards of this scale."""
 
     borrowed: ClassVar[str]
+    paper: ClassVar[str] = "2412.01981"
     beta: float = Field(0.05, gt=0)
     """Scale of the reward."""
 

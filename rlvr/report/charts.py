@@ -36,6 +36,9 @@ class Template:
     each: bool = False
 
 
+COUNTS = "eval/*/items"
+"""How many items an evaluation was over: no chart of their own."""
+
 LEARNING, POLICY, LEARNER, TIME = "Learning", "Policy", "Learner", "Time and machine"
 
 TEMPLATES: tuple[Template, ...] = (
@@ -372,7 +375,9 @@ def plan_charts(columns: Mapping[str, Column]) -> list[dict[str, Any]]:
         used |= {*names, template.band}
         charts += [_chart(part, own, columns) for part, own in _parts(template, names)]
     total = {"time/step"} if "time/generate" in there else set()
-    rest = sorted(name for name in there if name not in used | total)
+    rest = sorted(
+        name for name in there if name not in used | total and not fnmatch.fnmatch(name, COUNTS)
+    )
     return charts + [_chart(_own(name), [name], columns) for name in rest]
 
 

@@ -50,7 +50,7 @@ def _data(found: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, Any]
     facts += [[name, f"{value:.3f}"] for name, value in measures.items() if value is not None]
     facts += [[name.replace("_", " ").capitalize(), str(v)] for name, v in settings.items()]
     return {
-        "title": "Best of N by a process reward model",
+        "title": "Best of N by a reward model",
         "facts": facts,
         "curves": [
             {

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from rlvr.hub.settings import HubSettings
 from rlvr.learner import LearnerSettings
 from rlvr.policy import ModelSettings
 from rlvr.settings import Settings
@@ -84,6 +85,8 @@ class BaseRecipe(Settings):
     """The optimizer."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """What is kept to continue from."""
+    hub: HubSettings | None = None
+    """A repository of the Hugging Face Hub that checkpoints and the final model are sent to."""
     watchdog: WatchdogSettings | None = WatchdogSettings()
     """Ends a run that hangs; null lets it."""
     log: LogSettings = LogSettings()
@@ -116,4 +119,14 @@ def impossible_names(names: Iterable[str], key: str) -> list[str]:
         "underscores and hyphens"
         for name in names
         if not re.fullmatch(r"[\w.-]+", name)
+    ]
+
+
+def without_hub(recipe: BaseRecipe, whom: str) -> list[str]:
+    """What is wrong with sending checkpoints of a task that are no plain causal LM to the Hub."""
+    if recipe.hub is None:
+        return []
+    return [
+        f"hub.repo = {recipe.hub.repo!r}: checkpoints of {whom} are not sent to the Hub; leave it "
+        "out, and upload the run's model folder when it is done"
     ]

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from rich.console import Console
 
+from rlvr.hub.background import Uploads, uploading
 from rlvr.learner import (
     CheckpointWriter,
     Launch,
@@ -59,6 +60,8 @@ class BaseRun:
     step: int = 0
     saved: Path | None = None
     """The checkpoint that this process wrote or read last."""
+    uploads: Uploads | None = None
+    """What is sent to the Hub while the run goes on."""
 
     @property
     def folder(self) -> Path:
@@ -121,6 +124,14 @@ class BaseRun:
             },
         )
         return self.saved
+
+    def finish_uploads(self) -> None:
+        """Have the final weights sent to the Hub and wait for it, where a run is to be sent."""
+        if self.uploads is None or self.saved is None:
+            return
+        self.checkpoints.wait()
+        self.log.phase("sending to the Hub")
+        self.uploads.finish(self.saved, self.signals.check)
 
     def restore(self, checkpoint: Path) -> dict[str, Any]:
         """Take everything but the weights (loaded already) from a checkpoint; its state."""
@@ -221,6 +232,9 @@ def open_any_run(
         first_rank(ranks, lambda: record_run(recipe, run.policy))
         # The run's own recipe, which says how many steps there are.
         run.log = stack.enter_context(open_log(run.recipe, ranks, run.step, console))
+        run.uploads = stack.enter_context(
+            uploading(recipe.output, recipe.hub, ranks, run.checkpoints, run.log.say)
+        )
         if recipe.watchdog is not None:
             watchdog = Watchdog(ranks.rank, **recipe.watchdog.model_dump())
             run.watchdog = stack.enter_context(closing(watchdog))

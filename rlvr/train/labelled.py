@@ -11,13 +11,13 @@ from rlvr.data import load_template
 from rlvr.data.responses import encode_responses, load_responses
 from rlvr.rm import Responses
 from rlvr.train.log import say
-from rlvr.train.prm_recipe import PrmData
+from rlvr.train.prm_recipe import LabelledData
 
 
 def labelled_responses(
     name: str,
     sources: Sequence[Path],
-    settings: PrmData,
+    settings: LabelledData,
     tokenizer: Any,  # noqa: ANN401
     console: Console,
 ) -> Responses:
@@ -47,7 +47,7 @@ def labelled_responses(
 def within_limits(
     name: str,
     encoded: Sequence[tuple[Sequence[int], Sequence[int]]],
-    settings: PrmData,
+    settings: LabelledData,
     console: Console,
 ) -> list[int]:
     """The places of the (prompt, response) pairs that no limit leaves out.

@@ -54,6 +54,7 @@ def learn(
         )
         run.log.phase("exporting")
         export(run.policy, run.tokenizer, run.folder, run.ranks)
+        run.finish_uploads()
     return recipe.output
 
 
@@ -103,6 +104,7 @@ def _measure(run: PreferenceRun) -> Measured:
     metrics: dict[str, float] = {}
     for name, batch in run.held_out.items():
         measured = run.learner.measure(batch)
+        metrics[f"eval/{name}/items"] = len(batch)
         metrics |= {
             f"eval/{name}/{key.removeprefix('preference/')}": value
             for key, value in measured.items()

@@ -40,6 +40,7 @@ def _measure(run: PreferenceRun) -> Measured:
         found, calibrated = measures(batch, rewards_B)
         run.log.calibration(run.step, name, asdict(calibrated))
         metrics |= {f"eval/{name}/{key}": value for key, value in found.items()}
+        metrics[f"eval/{name}/items"] = len(batch)
     return metrics, []
 
 

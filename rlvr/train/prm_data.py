@@ -21,8 +21,6 @@ from rlvr.train.labelled import labelled_responses, within_limits
 from rlvr.train.log import say
 from rlvr.train.prm_recipe import PrmRecipe
 
-_Encoded = tuple[tuple[int, ...], tuple[int, ...]]
-
 
 def load_scored(
     recipe: PrmRecipe,

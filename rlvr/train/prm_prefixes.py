@@ -55,7 +55,7 @@ def prefixes_of(responses: Sequence[Response], how: Scoring, limit: int) -> list
 
     Raises:
         ValueError: A response has no reference answer, none has two steps, or as
-            :func:`rlvr.train.prm_rank.score`.
+            :func:`rlvr.train.prm_score.score`.
     """
     responses = responses[:limit]
     for number, item in enumerate(responses, 1):

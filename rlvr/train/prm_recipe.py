@@ -19,16 +19,12 @@ from rlvr.train.base_recipe import (
 )
 
 
-class PrmData(Settings):
+class LabelledData(Settings):
     """Where labelled responses come from and how they become tokens."""
 
     sources: tuple[Path, ...] = Field(min_length=1)
     """JSONL files of responses (prompt, response, correct), or run folders, which stand for the
-    completions that the run kept. With the objective steps: solutions in steps with step_labels or
-    label, the index of the first wrong step (-1 where there is none)."""
-    steps: str = "blank_lines"
-    """Where the steps of a response are that is not given in steps: blank_lines, numbered, lines,
-    or a pattern at whose matches steps begin. For the objectives steps and bag alone."""
+    completions that the run kept."""
     template: TemplateChoice = Field(default_factory=lambda: load_template("raw").settings)
     """How a prompt becomes tokens: the name of a built-in template, a YAML file, or the template
     itself. raw takes prompts that are rendered already, as a run keeps them."""
@@ -40,6 +36,18 @@ class PrmData(Settings):
     """Responses (or pairs) of an optimizer step."""
     shuffle: bool = True
     """Visit them in a new random order in every epoch."""
+
+
+class PrmData(LabelledData):
+    """Where labelled responses come from, or with the objective steps solutions in steps."""
+
+    sources: tuple[Path, ...] = Field(min_length=1)
+    """JSONL files of responses (prompt, response, correct), or run folders, which stand for the
+    completions that the run kept. With the objective steps: solutions in steps with step_labels or
+    label, the index of the first wrong step (-1 where there is none)."""
+    steps: str = "blank_lines"
+    """Where the steps of a response are that is not given in steps: blank_lines, numbered, lines,
+    or a pattern at whose matches steps begin. For the objectives steps and bag alone."""
 
 
 class PrmEvaluation(BaseEvaluation):

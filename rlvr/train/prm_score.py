@@ -89,10 +89,10 @@ class Scoring:
                 f"{self.model!r} is an explicit reward model, which has no reference; leave "
                 "--reference out"
             )
-        if self.engine != "learner" or self.engine_settings:
+        if self.engine != "learner":
             raise ValueError(
-                f"{self.model!r} is an explicit reward model, whose head only the engine learner "
-                "runs; leave --engine out"
+                f"{self.model!r} is an explicit reward model, whose head the engine "
+                f"{self.engine!r} does not run; leave --engine out"
             )
 
 
@@ -151,7 +151,8 @@ def score_solutions(solutions: Sequence[Solution], how: Scoring) -> list[Scored]
     how.check()
     if how.explicit:
         raise ValueError(
-            f"{how.model!r} is an explicit reward model, which rewards whole responses and no steps"
+            f"{how.model!r} is an explicit reward model, which says nothing of single steps; name "
+            "an implicit one (task: prm)"
         )
     tokenizer = load_tokenizer(ModelSettings(path=how.model))
     responses = [item.response for item in solutions]

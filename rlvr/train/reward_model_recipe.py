@@ -14,14 +14,20 @@ from rlvr.rm import (
     PairSettings,
     PointwiseCrossEntropy,
 )
-from rlvr.train.base_recipe import BaseRecipe, impossible_layout, impossible_names, rollout_only
-from rlvr.train.prm_recipe import PrmData, PrmEvaluation
+from rlvr.train.base_recipe import (
+    BaseRecipe,
+    impossible_layout,
+    impossible_names,
+    rollout_only,
+    without_hub,
+)
+from rlvr.train.prm_recipe import LabelledData, PrmEvaluation
 
 HELD_OUT = "held_out"
 """Name of the evaluation set that ``data.hold_out`` makes."""
 
 
-class RewardModelData(PrmData):
+class RewardModelData(LabelledData):
     """Where labelled responses come from and how they become tokens."""
 
     per_step: int = Field(64, ge=1)
@@ -126,4 +132,5 @@ def _impossible(recipe: RewardModelRecipe) -> list[str]:
             "to name the set of"
         )
     faults += rollout_only(recipe.learner, "a reward model") + impossible_layout(recipe)
+    faults += without_hub(recipe, "reward models")
     return faults + impossible_names(sets, "evaluation.responses")

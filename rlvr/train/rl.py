@@ -66,6 +66,7 @@ def train(recipe: RLRecipe, *, resume: bool = False, console: Console | None = N
         run.log.phase("exporting")
         export(run.policy, run.tokenizer, run.folder, run.ranks)
         export_reward_model(run.learner.prime, run.tokenizer, run.folder, run.ranks)
+        run.finish_uploads()
     return recipe.output
 
 

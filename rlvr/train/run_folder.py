@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from rlvr.hub.remote import token_from_environment
 from rlvr.learner import latest_checkpoint, written_by
 from rlvr.policy import Policy
 from rlvr.policy.mixture import model_size
@@ -21,8 +22,8 @@ from rlvr.train.log import RunLog, SilentLog, check_trackers, say, write_atomica
 from rlvr.train.recipe import RolloutSettings
 
 # What may differ between a run and its continuation: nothing that enters a gradient.
-_MAY_CHANGE = frozenset(
-    {"steps", "epochs", "evaluation", "checkpoint", "watchdog", "log", "output"}
+MAY_CHANGE = frozenset(
+    {"steps", "epochs", "evaluation", "checkpoint", "watchdog", "log", "output", "hub"}
 )
 # Of which engine serves, only where it is and how long one waits for it.
 _ENGINE_MAY_CHANGE = frozenset(
@@ -73,6 +74,8 @@ def starting_point(recipe: BaseRecipe, resume: bool) -> str | None:
     check_folder(recipe, resume)
     checkpoint = checkpoint_to_resume(recipe.output / "checkpoints") if resume else None
     check_trackers(recipe.log.track)
+    if recipe.hub is not None:
+        token_from_environment()
     return None if checkpoint is None else str(checkpoint)
 
 
@@ -167,7 +170,7 @@ def _no_folder(folder: Path, reason: str | None) -> str:
 def _check_same_recipe(old: BaseRecipe, new: BaseRecipe) -> None:
     for name in type(new).model_fields:
         before, after = _lasting(getattr(old, name)), _lasting(getattr(new, name))
-        if name not in _MAY_CHANGE and before != after:
+        if name not in MAY_CHANGE and before != after:
             raise ValueError(
                 f"output {str(new.output)!r} holds a run with other settings: {name} was {before} "
                 f"and is {after}; resume with the same recipe or choose another output"

@@ -10,7 +10,7 @@ from rlvr.data import Source, TemplateChoice, load_template
 from rlvr.learner import OptimizerSettings, Schedule
 from rlvr.rollout import Sampling
 from rlvr.settings import Settings
-from rlvr.train.base_recipe import BaseEvaluation, BaseRecipe, impossible_names
+from rlvr.train.base_recipe import BaseEvaluation, BaseRecipe, impossible_names, without_hub
 
 
 class SftData(Settings):
@@ -143,6 +143,7 @@ def _impossible(recipe: SftRecipe) -> list[str]:
         faults.append("model.compile is not used by task sft; set it to false")
     if recipe.checkpoint.background:
         faults.append("checkpoint.background is not done by task sft; set it to false")
+    faults += without_hub(recipe, "supervised fine-tuning")
     faults += impossible_names(recipe.evaluation.sets, "evaluation.sets")
     faults += impossible_names(recipe.evaluation.traces, "evaluation.traces")
     for name in recipe.evaluation.sets.keys() & recipe.evaluation.traces.keys():

@@ -1,5 +1,7 @@
 """A lookup that adds its gradient in place: the same sum, whichever way it is had."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -49,3 +51,15 @@ def test_without_gradients_it_is_the_usual_lookup():
     with torch.no_grad():
         assert not embedding(torch.tensor([1])).requires_grad
     assert embedding.weight.grad is None
+
+
+def test_a_copy_looks_up_its_own_weight():
+    embedding = nn.Embedding(3, 2)
+    add_rows_in_place(embedding)
+    other = copy.deepcopy(embedding)
+    with torch.no_grad():
+        embedding.weight.zero_()
+    assert other(torch.tensor([1])).abs().sum() > 0
+    other(torch.tensor([1])).sum().backward()
+    assert embedding.weight.grad is None
+    assert other.weight.grad.tolist() == [[0, 0], [1, 1], [0, 0]]

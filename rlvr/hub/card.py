@@ -1,0 +1,344 @@
+"""The model card: README.md with the Hub's front matter, written from what the run left.
+
+Everything in it is read from the recipe, the records and the evaluations, so that it cannot say
+what was not done. Paths of the home folder are shortened, and tokens never appear.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlvr.data import load_template
+from rlvr.hub.curves import Picture
+from rlvr.hub.methods import Method, methods_of, papers_of
+from rlvr.hub.scores import Score
+from rlvr.hub.source import Source
+from rlvr.hub.words import described, fenced, hub_link, is_hub_id, paper_link, public, table
+from rlvr.report.completions import Completions
+from rlvr.report.headline import headline
+from rlvr.report.run_folder import RunFolder
+from rlvr.settings import parse_yaml
+from rlvr.train.prm_recipe import PrmRecipe
+from rlvr.train.recipe import RLRecipe
+
+IMAGES = "images"
+_EXAMPLE = "What is 12 + 30?"
+_TASKS = {
+    "rl": "reinforcement learning from verifiable rewards",
+    "preference": "learning from preferences",
+    "prm": "training an implicit process reward model on labels of whole responses",
+}
+_FACTS = ("Steps", "Seed", "Saturation", "Started", "Time")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card is made of.
+
+    ``name`` is what a user will load: the repository, or the folder. ``license`` is the Hub's word
+    for it, None where it is not known.
+    """
+
+    source: Source
+    name: str
+    scores: Sequence[Score]
+    pictures: Sequence[Picture]
+    tokenizer: Any
+    dtype: str
+    adapter_only: bool = False
+    license: str | None = None
+
+    @property
+    def base(self) -> str:
+        """The model that training began with."""
+        return self.source.base or self.source.recipe.model.path
+
+    @property
+    def title(self) -> str:
+        """The last part of the name."""
+        return self.name.rstrip("/").rpartition("/")[2]
+
+
+def write_card(card: Card) -> str:
+    """The text of README.md."""
+    methods = methods_of(card.source.recipe)
+    parts = [
+        f"# {card.title}",
+        _opening(card),
+        *_results(card),
+        *_curves(card),
+        *_method(methods),
+        *_data(card),
+        *_use(card),
+        *_reproduction(card),
+        *_limits(card),
+    ]
+    return public(f"---\n{_front(card, methods)}\n---\n\n" + "\n\n".join(parts) + "\n")
+
+
+def _front(card: Card, methods: Sequence[Method]) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    recipe = card.source.recipe
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=score.name.lower().replace(" ", "-"),
+            dataset_name=score.name,
+            metric_type=score.metric,
+            metric_value=round(score.value, 6),
+        )
+        for score in card.scores
+        if score.ours and score.value is not None
+    ]
+    names = [method.name.lower() for method in methods if method.role in _TAGGED]
+    tags = ["rlvr", recipe.task, *names, *(f"arxiv:{number}" for number in papers_of(methods))]
+    datasets = [path for path in _hub_datasets(card) if is_hub_id(path)]
+    data = ModelCardData(
+        base_model=card.base if is_hub_id(card.base) else None,
+        datasets=datasets or None,
+        eval_results=results or None,
+        library_name="peft" if card.adapter_only else "transformers",
+        license=card.license or _license_of(card.base),
+        model_name=card.title,
+        pipeline_tag=None if isinstance(recipe, PrmRecipe) else "text-generation",
+        tags=list(dict.fromkeys(tags)),
+    )
+    return str(data.to_yaml())
+
+
+_TAGGED = ("preference loss", "objective", "policy loss", "process rewards", "trained weights")
+
+
+def _license_of(base: str) -> str | None:
+    """The license that the base model's own card names, where it lies in its folder."""
+    card = Path(base).expanduser() / "README.md"
+    if not card.is_file():
+        return None
+    text = card.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith("---\n"):
+        return None
+    try:
+        front = parse_yaml(text[4:].partition("\n---")[0], str(card))
+    except ValueError:
+        return None
+    found = front.get("license") if isinstance(front, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _opening(card: Card) -> str:
+    source = card.source
+    what = "The LoRA adapters of" if card.adapter_only else "The weights of"
+    head = headline(_run_folder(source))
+    base = hub_link(card.base)
+    text = (
+        f"{what} {base} after {source.step} of {source.recipe.steps} steps of "
+        f"{_TASKS[source.recipe.task]} with rlvr."
+    )
+    facts = [(name, text) for name, text in head["facts"] if name in _FACTS]
+    return f"{text} {head['summary']}\n\n{table(('run', ''), facts)}"
+
+
+def _run_folder(source: Source) -> RunFolder:
+    text = (source.run / "recipe.yaml").read_text(encoding="utf-8")
+    info = run_info(source.run)
+    nothing = Completions((), ())
+    recipe = parse_yaml(text, "recipe.yaml")
+    return RunFolder(source.run, recipe, text, info, source.history, nothing, {}, [], ())
+
+
+def run_info(run: Path) -> dict[str, Any]:
+    """``run.json``, or nothing where it cannot be read."""
+    try:
+        info = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return info if isinstance(info, dict) else {}
+
+
+def _results(card: Card) -> list[str]:
+    if not card.scores:
+        return ["## Results", "Nothing was evaluated: neither by the run nor afterwards."]
+    heads = ("weights", "set", "n", "metric", "value ± standard error", "95 % interval", "how")
+    rows = [
+        (s.weights, s.name, s.problems, s.metric, s.text, s.interval, s.how) for s in card.scores
+    ]
+    note = (
+        "n counts problems (or held-out items). Standard errors and intervals are over problems, "
+        "by bootstrap, unless the line says otherwise (w: Wilson's interval); those of shares of "
+        "held-out items take the items as independent. A figure without ± was logged without an "
+        "error. All are of one training run: what another seed would give is not in them."
+    )
+    return ["## Results", table(heads, rows), note]
+
+
+def _curves(card: Card) -> list[str]:
+    if not card.pictures:
+        return []
+    shown = [
+        f"![{picture.title}]({IMAGES}/{picture.name})\n\n*{picture.title}.* {picture.caption}"
+        for picture in card.pictures
+    ]
+    return ["## Curves", *shown]
+
+
+def _method(methods: Sequence[Method]) -> list[str]:
+    rows = [
+        (m.role, f"`{m.name}`", m.settings, m.meaning, ", ".join(map(paper_link, m.papers)))
+        for m in methods
+    ]
+    return ["## Method", table(("part", "name", "settings", "what it is", "papers"), rows)]
+
+
+def _hub_datasets(card: Card) -> list[str]:
+    data = card.source.recipe.data
+    source = getattr(data, "source", None)
+    if source is None or source.name != "hub":
+        return []
+    return [str(source.path)]
+
+
+def _data(card: Card) -> list[str]:
+    recipe = card.source.recipe
+    lines = []
+    if isinstance(recipe, PrmRecipe):
+        lines += [f"- responses: `{path.name}`" for path in recipe.data.sources]
+        held_out = {
+            name: ", ".join(f"`{path.name}`" for path in paths)
+            for name, paths in recipe.evaluation.responses.items()
+        }
+    else:
+        lines.append(f"- training: {_source(recipe.data.source)}")
+        sets: dict[str, Any] = dict(recipe.evaluation.sets)
+        if not isinstance(recipe, RLRecipe):
+            sets |= recipe.evaluation.pairs
+        held_out = {name: _source(chosen) for name, chosen in sets.items()}
+    lines += [f"- held out, `{name}`: {text}" for name, text in held_out.items()]
+    return ["## Data", "\n".join(lines), *_prompt(card)]
+
+
+def _source(source: Any) -> str:  # noqa: ANN401
+    values = source.model_dump(mode="json")
+    kind, path = values.pop("name"), values.pop("path", None)
+    rest = described(values)
+    if path is None:
+        return f"{kind} ({rest})"
+    where = hub_link(str(path), "datasets/") if kind == "hub" else f"file `{Path(path).name}`"
+    return f"{where} ({rest})" if rest else where
+
+
+def _prompt(card: Card) -> list[str]:
+    """How a problem was put, shown with an example."""
+    template = load_template(card.source.recipe.data.template)
+    try:
+        shown = template.render([{"role": "user", "content": _EXAMPLE}], card.tokenizer)
+    except ValueError:
+        return []
+    return [f"A prompt as the model saw it, with “{_EXAMPLE}” as the problem:", fenced(shown)]
+
+
+def _use(card: Card) -> list[str]:
+    recipe = card.source.recipe
+    if isinstance(recipe, PrmRecipe):
+        base = card.base if is_hub_id(card.base) else "BASE"
+        command = (
+            f"rlvr prm score responses.jsonl --model {card.name} --reference {base} \\\n"
+            "    --out scored.jsonl"
+        )
+        about = (
+            "A token's reward is beta times the log-ratio of this model to its reference, the "
+            f"model that training began with (beta {recipe.objective.beta:g})."
+        )
+        if not recipe.use_reference:
+            command = command.replace(f"--reference {base}", "--no-reference")
+            about = "A token's reward is beta times this model's own log-probability."
+        return ["## Use", about, fenced(command, "bash")]
+    code = fenced("\n".join(_code(card)), "python")
+    if card.adapter_only:
+        return ["## Use", code]
+    served = fenced(f"vllm serve {card.name} --dtype {card.dtype}", "bash")
+    return ["## Use", code, served, _sampling(card)]
+
+
+def _code(card: Card) -> list[str]:
+    kind = "AutoPeftModelForCausalLM" if card.adapter_only else "AutoModelForCausalLM"
+    package = "peft" if card.adapter_only else "transformers"
+    template = load_template(card.source.recipe.data.template)
+    lines = [f"from {package} import {kind}", "from transformers import AutoTokenizer", ""]
+    if package == "transformers":
+        lines = [f"from transformers import {kind}, AutoTokenizer", ""]
+    lines += [
+        f"tokenizer = AutoTokenizer.from_pretrained({card.name!r})",
+        f"model = {kind}.from_pretrained({card.name!r})",
+    ]
+    messages = [{"role": "user", "content": _EXAMPLE}]
+    if template.settings.mode == "chat":
+        turns = template.messages(messages)  # type: ignore[arg-type]
+        given = "".join(f", {k}={v!r}" for k, v in template.settings.chat_template_kwargs.items())
+        lines += [
+            f"messages = {turns!r}",
+            "inputs = tokenizer.apply_chat_template(",
+            "    messages, add_generation_prompt=True, return_dict=True, return_tensors='pt'"
+            f"{given}",
+            ")",
+        ]
+    else:
+        text = template.render(messages, card.tokenizer)  # type: ignore[arg-type]
+        lines.append(f"inputs = tokenizer({text!r}, return_tensors='pt')")
+    limit = _longest(card)
+    return [
+        *lines,
+        f"output = model.generate(**inputs, max_new_tokens={limit})",
+        "print(tokenizer.decode(output[0, inputs['input_ids'].shape[1] :]))",
+    ]
+
+
+def _longest(card: Card) -> int:
+    recipe = card.source.recipe
+    if isinstance(recipe, RLRecipe):
+        return recipe.rollout.sampling.max_tokens
+    return recipe.data.max_completion_tokens if not isinstance(recipe, PrmRecipe) else 1
+
+
+def _sampling(card: Card) -> str:
+    if not isinstance(card.source.recipe, RLRecipe):
+        return "`generation_config.json` is the base model's, with the end tokens of training."
+    drawn = card.source.recipe.rollout.sampling
+    return (
+        f"`generation_config.json` samples as training did (temperature {drawn.temperature:g}, "
+        f"top_p {drawn.top_p:g}, top_k {drawn.top_k or 'off'}); completions had at most "
+        f"{drawn.max_tokens} tokens."
+    )
+
+
+def _reproduction(card: Card) -> list[str]:
+    info = run_info(card.source.run)
+    versions = info.get("versions")
+    found = versions.items() if isinstance(versions, dict) else ()
+    command = info.get("command")
+    lines = ["rlvr train recipe.yaml"]
+    if isinstance(command, list):
+        lines += ["# as it was started last:", "# " + " ".join(map(str, command))]
+    recipe = (card.source.run / "recipe.yaml").read_text(encoding="utf-8")
+    return [
+        "## Reproduce",
+        "The resolved recipe lies beside this card as `recipe.yaml`.",
+        fenced("\n".join(lines), "bash"),
+        table(("package", "version"), [(str(k), str(v)) for k, v in found]) if found else "",
+        "<details>\n<summary>recipe.yaml</summary>\n\n" + fenced(recipe, "yaml") + "\n\n</details>",
+    ]
+
+
+def _limits(card: Card) -> list[str]:
+    recipe = card.source.recipe
+    lines = ["- Only what the results above measure is known; nothing else was tested."]
+    if isinstance(recipe, RLRecipe):
+        lines.append(
+            "- The reward looked at final answers. Reasoning that leads to a right answer may be "
+            "wrong, and prompts unlike those above may get no better answers than from the base "
+            "model."
+        )
+    lines.append("- Biases and gaps of the base model remain, and its license applies.")
+    return ["## Limits", "\n".join(lines)]

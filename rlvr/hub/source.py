@@ -1,0 +1,232 @@
+"""Which weights of a run are exported, and whether they are whole.
+
+The newest checkpoint stands for the run, as it carries checksums; the final model folder does where
+there is no checkpoint left. Weights that are damaged are refused, never replaced by older ones.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from rlvr.learner import find_fault
+from rlvr.policy import ModelSettings
+from rlvr.report.history import History, read_history
+from rlvr.settings import load_settings
+from rlvr.train.preference_recipe import PreferenceRecipe
+from rlvr.train.prm_recipe import PrmRecipe
+from rlvr.train.recipe import RLRecipe
+from rlvr.train.tasks import task_of
+
+TASKS = {
+    "rl": "reinforcement learning from verifiable rewards",
+    "preference": "learning from preferences",
+    "prm": "training an implicit process reward model on labels of whole responses",
+}
+"""What can be exported, in a card's words."""
+
+AnyRecipe = RLRecipe | PreferenceRecipe | PrmRecipe
+"""The recipes whose runs can be exported."""
+
+_CHECKPOINT = re.compile(r"step_(\d+)")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The weights after ``step`` steps of a run.
+
+    ``saved`` is the checkpoint that holds them; None stands for the run's final model folder.
+    ``base`` replaces the recipe's model as that which adapters belong to.
+    """
+
+    run: Path
+    recipe: AnyRecipe
+    step: int
+    saved: Path | None
+    base: str | None = None
+
+    @property
+    def adapted(self) -> bool:
+        """Whether the weights are adapters to be merged."""
+        return self.saved is not None and self.recipe.model.lora is not None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the weights."""
+        if self.saved is None:
+            return self.run / "model"
+        return self.saved / ("adapter" if self.adapted else "model")
+
+    @property
+    def model(self) -> ModelSettings:
+        """Settings that load the model on a CPU: nothing that only training or a GPU needs."""
+        plain = {"attention": "sdpa", "compile": False, "liger": False}
+        settings = self.recipe.model.model_copy(update={**plain, "gradient_checkpointing": False})
+        if self.saved is None:
+            own = {"path": str(self.folder), "lora": None, "revision": None}
+            return settings.model_copy(update=own)
+        if self.base is not None:
+            return settings.model_copy(update={"path": self.base, "revision": None})
+        return settings
+
+    @property
+    def tokenizer(self) -> ModelSettings:
+        """Settings that load the tokenizer: the one beside the weights, else the recipe's."""
+        if (self.folder / "tokenizer_config.json").is_file():
+            own = {"path": str(self.folder), "tokenizer": None, "revision": None}
+            return self.recipe.model.model_copy(update=own)
+        if self.base is not None and self.recipe.model.tokenizer is None:
+            return self.recipe.model.model_copy(update={"path": self.base, "revision": None})
+        return self.recipe.model
+
+    @cached_property
+    def history(self) -> History:
+        """What was logged up to these weights."""
+        return until(read_history(self.run / "metrics.jsonl"), self.step)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files."""
+        return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
+
+
+def until(history: History, step: int) -> History:
+    """The history up to a step."""
+    count = sum(1 for found in history.steps if found <= step)
+    columns = {name: values[:count] for name, values in history.columns.items()}
+    return History(history.steps[:count], columns)
+
+
+def find_source(run: Path, step: int | None = None, base: str | None = None) -> Source:
+    """The weights of a run after a step; without one, the last there are.
+
+    Raises:
+        ValueError: It is no run, has no such step (the nearest is named), or a file of the weights
+            is missing or damaged (it is named).
+    """
+    recipe = read_recipe(run)
+    found = _steps(run)
+    if not found:
+        raise ValueError(
+            f"run {str(run)!r} has neither a checkpoint nor a final model yet; go on training it: "
+            "rlvr train RECIPE --resume"
+        )
+    step = max(found) if step is None else step
+    if step not in found:
+        nearest = min(found, key=lambda other: (abs(other - step), -other))
+        raise ValueError(
+            f"run {str(run)!r} has no weights of step {step}; there are "
+            f"{_listed(sorted(found))}: the nearest is --step {nearest}"
+        )
+    source = Source(run, recipe, step, found[step], base)
+    _check(source, [other for other in sorted(found) if other != step])
+    return source
+
+
+def staged_source(run: Path, checkpoint: Path, step: int) -> Source:
+    """Weights of a run that were put aside elsewhere.
+
+    Raises:
+        ValueError: A file is missing or damaged.
+    """
+    source = Source(run, read_recipe(run), step, checkpoint)
+    _check(source, [])
+    return source
+
+
+def read_recipe(run: Path) -> AnyRecipe:
+    """The recipe of a run.
+
+    Raises:
+        ValueError: The folder is no run's, with what it seems to be.
+    """
+    written = run / "recipe.yaml"
+    if written.is_file():
+        check_task(task_of(written).name, run)
+        recipe: AnyRecipe = load_settings(task_of(written).schema, written)  # type: ignore[assignment]
+        return recipe
+    if not run.is_dir():
+        raise ValueError(f"{str(run)!r} is not a folder; name the output folder of a run")
+    checkpoint = _CHECKPOINT.fullmatch(run.name)
+    if checkpoint and (run / "state.json").is_file():
+        whole = run.resolve().parent.parent
+        raise ValueError(
+            f"{str(run)!r} is a checkpoint; name its run: rlvr export {whole} --step "
+            f"{int(checkpoint[1])}"
+        )
+    inside = sorted(path.parent.name for path in run.glob("*/recipe.yaml"))
+    hint = f"; it holds the runs {_listed(inside)}" if inside else ""
+    raise ValueError(
+        f"{str(run)!r} is no run (it has no recipe.yaml){hint}; name the output folder of a run"
+    )
+
+
+def check_task(task: str, run: Path) -> None:
+    """See that runs of a task can be exported: those that train a causal language model.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    if task not in TASKS:
+        raise ValueError(
+            f"run {str(run)!r} has task {task!r}, whose models export does not know (it knows "
+            f"{', '.join(TASKS)}); take its own folder {str(run / 'model')!r}"
+        )
+
+
+def _steps(run: Path) -> dict[int, Path | None]:
+    """Steps with weights; None stands for the final model."""
+    steps: dict[int, Path | None] = {}
+    for path in (run / "checkpoints").glob("step_*"):
+        match = _CHECKPOINT.fullmatch(path.name)
+        if match and path.is_dir():
+            steps[int(match[1])] = path
+    # A final model beside checkpoints is theirs, or older than they are.
+    if not steps and (run / "model").is_dir():
+        logged = read_history(run / "metrics.jsonl").steps
+        steps[logged[-1] if logged else 0] = None
+    return steps
+
+
+def _check(source: Source, others: list[int]) -> None:
+    if source.saved is None:
+        fault = model_fault(source.folder)
+    else:
+        fault = find_fault(source.saved, f"{source.folder.name}/")
+        fault = fault or model_fault(source.folder)
+    if fault is not None:
+        remedy = f"export another step ({_listed(others)})" if others else "train it again"
+        raise ValueError(
+            f"the weights of step {source.step} are damaged: {fault} in "
+            f"{str(source.saved or source.folder)!r}; bring the file back or {remedy}"
+        )
+
+
+def model_fault(folder: Path) -> str | None:
+    """What is wrong with a folder of safetensors, or None: its files are opened, not read."""
+    shards = {path.name for path in folder.glob("*.safetensors")}
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError):
+            return f"{index.name} cannot be read"
+    if not shards:
+        return f"{folder.name} holds no safetensors"
+    for name in sorted(shards):
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        try:
+            with safe_open(folder / name, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            return f"{name} is damaged ({' '.join(str(error).split())})"
+    return None
+
+
+def _listed(items: list[int] | list[str], most: int = 6) -> str:
+    shown = ", ".join(map(str, items[-most:]))
+    return f"..., {shown}" if len(items) > most else shown
