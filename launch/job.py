@@ -116,7 +116,7 @@ def build_job(
     )
 
 
-def _resolve(settings: LaunchSettings, recipe: Path, overrides: Sequence[str]) -> AnyRecipe:
+def _resolve(settings: LaunchSettings, recipe: Path, overrides: Sequence[str]) -> BaseRecipe:
     """The recipe as the job will read it, with stand-ins for what only the job will know."""
     task = task_of(recipe, overrides)
     added: list[str] = []
@@ -127,7 +127,7 @@ def _resolve(settings: LaunchSettings, recipe: Path, overrides: Sequence[str]) -
                 "samples nothing; set it to 0"
             )
         added = fill(_engine(settings), {"servers": _STAND_IN, "weights": "."})
-    return cast(AnyRecipe, load_settings(task.schema, recipe, [*overrides, *added]))
+    return cast(BaseRecipe, load_settings(task.schema, recipe, [*overrides, *added]))
 
 
 def learner_command(job: Job) -> list[Word]:
