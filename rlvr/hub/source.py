@@ -19,6 +19,13 @@ from rlvr.settings import load_settings
 from rlvr.train.run import AnyRecipe
 from rlvr.train.tasks import task_of
 
+TASKS = {
+    "rl": "reinforcement learning from verifiable rewards",
+    "preference": "learning from preferences",
+    "prm": "training an implicit process reward model on labels of whole responses",
+}
+"""What can be exported, in a card's words."""
+
 _CHECKPOINT = re.compile(r"step_(\d+)")
 
 
@@ -133,6 +140,7 @@ def read_recipe(run: Path) -> AnyRecipe:
     """
     written = run / "recipe.yaml"
     if written.is_file():
+        check_task(task_of(written).name, run)
         recipe: AnyRecipe = load_settings(task_of(written).schema, written)  # type: ignore[assignment]
         return recipe
     if not run.is_dir():
@@ -149,6 +157,19 @@ def read_recipe(run: Path) -> AnyRecipe:
     raise ValueError(
         f"{str(run)!r} is no run (it has no recipe.yaml){hint}; name the output folder of a run"
     )
+
+
+def check_task(task: str, run: Path) -> None:
+    """See that runs of a task can be exported: those that train a causal language model.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    if task not in TASKS:
+        raise ValueError(
+            f"run {str(run)!r} has task {task!r}, whose models export does not know (it knows "
+            f"{', '.join(TASKS)}); take its own folder {str(run / 'model')!r}"
+        )
 
 
 def _steps(run: Path) -> dict[int, Path | None]:
