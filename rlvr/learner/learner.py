@@ -208,13 +208,15 @@ class Learner:
         if not old.needed:
             return batch
         with torch.no_grad(), evaluating(self.policy):
+            # Where the engine's choices are replayed the old policy is the one that makes them.
+            routing = READ_EVERYWHERE if old.experts else self._routing_of(batch)
             for micro in self.micro_batches.share(_rows_of(batch), range(len(batch))):
                 inputs, outputs = self._forward(
                     batch,
                     micro,
                     entropy=old.entropy,
                     proxy=old.request if micro else None,
-                    routing=READ_EVERYWHERE if old.experts else None,
+                    routing=routing if micro else None,
                 )
                 if micro:
                     old.add(inputs, outputs.stats, outputs.beside.get(CRITIC))

@@ -116,7 +116,7 @@ class OldPolicy:
             mine = {str(r): x.tolist() for r, x in enumerate(self._experts) if x is not None}
             for found in ranks.gather(mine):
                 for row, chosen in found.items():
-                    self._experts[int(row)] = torch.tensor(chosen)
+                    self._experts[int(row)] = torch.tensor(chosen, dtype=torch.int16)
         experts = tuple(chosen for chosen in self._experts if chosen is not None)
         assert len(experts) == len(self._batch), "every completion was run on some rank"
         return experts

@@ -177,4 +177,5 @@ def experts_by_row(
     """Choices [prompt + completion - 1, M, K] of each row, from a pass that read everywhere."""
     assert stats.routing is not None
     chosen_PMK = stats.routing.experts_NMK
-    return [chosen_PMK[where].cpu() for where in sequence_positions(inputs, prompt_lengths)]
+    where = sequence_positions(inputs, prompt_lengths)
+    return [chosen_PMK[own].to("cpu", torch.int16) for own in where]

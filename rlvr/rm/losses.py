@@ -3,7 +3,7 @@
     bradley_terry   pass-fail   -log s(d - m)
                     tie         -1/2 log s(d - t) - 1/2 log s(-d - t)      form: paper
                                 -log s(d - t) - log s(-d - t)              form: released
-    ce              -l log s(r) - (1 - l) log s(-r)                        single responses
+    ce              -l log s(r) - (1 - l) log s(-r), or with tau           single responses
     ldr             lambda log [1/K sum_k exp((r_k - r_y + c 1[k != y]) / lambda)]    a prompt's own
 
 Bradley-Terry with win-tie: Lian et al., SoliReward (arXiv:2512.22170); the paper takes the mean of
@@ -26,6 +26,7 @@ import torch
 from pydantic import Field
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
+from rlvr.preference.losses import comp_sum
 from rlvr.settings import Settings
 
 Unit = Literal["pairs", "responses", "lists"]
@@ -113,19 +114,27 @@ class PointwiseCrossEntropy(RewardLoss):
 
     name: Literal["ce"] = "ce"
     """Single responses."""
+    tau: float = Field(1.0, ge=0, le=4)
+    """Another comp-sum loss in its place (docs/methods/comp_sum.md): above 1 responses that are
+    judged against their label, as mislabelled ones are, have less weight. Only at 1 is sigmoid(r)
+    a probability."""
     unit: ClassVar[Unit] = "responses"
     paper: ClassVar[str] = "2111.10734"
 
     @property
     def absolute(self) -> bool:
-        """It does."""
+        """It does; a probability that agrees with the share of passes it is at tau = 1 alone."""
         return True
 
     def __call__(
         self, rewards_IK: torch.Tensor, labels_IK: torch.Tensor, mask_IK: torch.Tensor
     ) -> torch.Tensor:
         """Loss [I]."""
-        return cross_entropy(rewards_IK[:, 0], labels_IK[:, 0])
+        rewards_I, labels_I = rewards_IK[:, 0], labels_IK[:, 0].to(rewards_IK)
+        if self.tau == 1:
+            return cross_entropy(rewards_I, labels_I)
+        right_I, wrong_I = (comp_sum(logsigmoid(x), self.tau) for x in (rewards_I, -rewards_I))
+        return labels_I * right_I + (1 - labels_I) * wrong_I
 
 
 class ListwiseLdr(RewardLoss):

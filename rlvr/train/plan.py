@@ -62,11 +62,18 @@ def _work(recipe: RLRecipe, problems: int) -> list[str]:
     ]
 
 
+def _tokens(recipe: RLRecipe) -> int:
+    """Most tokens that the run samples."""
+    return recipe.steps * recipe.completions_per_step * recipe.rollout.sampling.max_tokens
+
+
 def _memory(recipe: RLRecipe, shape: ModelShape) -> list[str]:
     parts = estimate_memory(recipe, shape)
     listed = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in parts.items())
     return [
         f"model: {shape.size.text}, {shape.trained:,} trained",
+        f"a token forward: about {2 * shape.size.active:,} FLOPs; the run: at most "
+        f"{_tokens(recipe) / shape.parameters:.3g} tokens a parameter",
         f"memory at full lengths, estimated, GiB: {sum(parts.values()) / _GIB:.2f} ({listed})",
     ]
 

@@ -101,6 +101,10 @@ def _impossible(recipe: RewardModelRecipe) -> list[str]:
             f"pairs are given, but the loss {loss.name!r} takes none; leave them out, or use "
             "bradley_terry"
         )
+    if recipe.calibration is not None and loss.name == "ce" and loss.tau != 1:
+        faults.append(
+            f"calibration wants probabilities, which loss.tau = {loss.tau} does not give; use 1"
+        )
     if recipe.calibration is not None and loss.name != "ce":
         faults.append(
             f"calibration makes soft labels, which the loss {loss.name!r} does not take; use ce"

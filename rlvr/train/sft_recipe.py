@@ -99,6 +99,10 @@ class SftRecipe(BaseRecipe):
     """Optimizer steps; give these or epochs."""
     data: SftData
     """The demonstrations."""
+    tau: float = Field(1.0, ge=0.5, le=2)
+    """The loss of a token of probability p, (1 - p^(tau-1)) / (tau-1): 1 is -log p, 2 is 1 - p.
+    Above 1 improbable tokens, such as those of noisy demonstrations, have less weight
+    (docs/methods/comp_sum.md)."""
     learner: SftLearner = SftLearner()  # type: ignore[assignment]  # no micro-batches of ours
     """The optimizer."""
     evaluation: SftEvaluation = SftEvaluation()

@@ -11,9 +11,11 @@ parallelism, checkpoints and their way back. What is changed:
   by file into a folder that looks finished from the first, so a kill would leave half of one there.
 
 The loss of a step is  L = -(1/N) sum_i log p(y_i | prompt, y_<i)  over the N response tokens of all
-its micro-batches and processes; prompt tokens have label -100 and no gradient of their own.
+its micro-batches and processes; prompt tokens have label -100 and no gradient of their own. With
+``tau`` another comp-sum loss takes the place of -log p (``rlvr/preference/losses/comp_sum.py``).
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from rlvr.learner import adopt_checkpoint
 from rlvr.policy import Policy, evaluating, save_policy
+from rlvr.preference.losses import comp_sum
 from rlvr.ranks import Ranks
 from rlvr.train.sft_recipe import SftRecipe
 
@@ -64,6 +67,15 @@ class Trainer(SFTTrainer):
         assert ranks.count == 1 or not kind.endswith("NO"), kind
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
+
+    def compute_loss(self, model: Any, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+        """TRL's loss, of log-probabilities that tau has bent.
+
+        TRL sums -log p of the tokens as the model gives them; ignored ones have log p = 0, whose
+        loss is 0 at every tau.
+        """
+        tau = self.recipe.tau
+        return super().compute_loss(model if tau == 1 else _bent(model, tau), *arguments, **options)
 
     def _send_telemetry(self) -> None:
         """Nothing is sent."""
@@ -108,6 +120,17 @@ class Trainer(SFTTrainer):
             built = Path(self.args.output_dir) / f"{PREFIX}{step}"
             adopt_checkpoint(built, step, self.recipe.checkpoint.keep, self.ranks)
         self.accelerator.wait_for_everyone()
+
+
+def _bent(model: Any, tau: float) -> Callable[..., Any]:  # noqa: ANN401
+    """The model with the negative of each token's loss as its log-probability."""
+
+    def run(**inputs: Any) -> Any:  # noqa: ANN401
+        outputs = model(**inputs)
+        outputs.log_probs = -comp_sum(outputs.log_probs, tau)
+        return outputs
+
+    return run
 
 
 def _config(recipe: SftRecipe, ranks: Ranks) -> SFTConfig:

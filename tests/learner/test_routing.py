@@ -125,3 +125,24 @@ def test_the_load_of_a_replayed_step_is_known_without_a_pass(mixture):
     known = gradients(learner, batch)
     assert all(torch.allclose(counted[n], known[n], atol=1e-7) for n in counted)
     assert len(passes) == 2, "the old policy's, and that of the first step"
+
+
+def test_the_engines_choices_are_replayed_in_the_old_policys_pass_too(mixture):
+    """So that the ratio is 1 before the first move, however the engine chose."""
+    batch = make_batch([1.0, 0, 0, 1])
+    generator = torch.Generator().manual_seed(0)
+    chosen = []
+    for prompt, completion in zip(batch.prompt_ids, batch.completion_ids, strict=True):
+        first = torch.randint(6, (len(prompt) + len(completion) - 1, 2, 1), generator=generator)
+        chosen.append(torch.cat([first, (first + 1) % 6], -1).to(torch.int16))
+    batch = replace(batch, experts=tuple(chosen))
+    settings = {"balance": 0, "z": 0, "against": "engine"}
+    found = {}
+    for replay in (False, True):
+        learner = learner_of(
+            mixture, RouterSettings(**settings, replay=replay), updates_per_rollout=2
+        )
+        found[replay] = learner.update(batch)
+        assert found[replay]["policy/ratio_max"] == pytest.approx(1, abs=1e-6)
+        assert found[replay]["router/changed"] > 0.5
+    assert found[True]["learner/grad_norm"] != found[False]["learner/grad_norm"]

@@ -226,3 +226,20 @@ def test_ties_keep_the_order_of_advantages_and_shrink_the_largest(trained):
     for values in advantages.values():
         assert values[:4].min() > values[4:].max()
     assert advantages["win_tie"][:4].max() < advantages["bt"][:4].max()
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.0, 1.4, 2.0])
+@pytest.mark.parametrize("label", [0.0, 0.3, 1.0])
+def test_tau_bends_the_pointwise_loss(tau, label):
+    rewards = torch.linspace(-8, 8, 33, dtype=torch.float64)[:, None].requires_grad_()
+    labels, mask = torch.full_like(rewards, label), torch.ones_like(rewards, dtype=torch.bool)
+    loss = PointwiseCrossEntropy(tau=tau)(rewards, labels, mask)
+    p = rewards[:, 0].sigmoid()
+
+    def member(q):
+        return -q.log() if tau == 1 else (1 - q ** (tau - 1)) / (tau - 1)
+
+    assert torch.allclose(loss, label * member(p) + (1 - label) * member(1 - p), atol=1e-9)
+    (gradient,) = torch.autograd.grad(loss.sum(), rewards)
+    if label == 1 and tau > 1:  # what is judged far against its label pulls less
+        assert abs(float(gradient[0])) < abs(float(gradient[12]))

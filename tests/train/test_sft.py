@@ -15,7 +15,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from eval.models import find_targets
-from rlvr.policy import ModelSettings, load_policy, load_tokenizer, response_logprobs
+from rlvr.policy import (
+    ModelSettings,
+    load_policy,
+    load_tokenizer,
+    padded_inputs,
+    response_logprobs,
+)
 from rlvr.report import write_report
 from rlvr.settings import load_settings, to_yaml
 from rlvr.train.interrupt import Stopped
@@ -164,8 +170,6 @@ def one_step(values, policy, demonstrations, *overrides):
 
 def own_step(policy, demonstrations):
     """The masked mean over tokens, from this project's one place for log-probabilities."""
-    from rlvr.policy import padded_inputs
-
     policy.model.zero_grad()
     prompts = [item.prompt_ids for item in demonstrations]
     responses = [item.token_ids for item in demonstrations]
@@ -211,6 +215,25 @@ def test_the_loss_is_the_masked_mean_in_double_precision(values, few, exact_poli
     assert loss == pytest.approx(expected, rel=1e-7)
     for name, gradient in own.items():
         assert torch.allclose(gradients[name], gradient, rtol=0, atol=1e-6), name
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.4, 2.0])
+def test_tau_bends_the_loss_of_every_token(values, few, model_folder, tau):
+    """Against the formula over this project's own log-probabilities, split into micro-batches."""
+    policy = load_policy(ModelSettings(path=str(model_folder)))
+    stats = policy(
+        padded_inputs([i.prompt_ids for i in few], [i.token_ids for i in few], range(len(few)))
+    )
+    policy.model.zero_grad()
+    expected = ((1 - stats.logprobs_N.exp() ** (tau - 1)) / (tau - 1)).mean()
+    expected.backward()
+    own = {n: p.grad.clone() for n, p in policy.model.named_parameters() if p.grad is not None}
+    loss, gradients, _ = one_step(
+        values, policy, few, f"tau={tau}", "learner.rows_per_micro_batch=4"
+    )
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    for name, gradient in own.items():
+        assert torch.allclose(gradients[name], gradient, atol=1e-6), name
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
