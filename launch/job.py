@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 from urllib.parse import urlsplit
 
 import yaml
 
 from launch.settings import LaunchSettings
-from launch.words import REST, Late, Word
+from launch.words import REST, Late, Word, fill
 from rlvr.settings import load_settings
 from rlvr.train.base_recipe import BaseRecipe
 from rlvr.train.recipe import RLRecipe
@@ -94,25 +94,8 @@ def build_job(
     Raises:
         ValueError: Recipe, configuration or their combination is impossible.
     """
-    task = task_of(recipe, overrides)
-    added = (
-        [word for word in _engine(settings, "") if isinstance(word, str)]
-        if settings.rollout_nodes
-        else []
-    )
-    if added and task.name != "rl":
-        raise ValueError(
-            f"rollout_nodes = {settings.rollout_nodes}, but a recipe of task {task.name!r} samples "
-            "nothing; set it to 0"
-        )
-    stand_in = [
-        f"rollout.engine.addresses=[{_STAND_IN}]",
-        "rollout.engine.weights_folder=.",
-    ]
-    resolved: Any = load_settings(
-        task.schema, recipe, [*overrides, *added, *(stand_in if added else [])]
-    )
-    if isinstance(resolved, RLRecipe) and not loopback and not added:
+    resolved = _resolve(settings, recipe, overrides)
+    if isinstance(resolved, RLRecipe) and not loopback and not settings.rollout_nodes:
         _check_own_servers(resolved)
     config = find_config(settings)
     distributed = _distributed_type(config, settings)
@@ -133,17 +116,26 @@ def build_job(
     )
 
 
+def _resolve(settings: LaunchSettings, recipe: Path, overrides: Sequence[str]) -> BaseRecipe:
+    """The recipe as the job will read it, with stand-ins for what only the job will know."""
+    task = task_of(recipe, overrides)
+    added: list[str] = []
+    if settings.rollout_nodes:
+        if task.name != "rl":
+            raise ValueError(
+                f"rollout_nodes = {settings.rollout_nodes}, but a recipe of task {task.name!r} "
+                "samples nothing; set it to 0"
+            )
+        added = fill(_engine(settings), {"servers": _STAND_IN, "weights": "."})
+    return cast(BaseRecipe, load_settings(task.schema, recipe, [*overrides, *added]))
+
+
 def learner_command(job: Job) -> list[Word]:
     """Of one learner node; late: ``rank``, ``main_address``, ``logs``, ``servers``, ``weights``."""
     settings = job.settings
-    words: list[Word] = [
-        job.python,
-        "-m",
-        "launch.node",
-        "--stopped",
-        Late("logs", after="/stopped"),
-    ]
-    words += ["--", job.python, "-m", "accelerate.commands.launch", "--config_file", job.config]
+    words: list[Word] = [job.python, "-m", "launch.node", "--stopped"]
+    words += [Late("logs", after="/stopped"), "--", job.python]
+    words += ["-m", "accelerate.commands.launch", "--config_file", job.config]
     words += ["--num_machines", str(settings.learner_nodes)]
     words += ["--num_processes", str(settings.learner_nodes * settings.processes)]
     words += ["--machine_rank", Late("rank"), "--main_process_ip", Late("main_address")]
@@ -153,11 +145,11 @@ def learner_command(job: Job) -> list[Word]:
         words += ["--deepspeed_multinode_launcher", "standard"]
     words += ["-m", "rlvr", "train", job.recipe, *job.overrides]
     if settings.rollout_nodes:
-        words += _engine(settings, "weights")
+        words += _engine(settings)
     return [*words, REST]
 
 
-def _engine(settings: LaunchSettings, weights: str) -> list[Word]:
+def _engine(settings: LaunchSettings) -> list[Word]:
     """What is said to the training of servers that the launch starts."""
     words: list[Word] = ["rollout.engine.name=vllm_server"]
     if settings.weight_transfer == "nccl":
@@ -165,7 +157,7 @@ def _engine(settings: LaunchSettings, weights: str) -> list[Word]:
     words.append(f"rollout.engine.start_timeout_s={settings.start_timeout_s}.0")
     words.append("rollout.engine.api_key_variable=VLLM_API_KEY")
     words.append(Late("servers", "rollout.engine.addresses=[", "]"))
-    words.append(Late(weights, "rollout.engine.weights_folder="))
+    words.append(Late("weights", "rollout.engine.weights_folder="))
     return words
 
 

@@ -9,8 +9,9 @@ a job needs:
   it from their start on. A role that ended upon a notice has done what it was told: the exit code
   is 0, and a file in the ``--stopped`` folder says so.
 - Nothing may outlive the role. Processes whose parent died are adopted here, and what is left is
-  killed when the command ends, when this process is told to end (SIGTERM, SIGINT, SIGHUP), or, with
-  ``--with-parent``, when its own parent disappears.
+  killed when the command ends, when this process is told to end (SIGTERM, SIGINT, SIGHUP; SIGUSR2
+  for all processes of a step, which the others ignore), or, with ``--with-parent``, when its own
+  parent disappears.
 
 The exit code is the command's otherwise, 128 + the signal's number where one ended it.
 """
@@ -33,7 +34,7 @@ GRACE_S = 20.0
 """From being told to end until everything is killed: less than SLURM's own KillWait of 30 s."""
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 _WATCHED = (signal.SIGUSR1, signal.SIGCHLD, *_ENDING)
 _LEFTOVERS_S = 3.0
 
@@ -143,7 +144,8 @@ def _lives(process: psutil.Process) -> bool:
 def _fresh_signals() -> None:
     """In the child: nothing blocked, and deaf to notices, which the learner changes for itself."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _prctl(option: int, value: int) -> None:

@@ -2,6 +2,7 @@
 
 import shlex
 from importlib.resources import files
+from pathlib import Path
 
 import jinja2
 
@@ -127,7 +128,7 @@ def _container(container: Container | None, job: Job) -> str:
     """What stands between srun's options and the command; ends in a space if anything."""
     if container is None:
         return ""
-    mounts = [f"{job.workdir}:{job.workdir}", f"{job.folder}:{job.folder}", *container.mounts]
+    mounts = [job.workdir, job.folder, str(Path(job.config).parent), *container.mounts]
     mounts = [mount if ":" in mount else f"{mount}:{mount}" for mount in dict.fromkeys(mounts)]
     if container.runtime == "pyxis":
         words = [f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}"]

@@ -14,7 +14,7 @@ from rlvr.data import load_template
 from rlvr.hub.curves import Picture
 from rlvr.hub.methods import Method, methods_of, papers_of
 from rlvr.hub.scores import Score
-from rlvr.hub.source import Source
+from rlvr.hub.source import TASKS, Source
 from rlvr.hub.words import described, fenced, hub_link, is_hub_id, paper_link, public, table
 from rlvr.report.completions import Completions
 from rlvr.report.headline import headline
@@ -25,11 +25,6 @@ from rlvr.train.recipe import RLRecipe
 
 IMAGES = "images"
 _EXAMPLE = "What is 12 + 30?"
-_TASKS = {
-    "rl": "reinforcement learning from verifiable rewards",
-    "preference": "learning from preferences",
-    "prm": "training an implicit process reward model on labels of whole responses",
-}
 _FACTS = ("Steps", "Seed", "Saturation", "Started", "Time")
 
 
@@ -135,7 +130,7 @@ def _opening(card: Card) -> str:
     base = hub_link(card.base)
     text = (
         f"{what} {base} after {source.step} of {source.recipe.steps} steps of "
-        f"{_TASKS[source.recipe.task]} with rlvr."
+        f"{TASKS[source.recipe.task]} with rlvr."
     )
     facts = [(name, text) for name, text in head["facts"] if name in _FACTS]
     return f"{text} {head['summary']}\n\n{table(('run', ''), facts)}"

@@ -41,19 +41,22 @@ class _Lookup(torch.autograd.Function):
         return None, None, None
 
 
+class _InPlace(nn.Embedding):
+    """A lookup of this kind; a class and not a closure, so that a copy looks up its own weight."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Rows of the weight."""
+        if not torch.is_grad_enabled():
+            return super().forward(input)
+        anchor = self.weight.new_zeros((), requires_grad=True)
+        looked_up: torch.Tensor = _Lookup.apply(anchor, input, self)
+        return looked_up
+
+
 def add_rows_in_place(embedding: nn.Module) -> None:
     """Have a plain, trained embedding do so; any other is left as it is."""
     if type(embedding) is not nn.Embedding or not embedding.weight.requires_grad:
         return
     if embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:
         return
-    usual = embedding.forward
-
-    def forward(input: torch.Tensor) -> torch.Tensor:
-        if not torch.is_grad_enabled():
-            return usual(input)
-        anchor = embedding.weight.new_zeros((), requires_grad=True)
-        looked_up: torch.Tensor = _Lookup.apply(anchor, input, embedding)
-        return looked_up
-
-    embedding.forward = forward  # type: ignore[method-assign]
+    embedding.__class__ = _InPlace

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from rlvr.data import load_template
 from rlvr.hub.export import Wanted, export_run
-from rlvr.hub.source import find_source
+from rlvr.hub.source import check_task, find_source
 from rlvr.hub.weights import with_chat_template
 from rlvr.policy import load_policy, load_tokenizer
 from rlvr.policy.tiny import character_tokenizer
@@ -260,6 +260,10 @@ class TestFaults:
         self.refusal(run / "model", tmp_path, "no run")
         checkpoint = run / "checkpoints" / "step_000002"
         self.refusal(checkpoint, tmp_path, r"is a checkpoint; name its run: .* --step 2")
+
+    def test_a_task_of_another_kind_of_model(self, tmp_path):
+        with pytest.raises(ValueError, match=r"task 'other', whose models export does not know"):
+            check_task("other", tmp_path)
 
     def test_an_unknown_step_names_the_nearest(self, run, tmp_path):
         self.refusal(run, tmp_path, r"no weights of step 9; there are 2, 4: .* --step 4", step=9)

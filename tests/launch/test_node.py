@@ -100,7 +100,7 @@ def test_a_role_that_ignores_notices_goes_on_ignoring_them(tmp_path):
 
 
 @pytest.mark.parametrize("source", [SLEEPER, STUBBORN])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_nothing_below_survives_the_end_of_the_role(tmp_path, source, number):
     role = start(tmp_path, *launcher(source), options=["--grace", "1"])
     wait_for(tmp_path / "ready")

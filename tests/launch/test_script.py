@@ -106,7 +106,9 @@ def test_no_value_is_taken_for_shell(make_job, value, tmp_path):
     script = render_script(job).replace("/shared/project", str(tmp_path))
     path = tmp_path / "job.sh"
     path.write_text(script)
-    for role in ("learner", "server"):
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    for role, log in (("learner", "learner-node7.log"), ("server", "server-node7-0.log")):
         done = subprocess.run(
             ["bash", str(path), role],
             capture_output=True,
@@ -117,17 +119,18 @@ def test_no_value_is_taken_for_shell(make_job, value, tmp_path):
                 "SLURM_NODEID": "0",
                 "SLURM_LOCALID": "0",
                 "RLVR_ADDRESSES": "a b",
-                "RLVR_LOGS": "/logs",
+                "SLURMD_NODENAME": "node7",
+                "RLVR_LOGS": str(logs),
                 "RLVR_SERVERS": "http://b:8000",
                 "CUSTOM": line,
             },
         )
         assert done.returncode == 0, done.stderr
-        words = done.stdout.decode().split("\0")
+        words = (logs / log).read_bytes().decode().split("\0")
         wanted = value if role == "server" else f"model.path={repr_yaml(value)}"
         assert wanted in words
     assert f"export CUSTOM={shlex.quote(line)}\n" in script
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["job.sh", "show me"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["job.sh", "logs", "show me"]
 
 
 def repr_yaml(value):

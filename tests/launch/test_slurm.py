@@ -174,6 +174,7 @@ def test_a_server_that_is_killed_fails_the_job_and_is_named(launch):
     assert "a server ended with exit code 137" in said
     assert "last lines of" in said
     assert "server-node2-0.log" in said
+    assert not list((job.folder / "launch" / "weights").iterdir()), "the learner ended in order"
     assert job.cluster.job(job.number)["Restarts"] == "0"
 
 

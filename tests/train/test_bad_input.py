@@ -10,7 +10,7 @@ import yaml
 
 from rlvr.settings import load_settings, to_yaml
 from rlvr.train.recipe import RLRecipe
-from rlvr.train.run import check_folder
+from rlvr.train.run_folder import check_folder
 
 ROOT = Path(__file__).parents[2]
 

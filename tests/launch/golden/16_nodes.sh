@@ -54,6 +54,7 @@ check() {
 }
 
 learner() {
+    exec >>"$RLVR_LOGS/learner-$SLURMD_NODENAME.log" 2>&1
     local rank=$SLURM_NODEID main_address=${addresses[0]}
     local logs=$RLVR_LOGS weights=$folder/weights servers=$RLVR_SERVERS
     exec /shared/venv/bin/python -m launch.node --stopped "${logs}/stopped" -- /shared/venv/bin/python \
@@ -67,6 +68,7 @@ learner() {
 }
 
 server() {
+    exec >>"$RLVR_LOGS/server-$SLURMD_NODENAME-$SLURM_LOCALID.log" 2>&1
     local host=${addresses[learner_nodes + SLURM_NODEID]} port=$((server_port + SLURM_LOCALID))
     local devices first=$((SLURM_LOCALID * 4))
     IFS=, read -ra devices <<<"${CUDA_VISIBLE_DEVICES:-0,1,2,3,4,5,6,7}"
@@ -142,7 +144,7 @@ step() { # step OPTION... -- COMMAND...: becomes srun
         shift
     done
     shift
-    exec srun "${options[@]}" '--container-image=/shared/images/rlvr 1.sqsh' --container-mounts=/shared/project:/shared/project,/shared/project/runs/smollm2-arithmetic/launch:/shared/project/runs/smollm2-arithmetic/launch,/data:/data,/a:/b --container-workdir=/shared/project "$@"
+    exec srun "${options[@]}" '--container-image=/shared/images/rlvr 1.sqsh' --container-mounts=/shared/project:/shared/project,/shared/project/runs/smollm2-arithmetic/launch:/shared/project/runs/smollm2-arithmetic/launch,/shared/rlvr/recipes/accelerate:/shared/rlvr/recipes/accelerate,/data:/data,/a:/b --container-workdir=/shared/project "$@"
 }
 
 role() { # role OPTION... -- ROLE...: becomes srun, which runs the role of this script
@@ -163,18 +165,25 @@ notice() {
 }
 
 finish() { # nothing of the job outlives this script
-    local pid code=$?
+    local pid i code=$?
     trap '' USR1 TERM INT
+    # srun would have everything killed upon SIGTERM; SIGUSR2 it passes on, and launch.node ends its
+    # role in order.
+    for pid in $waiting_pid $learner_pid $servers_pid; do kill -USR2 "$pid" 2>/dev/null || true; done
+    for ((i = 0; i < 25; i++)); do
+        if ! runs "$waiting_pid" && ! runs "$learner_pid" && ! runs "$servers_pid"; then break; fi
+        sleep 1
+    done
     for pid in $waiting_pid $learner_pid $servers_pid; do kill -TERM "$pid" 2>/dev/null || true; done
     wait
     exit "$code"
 }
 
+runs() { [ -n "$1" ] && kill -0 "$1" 2>/dev/null; }
+
 trap notice USR1
 trap 'exit 143' TERM INT
 trap finish EXIT
-
-runs() { [ -n "$1" ] && kill -0 "$1" 2>/dev/null; }
 
 fail() { # fail CODE WHAT PATTERN: says what ended, and the last words of its logs
     local code=$1 what=$2 log
@@ -227,7 +236,7 @@ fi
 
 role --nodes="$rollout_nodes" --relative="$learner_nodes" \
     --ntasks="$((rollout_nodes * servers_per_node))" --ntasks-per-node="$servers_per_node" \
-    --output="$logs/server-%N-%t.log" -- server &
+    -- server &
 servers_pid=$!
 step --nodes=1 --ntasks=1 --relative=0 --overlap -- \
     "$python" -m launch.health --timeout 900 "${health[@]}" &
@@ -239,7 +248,7 @@ if ((code != 0)); then fail "$code" "waiting for the servers" "$logs/server-*.lo
 say "${#health[@]} servers are healthy after $SECONDS s"
 
 role --nodes="$learner_nodes" --relative=0 --ntasks="$learner_nodes" --ntasks-per-node=1 \
-    --output="$logs/learner-%N.log" -- learner ${resume[@]+"${resume[@]}"} &
+    -- learner ${resume[@]+"${resume[@]}"} &
 learner_pid=$!
 await "$learner_pid"
 learner_pid=''
