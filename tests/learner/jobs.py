@@ -44,7 +44,6 @@ from rlvr.policy import (
     padded_inputs,
     policy_writer,
 )
-from rlvr.policy.tiny import TinySettings, write_tiny_model
 from rlvr.ranks import Ranks
 from rlvr.rm import (
     BradleyTerry,
@@ -411,14 +410,9 @@ def gradients(model, folder, launch):
         (folder / "gradients.json").write_text(text)
 
 
-def mixture(_, folder, launch):
+def mixture(model, folder, launch):
     """Router losses over all ranks, and choices replayed by whichever rank runs a row."""
-    path = folder / f"mixture-{launch.ranks.rank}"
-    shape = TinySettings(
-        hidden_size=32, layers=2, heads=4, key_value_heads=2, experts=6, expert_size=24
-    )
-    write_tiny_model(path, 0, shape)
-    policy = load_policy(ModelSettings(path=str(path)))
+    policy = load_policy(ModelSettings(path=model))
     router = RouterSettings(balance=0.5, z=0.1, against="old", replay=True)
     options = LearnerSettings(**{**SETTINGS, "lr": 3e-4})
     learner = Learner(policy, PLAIN, options, launch=launch, router=RouterTraining(policy, router))

@@ -10,9 +10,9 @@ from tests.learner.launching import run_job
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(mixture_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    jobs.run_case("mixture", "", folder, Launch(jobs.Alone()))
+    jobs.run_case("mixture", mixture_folder, folder, Launch(jobs.Alone()))
     return load_file(folder / "mixture.safetensors")
 
 
@@ -24,9 +24,9 @@ def test_the_losses_act_in_this_job(alone):
 @pytest.mark.deepspeed
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("config", ["multi_cpu", "zero2", "zero3"])
-def test_two_processes_balance_and_replay_as_one(alone, config, tmp_path):
+def test_two_processes_balance_and_replay_as_one(alone, config, mixture_folder, tmp_path):
     """Rows that another rank routed in the old pass are replayed here."""
-    run_job(config, "mixture", "none", tmp_path)
+    run_job(config, "mixture", mixture_folder, tmp_path)
     together = load_file(tmp_path / "mixture.safetensors")
     assert together.keys() == alone.keys()
     for name, value in alone.items():
