@@ -31,7 +31,7 @@ from rlvr.distill.filter import run_filter
 from rlvr.distill.generate import generate
 from rlvr.distill.recipe import DistillRecipe
 from rlvr.distill.surprisal import score_traces, surprisal
-from rlvr.distill.trace import read_traces
+from rlvr.distill.trace import Trace, read_traces
 from rlvr.jsonl import write_atomically, write_lines
 from rlvr.learner import Learner, LearnerSettings, Schedule
 from rlvr.objective import Objective, Reinforce, TokenMean
@@ -268,6 +268,7 @@ def measure(out: Path, seed: int, name: str, chosen: argparse.Namespace) -> dict
     return {
         "traces": len(traces),
         "right": fmean(trace.text.endswith(f"{BOX}{trace.answer}}}") for trace in traces),
+        "sound": fmean(map(sound, traces)),
         "teachers_notation": fmean(own),
         "by_student": fmean(trace.fallback_rate for trace in traces),
         "tokens": found.all.tokens,
@@ -278,11 +279,18 @@ def measure(out: Path, seed: int, name: str, chosen: argparse.Namespace) -> dict
     }
 
 
+def sound(trace: Trace) -> bool:
+    """Whether the work is there and right, in either notation, and not the answer alone."""
+    a, b = map(int, re.findall(r"\d+", trace.prompt)[:2])
+    return trace.text in (worked_answer(a, b), lettered_answer(a, b))
+
+
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     """Means and standard deviations over seeds, as Markdown."""
     columns = {
         "traces": "{:.0f}",
         "right": "{:.3f}",
+        "sound": "{:.3f}",
         "teachers_notation": "{:.3f}",
         "by_student": "{:.3f}",
         "improbable": "{:.2%}",
