@@ -181,7 +181,12 @@ class Cluster:
 
     def tasks(self, name):
         """Processes of the jobs' steps on a node."""
-        return [p for p in self._mine() if p.environ().get("SLURMD_NODENAME") == name]
+        found = []
+        for process in self._mine():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("SLURMD_NODENAME") == name:
+                    found.append(process)
+        return found
 
     def _mine(self):
         for process in psutil.process_iter():

@@ -3,6 +3,7 @@
 Two nodes on loopback: one learns (two ranks, ZeRO 2 over gloo), the other serves (vLLM on the CPU).
 """
 
+import contextlib
 import re
 import shutil
 import socket
@@ -12,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -133,8 +135,9 @@ class Submitted:
     def killed(self, node):
         """Kill what a node's daemon started for the job's step."""
         for process in self.cluster.tasks(node):
-            if "slurm_script" not in " ".join(process.cmdline()):
-                process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # others may have ended meanwhile
+                if "slurm_script" not in " ".join(process.cmdline()):
+                    process.kill()
 
 
 def test_two_nodes_train_and_after_a_notice_the_job_goes_on_to_the_same_end(launch, cluster):
