@@ -181,6 +181,7 @@ ARMS = {
     "direct": Arm(1, {"arm": "teacher"}, UNFILTERED),
     "teacher": Arm(SAMPLES, {"arm": "teacher"}),
     "student": Arm(SAMPLES, {"arm": "student"}),
+    "student, 32 samples": Arm(32, {"arm": "student"}),
     "rsd": Arm(SAMPLES, {"arm": "rsd"}),
     "rsd, one draw": Arm(SAMPLES, {"arm": "rsd", "draws": 1}),
     "rsd, threshold 0.1": Arm(SAMPLES, {"arm": "rsd", "threshold": 0.1}),
@@ -315,9 +316,9 @@ def draw(results: dict[str, dict[str, dict[str, float]]], out: Path) -> None:
         right.plot([row["nll"] for row in seeds.values()], after, "o", color=f"C{index}")
     left.set_yticks(range(len(results)), list(results))
     left.invert_yaxis()
-    left.set_xlim(0, 1)
+    left.set_xlim(0, 1.03)
     left.set_xlabel("held-out accuracy after training (a point is a seed)")
-    right.set_xscale("log")
+    right.set_xlim(0)
     right.set_ylim(0, 1.03)
     right.set_xlabel("mean NLL of the traces under the student before training (nats)")
     right.set_ylabel("held-out accuracy after training")

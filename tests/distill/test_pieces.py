@@ -9,7 +9,8 @@ import torch
 from rlvr.distill.job import Job
 from rlvr.distill.lockstep import TransformersTraceSettings
 from rlvr.distill.models import Loaded
-from rlvr.distill.pieces import PieceEngine, _Writer
+from rlvr.distill.piece_writer import PieceWriter
+from rlvr.distill.pieces import PieceEngine
 from rlvr.distill.rule import PoolSettings, RuleSettings
 from rlvr.distill.vocabulary import VocabularySettings
 from tests.distill.closed_form import check_chi_square
@@ -95,14 +96,14 @@ def test_the_first_piece_has_the_law_of_the_closed_form(small, monkeypatch, draw
         for name in names
     ]
     seen = []
-    keep = _Writer._record
+    keep = PieceWriter._record
 
     def record(self, tokens, probs, draw, teacher_prob):
         if not self.tokens:
             seen.append(None if tokens == (0,) else student.tokenizer.decode(list(tokens)))
         return keep(self, tokens, probs, draw, teacher_prob)
 
-    monkeypatch.setattr(_Writer, "_record", record)
+    monkeypatch.setattr(PieceWriter, "_record", record)
     jobs = [Job("many", sample, *prompts) for sample in range(2000)]
     made = engine(teacher, student, rule, max_tokens=1, rows=200, piece_tokens=2)
     assert sum(1 for _ in made.generate(jobs)) == 2000

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rlvr.data import load_template
 from rlvr.data.demonstrations import Demonstration, load_demonstrations
+from rlvr.distill.lane import ModelSource
 from rlvr.distill.lockstep import LockstepEngine
 from rlvr.distill.rule import RuleSettings
 from rlvr.distill.surprisal import (
@@ -53,7 +54,7 @@ def traces(folders, tmp_path_factory, request):
     from rlvr.distill.job import Job
 
     models = [
-        AutoModelForCausalLM.from_pretrained(folders / name).eval()
+        ModelSource(AutoModelForCausalLM.from_pretrained(folders / name).eval())
         for name in ("teacher", "student")
     ]
     rule = RuleSettings(threshold=THRESHOLD, draws=2)

@@ -313,6 +313,7 @@ def start(run, hub, *more):
     )
 
 
+@pytest.mark.slow  # and the machine's buffers have to be behind for it to find a cut file
 def test_killed_while_it_sends_the_same_command_goes_on(big, hub, tmp_path):
     hub.pace = 60_000  # bytes a second and file: pictures are soon through, the weights are not
     process = start(big, hub)
