@@ -5,7 +5,7 @@
     A_i <- w_i A_i                                               apply: advantages
     R_i <- mean_G R + w_i (R_i - mean_G R)                       apply: rewards, before A is taken
 
-After Zhang et al., Ctrl-U (arXiv:2410.11236), whose reward is differentiated: exp(-U) l + U is
+After Ctrl-U (arXiv:2410.11236), whose reward is differentiated: exp(-U) l + U is
 minimised there, and gradients flow through U. Here the reward is a number, so only the weights are
 kept. With mean 1 a group moves as far as it did; equal uncertainties, of which 0 is one, change
 nothing, to the last bit.

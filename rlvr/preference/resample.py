@@ -9,7 +9,7 @@ difficulty, but part within a prompt; so pairs are compared with others of their
 every prompt is trained on as often as before. T -> 0 takes the smallest loss, T -> infinity draws
 evenly, as does a single candidate.
 
-PLD, Zhang et al., "Personalized Denoising Implicit Feedback" (arXiv:2502.00348), who draw a user's
+PLD, "Personalized Denoising Implicit Feedback" (arXiv:2502.00348), who draw a user's
 positives for a recommender's pairwise loss, which is the Bradley-Terry loss; a prompt takes the
 user's place here. With labels from a verifier leave it off: it then only prefers what is learned
 already.

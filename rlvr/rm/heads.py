@@ -6,7 +6,7 @@
                     o   = MHA_res(Q = q_res, K = V = H_last)     q_res learned
                     r   = w . dropout(SiLU(W (q_n + o) + c))
 
-The second is the hierarchical query head of Lian et al., SoliReward (arXiv:2512.22170): each chosen
+The second is the hierarchical query head of SoliReward (arXiv:2512.22170): each chosen
 layer is asked in turn, over all tokens of prompt and completion, with its own attention. H_l is the
 residual stream after layer l (after the final norm for the last), in the width of the model. Four
 or five layers were best there.

@@ -6,7 +6,7 @@
     ce              -l log s(r) - (1 - l) log s(-r), or with tau           single responses
     ldr             lambda log [1/K sum_k exp((r_k - r_y + c 1[k != y]) / lambda)]    a prompt's own
 
-Bradley-Terry with win-tie: Lian et al., SoliReward (arXiv:2512.22170); the paper takes the mean of
+Bradley-Terry with win-tie: SoliReward (arXiv:2512.22170); the paper takes the mean of
 a tie's two terms and no margin, its released code their sum and one margin of 3 for both. A margin
 in the tie term leaves its minimum at d = 0 and flattens it: the curvature falls from 1/2 to
 2 s(t) s(-t), 0.09 at t = 3, which lets ties drift apart by about t. Hence two margins here.

@@ -6,7 +6,7 @@ With W the responses that passed and L those that failed:
     tie         (w, w') in W x W    both are to score alike; the labels say nothing of their order
 
 Never L x L: that two answers are wrong does not make them equally wrong, and training on such pairs
-hurt. Lian et al., SoliReward (arXiv:2512.22170), whose pairs cross prompts: a label is of one
+hurt. SoliReward (arXiv:2512.22170), whose pairs cross prompts: a label is of one
 response, so any pass may stand against any failure.
 
 Across prompts the model is also told which prompts are easy (their responses pass), and that is all
