@@ -147,6 +147,7 @@ class _Refused(Exception):
 
 class _Handler(BaseHTTPRequestHandler):
     hub: LoopbackHub
+    body_read = False
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
@@ -156,6 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         line = f"{self.command} {path}"
         self.hub.requests.append(line)
+        self.body_read = False
         try:
             fault = self.hub.fault_for(line)
             if fault is not None:
@@ -172,7 +174,10 @@ class _Handler(BaseHTTPRequestHandler):
                     return
             raise _Refused(404, "EntryNotFound", f"no such route: {line}")
         except _Refused as refused:
-            self.close_connection = True  # a body may stand unread
+            # The client keeps the connection, so it must neither be closed unannounced nor be left
+            # with an unread body in it: either one now and then loses the answer.
+            if not self.body_read:
+                self._body()
             self._send(
                 refused.status,
                 {"error": refused.message},
@@ -184,6 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = _any
 
     def _body(self, oid: str | None = None) -> bytes:
+        self.body_read = True
         left, parts = int(self.headers.get("Content-Length") or 0), []
         while left:
             part = self.rfile.read(min(left, 2048 if self.hub.pace else 1 << 16))
