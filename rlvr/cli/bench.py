@@ -91,7 +91,7 @@ def plan(
     """Predict seconds per step from 1 to 512 GPUs, and the split of rollout and learner GPUs.
 
     A discrete-event model of the asynchronous pipeline, fed with phase times of one GPU; what it
-    counts and leaves out is in docs/plan.md. Colocated means that all GPUs generate and train in
+    counts and leaves out is in docs/bench.md. Colocated means that all GPUs generate and train in
     turn.
 
     Example: rlvr plan recipes/plan/example_7b.yaml --gpus 8,64,512 --staleness 1

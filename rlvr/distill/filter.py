@@ -25,7 +25,7 @@ from reward.graders import grader_by_name
 from rlvr.distill.generate import PARTS, PLAN, part_rows
 from rlvr.distill.recipe import DistillRecipe, FilterSettings
 from rlvr.distill.trace import Trace, write_traces
-from rlvr.jsonl import read_lines, write_atomically
+from rlvr.jsonl import differences, read_lines, write_atomically
 from rlvr.policy import load_tokenizer
 from rlvr.rollout import sample_seed
 
@@ -85,6 +85,12 @@ def gathered(recipe: DistillRecipe, *, partial: bool = False) -> list[Trace]:
     plan = read_lines(folder / PLAN).rows
     if not plan:
         raise ValueError(f"{str(folder)!r} holds no traces; run rlvr distill generate first")
+    changes = list(differences(plan[0]["settings"], recipe.identity))
+    if changes:
+        raise ValueError(
+            f"{str(folder)!r} holds traces made with other settings: {'; '.join(changes[:4])}; "
+            "filter them with the same"
+        )
     found: dict[tuple[str, int], Trace] = {}
     for row in part_rows(folder):
         trace = Trace.model_validate_json(json.dumps(row))
@@ -92,6 +98,12 @@ def gathered(recipe: DistillRecipe, *, partial: bool = False) -> list[Trace]:
     problems = plan[0]["problems"]
     wanted = [(problem, sample) for problem in problems for sample in range(recipe.samples)]
     missing = [key for key in wanted if key not in found]
+    most = 1 + max((sample for _, sample in found), default=-1)
+    if most > recipe.samples:
+        raise ValueError(
+            f"{str(folder)!r} holds {most} traces of a problem, and samples = {recipe.samples} "
+            f"would leave some out; filter with samples={most}"
+        )
     if not found or (missing and not partial):
         raise ValueError(
             f"{len(missing)} of {len(wanted)} traces are missing from {str(folder / PARTS)!r}; "

@@ -70,7 +70,8 @@ def generate(
 def load_models(recipe: DistillRecipe) -> tuple[Loaded, Loaded]:
     """Teacher and student; one model under the same settings is loaded once.
 
-    For vLLM, which loads them itself, without weights; likewise one that an arm does not run.
+    For vLLM, which loads them itself, without weights; likewise one that an arm does not run,
+    unless text is exchanged.
     """
     elsewhere = isinstance(recipe.engine, VllmTraceSettings)
 

@@ -76,7 +76,7 @@ def load_trace_model(settings: TraceModel) -> Loaded:
         ValueError: There is none, or its layers are not all full attention.
     """
     tokenizer = load_tokenizer(settings.model_settings)
-    device = torch.device(settings.device) if settings.device else _own_device()
+    device = torch.device(settings.device) if settings.device else own_device()
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {settings.device!r} needs a GPU, and there is none; use cpu")
     model = load_causal_lm(settings.model_settings, _DTYPES[settings.precision]).to(device).eval()
@@ -91,7 +91,7 @@ def load_trace_model(settings: TraceModel) -> Loaded:
     )
 
 
-def _own_device() -> torch.device:
+def own_device() -> torch.device:
     """The first GPU or the CPU; of a launcher's processes each its own GPU."""
     device = default_device()
     if device.type != "cuda":

@@ -55,7 +55,7 @@ def make_side(loaded: Loaded, settings: VocabularySettings, *, specials: bool) -
         if special and specials and (text := loaded.tokenizer.convert_ids_to_tokens(token)):
             texts[token] = text.encode()
         may[0, token] = bool(data) or token in ends or token in texts
-        may[1, token] = not data or _begins_piece(data, settings)
+        may[1, token] = not data or token in ends or _begins_piece(data, settings)
     may[1] &= may[0]
     return Side(speller, ends, may, texts)
 

@@ -193,7 +193,7 @@ class PieceWriter:
     def _translated(self, piece: Piece) -> tuple[int, ...] | None:
         """The teacher's piece in the student's tokens; None if the student cannot write it."""
         if piece.ends:
-            return (self.engine.end_id,)
+            return (self.engine.end_of[piece.tokens[0]],)
         return self.engine.student.speller.spell(self.engine.teacher.data(piece.tokens))
 
     def _judged(self, ours: tuple[int, ...]) -> Generator[Ask, Answer, tuple[float, ...] | None]:

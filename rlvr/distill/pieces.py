@@ -75,7 +75,7 @@ class PieceEngine:
         self.student = make_side(student, vocabulary, specials=True)
         self.teacher = make_side(teacher, vocabulary, specials=False)
         self.stop_ids = frozenset(stop_ids)
-        self.end_id = int(student.tokenizer.eos_token_id)
+        self.end_of = _ends(teacher, student)
         self._may = [
             side.may.to(next(loaded.model.parameters()).device)
             for side, loaded in zip((self.student, self.teacher), self.loaded, strict=True)
@@ -178,11 +178,11 @@ class PieceEngine:
         if of_teacher:
             pool = teacher_pool(logits_bV, self.rule.teacher)
         else:
-            pool = fallback_pool(student_pool(logits_bV, self.rule), self.rule)
+            pool = student_pool(logits_bV, self.rule)
         begins_b1 = torch.tensor([[int(asks[row].begins)] for row in rows], device=logits_bV.device)
         pool = restricted(pool, self._may[of_teacher][begins_b1, pool.ids_BK])
-        if not of_teacher:
-            pool = self._never_empty(pool, logits_bV, begins_b1)
+        if not of_teacher:  # "all of it where none passes" is said of what may be written here
+            pool = self._never_empty(fallback_pool(pool, self.rule), logits_bV, begins_b1)
         numbers_b1 = torch.tensor(
             [[asks[row].number] for row in rows], dtype=torch.float64, device=logits_bV.device
         )
@@ -212,3 +212,11 @@ class PieceEngine:
             torch.where(empty_b1, only_BK, pool.weights_BK),
             torch.where(empty_b1, probs_b1.expand_as(pool.probs_BK), pool.probs_BK),
         )
+
+
+def _ends(teacher: Loaded, student: Loaded) -> dict[int, int]:
+    """The student's end token for each of the teacher's: of the same name, else its own."""
+    own = {student.tokenizer.convert_ids_to_tokens(end): end for end in student.stop_ids}
+    default = int(student.tokenizer.eos_token_id)
+    names = {end: teacher.tokenizer.convert_ids_to_tokens(end) for end in teacher.stop_ids}
+    return {end: own.get(name, default) for end, name in names.items()}

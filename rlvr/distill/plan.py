@@ -134,14 +134,17 @@ def _check_context(plan: Plan, teacher: Loaded, student: Loaded) -> None:
         ),
         ("teacher", teacher, plan.teacher_prompts, plan.recipe.rule.uses_teacher),
     )
+    engine = plan.recipe.engine
+    ahead = engine.block - 1 if engine.name == "vllm" else 0  # drafts that may have to fit in
     for whose, loaded, prompts, used in sides:
         longest = max(range(len(prompts)), key=lambda index: len(prompts[index]))
-        needed = len(prompts[longest]) + plan.recipe.max_tokens
+        needed = len(prompts[longest]) + plan.recipe.max_tokens + ahead
         if used and loaded.context is not None and needed > loaded.context:
+            block = f" and engine.block {engine.block}" if ahead else ""
             raise ValueError(
                 f"the prompt of problem {plan.prompts[longest].problem.id!r} has "
-                f"{len(prompts[longest])} tokens; with max_tokens {plan.recipe.max_tokens} that "
-                f"exceeds the {whose}'s context of {loaded.context}; lower max_tokens or "
+                f"{len(prompts[longest])} tokens; with max_tokens {plan.recipe.max_tokens}{block} "
+                f"that exceeds the {whose}'s context of {loaded.context}; lower max_tokens or "
                 "data.max_prompt_tokens"
             )
 

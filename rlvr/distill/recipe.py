@@ -170,6 +170,8 @@ def _impossible(recipe: DistillRecipe) -> Iterator[str]:
     rule, text = recipe.rule, recipe.vocabulary.matching == "text"
     if text and recipe.engine.block > 1:
         yield "engine.block drafts tokens, and vocabulary.matching = text has none in common; use 1"
+    if text and recipe.vocabulary.map:
+        yield "vocabulary.map matches tokens, and vocabulary.matching = text has none; leave it out"
     if recipe.engine.name != "vllm":
         return
     for name, model in (("teacher", recipe.teacher), ("student", recipe.student)):

@@ -73,7 +73,7 @@ class LogitScores:
 
 
 class TopScores:
-    """Scores of the likeliest K tokens, K being at least what the pools keep.
+    """Scores of the likeliest K tokens, K being at least what the pools keep and ``banned`` holds.
 
     Args:
         ids_BK: Their ids.
@@ -84,11 +84,10 @@ class TopScores:
     def __init__(
         self, ids_BK: torch.Tensor, logprobs_BK: torch.Tensor, banned: torch.Tensor | None = None
     ) -> None:
-        logprobs_BK, order_BK = logprobs_BK.sort(dim=-1, descending=True)
-        ids_BK = ids_BK.gather(-1, order_BK)
         if banned is not None:
             logprobs_BK = logprobs_BK.masked_fill(torch.isin(ids_BK, banned), float("-inf"))
-        self.ids_BK, self.logprobs_BK = ids_BK, logprobs_BK
+        self.logprobs_BK, order_BK = logprobs_BK.sort(dim=-1, descending=True)
+        self.ids_BK = ids_BK.gather(-1, order_BK)
 
     def _pool(self, settings: PoolSettings) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         ids_BK = self.ids_BK[:, : settings.top_k]

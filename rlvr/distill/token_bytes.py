@@ -21,9 +21,10 @@ def token_bytes(tokenizer: Any) -> list[bytes | None]:  # noqa: ANN401
     """
     read = _reader(tokenizer)
     added = tokenizer.added_tokens_decoder
+    special = frozenset(tokenizer.all_special_ids)  # worked out anew at every access
     found: list[bytes | None] = [None] * (max(tokenizer.get_vocab().values()) + 1)
     for token, index in tokenizer.get_vocab().items():
-        if index in tokenizer.all_special_ids:
+        if index in special:
             continue
         found[index] = added[index].content.encode() if index in added else read(token)
     return found

@@ -27,13 +27,14 @@ import torch
 from pydantic import Field
 
 from rlvr.distill.lane import AnyLane
-from rlvr.distill.models import TraceModel
+from rlvr.distill.models import TraceModel, own_device
 from rlvr.distill.scores import TopScores
 from rlvr.policy.model import check_local
 from rlvr.remedies import VLLM_INSTALL
 from rlvr.rollout.vllm_child import EngineDiedError, EngineProcess
 from rlvr.settings import Settings
 
+_MOST_BANNED = 64  # tokens that are reported beyond a pool, for those that leave it
 _CPU_BLOCK = 32
 
 
@@ -98,7 +99,7 @@ class VllmSource:
             "enforce_eager": settings.enforce_eager,
             "max_model_len": longest,
             "max_num_seqs": settings.rows * settings.block,
-            "max_logprobs": max(20, top_k),
+            "max_logprobs": max(20, top_k + _MOST_BANNED),
             "tensor_parallel_size": settings.tensor_parallel_size,
             "gpu_memory_utilization": settings.memory_share,
             "kv_cache_memory_bytes": None if cache_gib is None else int(cache_gib * 2**30),
@@ -113,7 +114,7 @@ class VllmSource:
                 start_timeout_s=settings.start_timeout_s,
                 silence_timeout_s=settings.silence_timeout_s,
                 log=settings.log,
-                variables=_visible(model.device) if on_gpu else {},
+                variables=visible(model.device) if on_gpu else {},
             )
         except EngineDiedError as error:
             raise ValueError(f"{error}; look into engine.log") from error
@@ -139,17 +140,32 @@ def local_folder(model: TraceModel) -> str:
     return str(snapshot_download(path, revision=model.revision, allow_patterns=patterns))
 
 
-def _visible(device: str | None) -> dict[str, str]:
-    """Show a process the GPU that the recipe names, and only that."""
-    _, colon, index = (device or "").partition(":")
-    return {"CUDA_VISIBLE_DEVICES": index} if colon else {}
+def visible(device: str | None) -> dict[str, str]:
+    """Show a process the GPU that the recipe names or that a launcher gave us, and only that.
+
+    Devices are counted among those that this process was shown.
+    """
+    if device is None and "LOCAL_RANK" not in os.environ:
+        return {}
+    index = (torch.device(device) if device else own_device()).index
+    if index is None:
+        return {}
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {"CUDA_VISIBLE_DEVICES": shown.split(",")[index] if shown else str(index)}
 
 
 class VllmLane(AnyLane):
     """Rows of a model in a vLLM process."""
 
     def __init__(self, source: VllmSource, rows: int, banned: torch.Tensor | None) -> None:
-        self.source, self.banned = source, banned
+        count = 0 if banned is None else len(banned)
+        if count > _MOST_BANNED:
+            raise ValueError(
+                f"{count} tokens of one model are unknown to the other, and engine vllm reports "
+                "too few to leave them out; use engine transformers"
+            )
+        # What is never drawn leaves a pool before the pool is cut.
+        self.source, self.banned, self._top = source, banned, source.top_k + count
         self.limit: int | None = source.limit
         self.lengths = [0] * rows
         self._names: list[int | None] = [None] * rows
@@ -183,7 +199,7 @@ class VllmLane(AnyLane):
                 self.lengths[row] += len(new)
         try:
             answer = self.source.process.call(
-                "next", rows=asked, count=count, top=self.source.top_k, forget=self._forget
+                "next", rows=asked, count=count, top=self._top, forget=self._forget
             )
         except EngineDiedError as error:
             raise ValueError(f"{error}; go on with --resume") from error
@@ -194,7 +210,7 @@ class VllmLane(AnyLane):
         for new in tokens:
             for _ in range(count):
                 row_ids, row_logprobs = next(found) if new else ([], [])
-                missing = self.source.top_k - len(row_ids)
+                missing = self._top - len(row_ids)
                 ids.append(row_ids + [0] * missing)
                 logprobs.append(row_logprobs + [float("-inf")] * missing)
         return TopScores(

@@ -58,7 +58,11 @@ class OutcomeLearner:
         self.total_updates = total_updates
         self.updates = self.skipped_updates = 0
         _freeze_output_head(model.policy)
-        packed = packs(model.policy, settings)  # before the engine takes parameters apart
+        # Before the engine takes parameters apart. A head that reads whole layers projects a packed
+        # row once for each completion on it, so there padding is the cheaper way.
+        packed = (settings.layout == "packed" or not model.head.all_layers) and packs(
+            model.policy, settings
+        )
         launch = launch or Launch(Ranks())
         self.ranks = launch.ranks
         models = Models(model.policy, {HEAD: model})

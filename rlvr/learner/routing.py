@@ -123,7 +123,8 @@ class RouterTraining:
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """A micro-batch's share of the step's router losses, and of their metrics."""
         assert stats.routing is not None
-        self.counts_ME += self.count(stats)
+        known_ME = self.known_load(columns, range(len(columns)))
+        self.counts_ME += self.count(stats) if known_ME is None else known_ME
         logits_NME = stats.routing.logits_NME
         balance_N, z_N = balance_terms(logits_NME, self.share_ME), z_terms(logits_NME)
         terms = {"router/z": z_N, "router/entropy": entropy_terms(logits_NME)}

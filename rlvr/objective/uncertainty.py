@@ -24,8 +24,8 @@ class Uncertainty(Settings):
 
     temperature: float = Field(1.0, gt=0)
     """tau, in units of the reward: to be uncertain by tau more is to count 1/e as much."""
-    apply: Literal["advantages", "rewards"] = "advantages"
-    """Weigh advantages, or draw rewards towards their group's mean before advantages are taken."""
+    apply: Literal["advantages", "rewards"] = "rewards"
+    """Draw rewards towards their group's mean before advantages are taken, or weigh advantages."""
 
     def weights(self, uncertainty_B: torch.Tensor, group_index_B: torch.Tensor) -> torch.Tensor:
         """Weights [B] of mean 1 in each group, without gradient."""

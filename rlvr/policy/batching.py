@@ -10,9 +10,11 @@ Whichever the layout, the output head runs only at the N positions that predict 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
+
+from rlvr.policy.tree_attention import Block
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class ModelInputs:
     into the flattened R*L positions at those whose output predicts ``targets_N``; ``row_N`` and
     ``column_N`` say where in the micro-batch's [B, T] columns each belongs. ``last_B`` points, in
     the same way, at each completion's last token, or its prompt's where it has none. ``rows`` are
-    the indices of its B completions in the batch.
+    the indices of its B completions in the batch. ``blocks`` are what stands on a packed row.
     """
 
     input_ids_RL: torch.Tensor
@@ -35,6 +37,7 @@ class ModelInputs:
     column_N: torch.Tensor
     last_B: torch.Tensor
     rows: tuple[int, ...]
+    blocks: tuple[Block, ...] = ()
 
     def to(self, device: torch.device) -> "ModelInputs":
         """The same inputs on another device."""
@@ -43,7 +46,7 @@ class ModelInputs:
             for name in self.__slots__
             if isinstance(value := getattr(self, name), torch.Tensor)
         }
-        return ModelInputs(rows=self.rows, **tensors)
+        return ModelInputs(rows=self.rows, blocks=self.blocks, **tensors)
 
     @property
     def num_positions(self) -> int:
@@ -144,7 +147,7 @@ def packed_inputs(prompts: Sequences, completions: Sequences, rows: Sequence[int
         by_prompt.setdefault(tuple(prompts[row]), []).append(slot)
     ids: list[int] = []
     positions: list[int] = []
-    blocks: list[tuple[int, int, int, int]] = []  # completion start, stop; prompt start, stop
+    blocks: list[Block] = []
     builder = _TargetBuilder()
     for prompt, slots in by_prompt.items():
         prompt_start = len(ids)
@@ -160,10 +163,11 @@ def packed_inputs(prompts: Sequences, completions: Sequences, rows: Sequence[int
             blocks.append((start, len(ids), prompt_start, prompt_stop))
             builder.add(slot, completion, first=prompt_stop - 1, rest=start)
     mask = _tree_mask(len(ids), blocks)
-    return builder.build(torch.tensor([ids]), torch.tensor([positions]), mask[None, None], rows)
+    inputs = builder.build(torch.tensor([ids]), torch.tensor([positions]), mask[None, None], rows)
+    return replace(inputs, blocks=tuple(blocks))
 
 
-def _tree_mask(length: int, blocks: Sequence[tuple[int, int, int, int]]) -> torch.Tensor:
+def _tree_mask(length: int, blocks: Sequence[Block]) -> torch.Tensor:
     """[L, L]: each block sees itself causally, and the prompt it hangs on."""
     mask = torch.zeros(length, length, dtype=torch.bool)
     for start, stop, prompt_start, prompt_stop in blocks:

@@ -21,6 +21,7 @@ from rlvr.policy.embedding import add_rows_in_place
 from rlvr.policy.proxy import ProxyRequest
 from rlvr.policy.routers import Routers, RoutingRequest
 from rlvr.policy.token_stats import TokenHead, TokenStats
+from rlvr.policy.tree_attention import Block, piecewise
 from rlvr.settings import Settings
 
 Precision = Literal["float32", "bfloat16"]
@@ -145,10 +146,15 @@ class Policy(nn.Module):
         context: AbstractContextManager[Any] = self.model.disable_adapter()  # type: ignore[operator]
         return context
 
-    def backbone(self, **inputs: Any) -> Any:  # noqa: ANN401
-        """Run the transformer without its output head; transformers' output object."""
-        run = self._compiled[0] if self._compiled else self._transformer
-        return run(**inputs)
+    def backbone(self, blocks: Sequence[Block] = (), **inputs: Any) -> Any:  # noqa: ANN401
+        """Run the transformer without its output head; transformers' output object.
+
+        ``blocks`` are what stands on a packed row, which is attended to piece by piece.
+        """
+        if self._compiled:
+            return self._compiled[0](**inputs)
+        with piecewise(self._transformer, blocks, inputs.get("attention_mask")):
+            return self._transformer(**inputs)
 
     @property
     def _transformer(self) -> nn.Module:
@@ -196,6 +202,7 @@ class Policy(nn.Module):
                 input_ids=inputs.input_ids_RL,
                 attention_mask=inputs.attention_mask,
                 position_ids=inputs.position_ids_RL,
+                blocks=inputs.blocks,
                 use_cache=False,
             ).last_hidden_state
             stats: TokenStats = self.head(

@@ -19,6 +19,7 @@ from torch import nn
 
 from rlvr.policy.batching import ModelInputs
 from rlvr.policy.model import ModelSettings, Policy, load_policy
+from rlvr.policy.tree_attention import piecewise
 
 
 class Critic(nn.Module):
@@ -43,7 +44,8 @@ class Critic(nn.Module):
     def forward(self, inputs: ModelInputs) -> torch.Tensor:
         """Values [N], in at least float32, of the states that ``inputs.targets_N`` follow."""
         device = self.head.weight.device.type
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+        mixed = torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+        with mixed, piecewise(self.backbone, inputs.blocks, inputs.attention_mask):
             hidden_RLD = self.backbone(
                 input_ids=inputs.input_ids_RL,
                 attention_mask=inputs.attention_mask,

@@ -187,6 +187,7 @@ class OutcomeRewardModel(nn.Module):
                 input_ids=inputs.input_ids_RL,
                 attention_mask=inputs.attention_mask,
                 position_ids=inputs.position_ids_RL,
+                blocks=inputs.blocks,
                 use_cache=False,
                 output_hidden_states=self.head.all_layers,
             )

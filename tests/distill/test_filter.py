@@ -118,3 +118,11 @@ def test_all_traces_must_be_there_unless_it_is_said_otherwise(recipe):
     with pytest.raises(ValueError, match=r"3 of 20 traces are missing.*--partial"):
         gathered(settings)
     assert len(gathered(settings, partial=True)) == 17
+
+
+def test_settings_that_the_traces_were_not_made_with_are_refused(recipe):
+    generate(recipe())
+    with pytest.raises(ValueError, match=r"made with other settings: .*rule\.arm"):
+        gathered(recipe(rule={"arm": "student"}))
+    with pytest.raises(ValueError, match=r"holds 4 traces of a problem.*filter with samples=4"):
+        gathered(recipe(samples=2))

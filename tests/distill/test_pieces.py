@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ import torch
 from rlvr.distill.job import Job
 from rlvr.distill.lockstep import TransformersTraceSettings
 from rlvr.distill.models import Loaded
-from rlvr.distill.piece_writer import PieceWriter
+from rlvr.distill.piece_side import make_side
+from rlvr.distill.piece_writer import Ask, PieceWriter
 from rlvr.distill.pieces import PieceEngine
 from rlvr.distill.rule import PoolSettings, RuleSettings
 from rlvr.distill.vocabulary import VocabularySettings
@@ -209,3 +211,37 @@ def test_a_teacher_that_writes_characters_in_bytes_damages_none(worlds):
         assert "\ufffd" not in text
         many_bytes += any(ord(letter) > 127 for letter in text)
     assert many_bytes > 0
+
+
+def test_an_end_token_that_is_text_to_the_tokenizer_may_begin_a_piece(small):
+    """As an end of turn that the tokenizer does not list among its special tokens."""
+    teacher = small[0]
+    a, b = teacher.tokenizer.convert_tokens_to_ids(["a", "b"])
+    settings = VocabularySettings(matching="text")
+    side = make_side(replace(teacher, stop_ids=(0, b)), settings, specials=False)
+    assert side.begins(b)
+    assert not side.begins(a)
+
+
+def test_the_teachers_end_is_the_students_of_that_name(small):
+    teacher, student = small
+    a = student.tokenizer.convert_tokens_to_ids("a")
+    theirs = teacher.tokenizer.convert_tokens_to_ids("a")
+    both = replace(teacher, stop_ids=(0, theirs)), replace(student, stop_ids=(0, a))
+    assert engine(*both, RuleSettings()).end_of == {0: 0, theirs: a}
+    assert engine(both[0], student, RuleSettings()).end_of == {0: 0, theirs: 0}
+
+
+def test_a_truncated_fallback_is_all_of_what_may_be_written_where_none_of_it_passes(small):
+    teacher, student = small
+    rule = RuleSettings(threshold=0.01, fallback="truncated", student=EVERYTHING)
+    made = engine(teacher, student, rule)
+    a, blank, word = student.tokenizer.convert_tokens_to_ids(["a", " ", " a"])
+    probs_V = torch.full((len(student.tokenizer),), 1e-9, dtype=torch.float64)
+    probs_V[a], probs_V[blank], probs_V[word] = 0.986, 0.008, 0.006
+    logits_bV = probs_V.log()[None]
+    drawn = {
+        made._drawn(False, logits_bV, [0], {0: Ask(False, (a,), True, number)})[0].token
+        for number in (0.2, 0.5, 0.6, 0.9)
+    }
+    assert drawn == {blank, word}

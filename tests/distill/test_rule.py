@@ -8,11 +8,13 @@ from rlvr.distill.rule import (
     PoolSettings,
     RuleSettings,
     choose,
+    probabilities,
     propose,
     student_pool,
     teacher_pool,
     uniforms,
 )
+from rlvr.distill.scores import LogitScores, TopScores
 from tests.distill.closed_form import check_chi_square, kernel, top
 
 ROWS, VOCABULARY = 60_000, 40
@@ -149,3 +151,17 @@ def test_numbers_of_a_position_depend_on_nothing_else():
     others = [uniforms(7, "p", 4, 20, 2), uniforms(8, "p", 3, 20, 2), uniforms(7, "q", 3, 20, 2)]
     assert all(not np.array_equal(short, other) for other in others)
     assert len(np.unique(long)) == long.size
+
+
+def test_what_is_never_drawn_leaves_a_reported_pool_before_it_is_cut():
+    """As it does where all logits are known."""
+    logits_BV = torch.tensor([[3.0, 2.0, 1.0, 0.0, -1.0]], dtype=torch.float64)
+    banned, settings = torch.tensor([0, 2]), PoolSettings(top_k=2)
+    whole = LogitScores(logits_BV, banned).teacher_pool(settings, None)
+    ids_BK = torch.tensor([[0, 1, 2, 3]])  # two more than the pool keeps
+    logprobs_BK = logits_BV.log_softmax(-1).gather(-1, ids_BK)
+    reported = TopScores(ids_BK, logprobs_BK, banned).teacher_pool(settings, None)
+    assert reported.ids_BK.tolist() == [[1, 3]]
+    for pool in (whole, reported):
+        assert probabilities(pool, torch.tensor([[1, 3, 0]]))[0, 2] == 0
+    assert torch.allclose(reported.weights_BK, whole.weights_BK)

@@ -185,3 +185,14 @@ def test_out_of_memory_halves_the_budget_once_and_the_step_is_the_same(exact_pol
     short_of_memory(halved, times=1)
     with pytest.raises(ValueError, match=r"lower learner\.tokens_per_micro_batch"):
         halved.update(items)
+
+
+def test_a_head_that_reads_whole_layers_is_packed_on_request_alone(exact_policy):
+    """It would project the whole row once for each completion on it."""
+    for head, layout, packed in (
+        (LastToken(), "auto", True),
+        (LayerQueries(), "auto", False),
+        (LayerQueries(), "packed", True),
+    ):
+        learner = learner_of(exact_policy, PointwiseCrossEntropy(), head, layout=layout)
+        assert learner.micro_batches.packed is packed

@@ -146,3 +146,17 @@ def test_the_engines_choices_are_replayed_in_the_old_policys_pass_too(mixture):
         assert found[replay]["policy/ratio_max"] == pytest.approx(1, abs=1e-6)
         assert found[replay]["router/changed"] > 0.5
     assert found[True]["learner/grad_norm"] != found[False]["learner/grad_norm"]
+
+
+def test_the_load_of_replayed_steps_is_that_of_where_tokens_went(mixture):
+    batch = make_batch(REWARDS)
+    settings = RouterSettings(balance=0, z=0, against="old", replay=True)
+    learner = learner_of(mixture, settings, updates_per_rollout=2, lr=5e-2)
+    seen, usual = [], learner.router.metrics
+    learner.router.metrics = lambda ranks: seen.append(learner.router.counts_ME) or usual(ranks)
+    assert learner.update(batch)["router/changed"] > 0, "the routers would choose others"
+    model = copy.deepcopy(mixture)
+    model.watch_routers()
+    inputs = padded_inputs(batch.prompt_ids, batch.completion_ids, range(8))
+    old = model(inputs, routing=RoutingRequest()).routing
+    assert torch.equal(sum(seen), expert_counts(old.experts_NMK, 6))

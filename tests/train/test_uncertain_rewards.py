@@ -79,7 +79,8 @@ def test_advantages_are_weighed_or_rewards_drawn_to_the_mean(tokenizer):
     spreads = torch.tensor([item.uncertainty for item in scored[0]])
     weights = torch.exp(-spreads.double() / 0.5)
     weights = weights / weights.mean()
-    weighed = group_advantages(scored, GroupAdvantage(), Uncertainty(temperature=0.5))
+    rule = Uncertainty(temperature=0.5, apply="advantages")
+    weighed = group_advantages(scored, GroupAdvantage(), rule)
     assert torch.allclose(weighed, (plain * weights).float(), atol=1e-6)
     rule = Uncertainty(temperature=0.5, apply="rewards")
     rewards = torch.tensor([item.reward for item in scored[0]]).double()
@@ -114,6 +115,6 @@ def test_a_policy_is_trained_on_it(recipe_values):
 def test_what_cannot_be_weighed_is_refused(recipe_values):
     with pytest.raises(ValueError, match="every term has but one"):
         load_settings(RLRecipe, recipe_values, ["reward.uncertainty={}"])
-    judged = [f"reward.functions=[{json.dumps(JUDGE)}]", "reward.uncertainty={}"]
+    judged = [f"reward.functions=[{json.dumps(JUDGE)}]", "reward.uncertainty={apply: advantages}"]
     with pytest.raises(ValueError, match="use apply: rewards"):
         load_settings(RLRecipe, recipe_values, [*judged, "advantage={name: gae}"])

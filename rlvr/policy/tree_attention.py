@@ -1,0 +1,175 @@
+"""Attention over a packed row piece by piece, without the pairs that the block mask throws away.
+
+On a packed row (``rlvr/policy/batching.py``) a completion sees its prompt and itself. Attention
+with the row's mask computes all L x L pairs; with eight groups on a row at least seven of eight are
+thrown away. Here a row is parted into pieces that are computed one by one: whole groups behind
+their part of the mask or, where completions are long, each completion against its prompt's keys and
+its own. The numbers are the same up to rounding.
+
+The pieces are known while the model runs forward, so that a model which recomputes its layers in
+the backward pass attends by the mask.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+NAME = "rlvr_pieces"
+Block = tuple[int, int, int, int]
+"""A completion's or prompt's start and stop on the row, and those of the prompt it sees."""
+
+# What a call costs beside its pairs, in pairs: of nine heads on two cores.
+_CALL = 2**14
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Queries from ``start`` to ``stop``, which see themselves and the piece ``behind``.
+
+    ``mask`` is over those keys; None is plain causal attention.
+    """
+
+    start: int
+    stop: int
+    behind: int | None
+    mask: torch.Tensor | None
+
+
+def pieces_of(blocks: Sequence[Block], mask_LL: torch.Tensor) -> list[Piece]:
+    """The cheapest way to part a row; a single piece is the row as it is.
+
+    Args:
+        blocks: What stands on the row, in its order.
+        mask_LL: Which positions see which.
+    """
+    groups: list[list[Block]] = []
+    for block in blocks:
+        start, stop, prompt_start, _ = block
+        if stop == start:
+            continue
+        if groups and groups[-1][0][0] == prompt_start:
+            groups[-1].append(block)
+        else:
+            groups.append([block])
+    chosen: list[Piece] = []
+    cost = 0
+    for group in groups:
+        parts = _parts(group, len(chosen), mask_LL)
+        apart = sum(_pairs(block) + _CALL for block in group)
+        together = (group[-1][1] - group[0][0]) ** 2 + _CALL
+        if together <= apart:
+            parts = [_whole(group[0][0], group[-1][1], mask_LL)]
+        chosen += parts
+        cost += min(together, apart)
+    length = len(mask_LL)
+    return chosen if cost < length**2 + _CALL else [_whole(0, length, mask_LL)]
+
+
+def _pairs(block: Block) -> int:
+    start, stop, prompt_start, prompt_stop = block
+    return (stop - start) * (stop - start + prompt_stop - prompt_start)
+
+
+def _parts(group: Sequence[Block], first: int, mask_LL: torch.Tensor) -> list[Piece]:
+    """A group's blocks as pieces; its prompt is number ``first`` of the row's."""
+    parts = []
+    for start, stop, prompt_start, prompt_stop in group:
+        if prompt_stop == prompt_start:
+            parts.append(Piece(start, stop, None, None))
+            continue
+        own, prompt = mask_LL[start:stop, start:stop], mask_LL[start:stop, prompt_start:prompt_stop]
+        parts.append(Piece(start, stop, first, torch.cat((prompt, own), dim=1)))
+    return parts
+
+
+def _whole(start: int, stop: int, mask_LL: torch.Tensor) -> Piece:
+    return Piece(start, stop, None, mask_LL[start:stop, start:stop].contiguous())
+
+
+_PIECES: ContextVar[list[Piece] | None] = ContextVar("pieces", default=None)
+
+
+@contextmanager
+def piecewise(
+    transformer: torch.nn.Module, blocks: Sequence[Block], mask: torch.Tensor | None
+) -> Iterator[None]:
+    """Have a transformers model attend piece by piece to the packed row that it runs.
+
+    Does nothing without blocks, where the model does not use torch's attention or recomputes its
+    layers, and on a GPU, where small kernels cost more than they save.
+
+    Args:
+        transformer: The model, or its backbone; its choice of attention is another meanwhile.
+        blocks: Of the row.
+        mask: Boolean [1, 1, L, L].
+    """
+    config: Any = transformer.config
+    config = config.get_text_config()
+    usable = blocks and mask is not None and mask.device.type == "cpu"
+    recomputes = getattr(transformer, "is_gradient_checkpointing", False)
+    if not usable or recomputes or config._attn_implementation != "sdpa":
+        yield
+        return
+    assert mask is not None, "for the type checker"
+    pieces = pieces_of(blocks, mask[0, 0])
+    if len(pieces) == 1:
+        yield
+        return
+    _register()
+    config._attn_implementation = NAME
+    token = _PIECES.set(pieces)
+    try:
+        yield
+    finally:
+        _PIECES.reset(token)
+        config._attn_implementation = "sdpa"
+
+
+def _register() -> None:
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if NAME not in ALL_ATTENTION_FUNCTIONS:
+        ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **more: Any,  # noqa: ANN401
+) -> tuple[torch.Tensor, None]:
+    """Attention [1, L, H, D] as transformers' layers ask for it, of [1, H, L, D]."""
+    pieces = _PIECES.get()
+    assert pieces is not None, "set by piecewise, as is the name under which this is found"
+    sizes = [piece.stop - piece.start for piece in pieces]
+    # Split, since its gradient is one concatenation; a slice's is a row of zeros for each.
+    queries, keys, values = (x.split(sizes, dim=2) for x in (query, key, value))
+    found = []
+    for piece, q, k, v in zip(pieces, queries, keys, values, strict=True):
+        if piece.behind is not None:
+            k = torch.cat((keys[piece.behind], k), dim=2)
+            v = torch.cat((values[piece.behind], v), dim=2)
+        found.append(
+            scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=piece.mask,
+                dropout_p=dropout if module.training else 0.0,
+                is_causal=piece.mask is None,
+                scale=scaling,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+        )
+    return torch.cat(found, dim=2).transpose(1, 2).contiguous(), None
