@@ -41,7 +41,7 @@ from rlvr.policy.routers import Routing
 _CHUNK_LOGITS = {"cpu": 2**22}
 _CHUNK_LOGITS_ELSEWHERE = 2**25
 # Log-probabilities kept for the backward pass, 128 MiB in fp32: what fits is not formed again.
-_KEPT_LOGITS = 2**25
+KEPT_LOGITS = 2**25
 
 
 class TokenStats(NamedTuple):
@@ -91,7 +91,7 @@ def token_stats(
     if temperature <= 0:
         raise ValueError(f"temperature {temperature} is not positive; sample greedily elsewhere")
     chunk = chunk_tokens or default_chunk(weight_VD.shape[0], hidden_ND.device.type)
-    room = _KEPT_LOGITS // weight_VD.shape[0] if torch.is_grad_enabled() else 0
+    room = KEPT_LOGITS // weight_VD.shape[0] if torch.is_grad_enabled() else 0
     kept_rows: list[ProxyRows] = []
     logprobs_N, entropy_N, log_mass_N, kept_N, kl_N = _ChunkedStats.apply(
         hidden_ND, weight_VD, bias_V, targets_N, temperature, entropy, proxy, kept_rows, chunk, room

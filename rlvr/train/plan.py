@@ -2,8 +2,9 @@
 
 The memory estimate is for one process and full float32 training state: weights, gradients and two
 AdamW moments (16 bytes a trained parameter), the reference model if there is one, the logits of a
-chunk, the keys and values of the rollout, and the activations of a micro-batch by a formula for
-Llama-like blocks. It says what dominates; it is not a measurement.
+chunk and the log-probabilities kept for the backward pass, the keys and values of the rollout, the
+activations of a micro-batch by a formula for Llama-like blocks, and the program with its libraries.
+docs/benchmarks/cpu.md holds it against measurements.
 """
 
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ from rlvr.data import load_problems
 from rlvr.learner import PrimeSettings
 from rlvr.policy import default_device
 from rlvr.policy.mixture import ModelSize, model_size
-from rlvr.policy.token_stats import default_chunk
+from rlvr.policy.token_stats import KEPT_LOGITS, default_chunk
 from rlvr.rollout import VllmEngineSettings, VllmServerEngineSettings
 from rlvr.settings import to_yaml
 from rlvr.train.recipe import RLRecipe
 
 _GIB = 2**30
+_PROGRAM = 0.6 * _GIB
+"""Python, torch and transformers, as measured on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,9 @@ def estimate_memory(recipe: RLRecipe, shape: ModelShape) -> dict[str, float]:
     chunk = recipe.learner.logits_chunk or default_chunk(shape.vocabulary, default_device().type)
     width = 2 if recipe.model.precision == "bfloat16" else 4
     tokens = max(recipe.learner.tokens_per_micro_batch, length)
-    # Kept for the backward pass of a Llama-like block: about 10 hidden-sized and 3 MLP-sized
+    # Kept for the backward pass of a Llama-like block: about 14 hidden-sized and 4 MLP-sized
     # vectors a token; with checkpointing one hidden-sized vector a block and one block in full.
-    block = 10 * shape.hidden + 3 * shape.intermediate
+    block = 14 * shape.hidden + 4 * shape.intermediate
     checkpointing = recipe.model.gradient_checkpointing
     per_token = shape.hidden * shape.layers + block if checkpointing else block * shape.layers
     engine = recipe.rollout.engine
@@ -109,8 +112,10 @@ def estimate_memory(recipe: RLRecipe, shape: ModelShape) -> dict[str, float]:
             "weights": 4 * shape.parameters * copies,
             "gradients and moments": 12 * shape.trained,
             "the larger of update and rollout": max(
-                tokens * per_token * width + 3 * 4 * chunk * shape.vocabulary, generation
+                tokens * per_token * width + 4 * (KEPT_LOGITS + 3 * chunk * shape.vocabulary),
+                generation,
             ),
+            "the program": _PROGRAM,
         }
     )
 

@@ -69,7 +69,7 @@ def test_chunked_equals_plain(
 @pytest.mark.parametrize("kept", [0, 50, 10_000])
 def test_chunks_kept_for_the_backward_pass_change_nothing(monkeypatch, kept):
     """None, the first five of eight, all of them; in a second backward pass, too."""
-    monkeypatch.setattr(sys.modules["rlvr.policy.token_stats"], "_KEPT_LOGITS", kept)
+    monkeypatch.setattr(sys.modules["rlvr.policy.token_stats"], "KEPT_LOGITS", kept)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(8, 7, generator=generator, dtype=torch.float64).requires_grad_()
     weight = torch.randn(9, 7, generator=generator, dtype=torch.float64).requires_grad_()
