@@ -3,7 +3,7 @@ r"""What `--dry-run` predicts of a run's memory against what it takes, up to the
     OMP_NUM_THREADS=2 python -m tests.benchmarks.memory MODEL [--cases "full 135M;lora 360M"]
 
 MODEL is a folder of SmolLM2-135M-Instruct, which gives tokenizer and configuration. Each case makes
-a model of that family with random weights, larger where it says so, and trains it for a step by
+a model of that family with random weights, larger where it says so, and trains it for two steps by
 ``rlvr train`` in a process of its own. Random weights hardly ever end a completion, so all reach
 their full length, which is what ``--dry-run`` reckons with; their rewards are all zero, so that
 leaving out rows without advantage is switched off. The peak is the most that the process held
@@ -87,7 +87,7 @@ def overrides(case: Case, place: Path) -> list[str]:
     return [
         f"model.path={place / 'model'}",
         f"output={place / 'run'}",
-        "steps=1",
+        "steps=2",  # moments are there from the second on
         f"rollout.prompts_per_step={case.prompts}",
         f"rollout.samples_per_prompt={case.samples}",
         f"rollout.sampling.max_tokens={case.tokens}",

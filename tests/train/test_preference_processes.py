@@ -48,6 +48,8 @@ def test_two_processes_do_the_run_of_one(config, values, tmp_path):
     assert [set(row) for row in ours] == [set(row) for row in theirs]
     for mine, its in zip(ours, theirs, strict=True):
         for name in (n for n in mine if n.startswith(("preference/", "eval/"))):
+            if name == "preference/reward_accuracy" and abs(its["preference/margin"]) < 1e-6:
+                continue  # of a policy that is the reference still: the sign of rounding
             assert mine[name] == pytest.approx(its[name], abs=1e-4), name
     assert output.count("step 2/3") == 1, "one process speaks"
 
