@@ -22,10 +22,10 @@ import numpy as np
 
 from reward import VerifierPool
 from reward.graders import grader_by_name
-from rlvr.distill.generate import PARTS, PLAN, part_rows
+from rlvr.distill.generate import PARTS, PLAN, check_same, part_rows
 from rlvr.distill.recipe import DistillRecipe, FilterSettings
 from rlvr.distill.trace import Trace, write_traces
-from rlvr.jsonl import differences, read_lines, write_atomically
+from rlvr.jsonl import read_lines, write_atomically
 from rlvr.policy import load_tokenizer
 from rlvr.rollout import sample_seed
 
@@ -85,12 +85,7 @@ def gathered(recipe: DistillRecipe, *, partial: bool = False) -> list[Trace]:
     plan = read_lines(folder / PLAN).rows
     if not plan:
         raise ValueError(f"{str(folder)!r} holds no traces; run rlvr distill generate first")
-    changes = list(differences(plan[0]["settings"], recipe.identity))
-    if changes:
-        raise ValueError(
-            f"{str(folder)!r} holds traces made with other settings: {'; '.join(changes[:4])}; "
-            "filter them with the same"
-        )
+    check_same(folder, plan[0]["settings"], recipe.identity, "filter them with the same")
     found: dict[tuple[str, int], Trace] = {}
     for row in part_rows(folder):
         trace = Trace.model_validate_json(json.dumps(row))

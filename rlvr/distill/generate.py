@@ -153,17 +153,26 @@ def prepare_folder(recipe: DistillRecipe, plan: Plan) -> None:
     path = recipe.output / PLAN
     if path.is_file():
         found = read_lines(path).rows
-        changes = list(differences(found[0] if found else {}, described))
-        if changes:
-            shown = "; ".join(changes[:4]) + ("; ..." if changes[4:] else "")
-            raise ValueError(
-                f"{str(recipe.output)!r} holds traces made with other settings: {shown}; choose "
-                "another output, or the same settings"
-            )
+        remedy = "choose another output, or the same settings"
+        check_same(recipe.output, found[0] if found else {}, described, remedy)
         return
     recipe.output.mkdir(parents=True, exist_ok=True)
     write_atomically(recipe.output / RECIPE, to_yaml(recipe))
     write_atomically(path, line(described))
+
+
+def check_same(folder: Path, found: Row, wanted: Row, remedy: str) -> None:
+    """See that traces were made as is wanted.
+
+    Raises:
+        ValueError: They were not; the differences are named.
+    """
+    changes = list(differences(found, wanted))
+    if changes:
+        shown = "; ".join(changes[:4]) + ("; ..." if changes[4:] else "")
+        raise ValueError(
+            f"{str(folder)!r} holds traces made with other settings: {shown}; {remedy}"
+        )
 
 
 def part_rows(folder: Path) -> Iterator[Row]:

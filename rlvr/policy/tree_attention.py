@@ -149,18 +149,29 @@ def attend(
     scaling: float | None = None,
     **more: Any,  # noqa: ANN401
 ) -> tuple[torch.Tensor, None]:
-    """Attention [1, L, H, D] as transformers' layers ask for it, of [1, H, L, D]."""
+    """Attention [1, L, H, D] as transformers' layers ask for it, of [1, H, L, D].
+
+    By the mask where this is not the row of the pieces (another thread generates with the same
+    model, say) and where a layer adds a bias of its own.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
     pieces = _PIECES.get()
-    assert pieces is not None, "set by piecewise, as is the name under which this is found"
+    its_row = pieces is not None and query.shape[2] == key.shape[2] == pieces[-1].stop
+    if pieces is None or not its_row or more.get("position_bias") is not None:
+        found: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
+        )
+        return found
     sizes = [piece.stop - piece.start for piece in pieces]
     # Split, since its gradient is one concatenation; a slice's is a row of zeros for each.
     queries, keys, values = (x.split(sizes, dim=2) for x in (query, key, value))
-    found = []
+    parts = []
     for piece, q, k, v in zip(pieces, queries, keys, values, strict=True):
         if piece.behind is not None:
             k = torch.cat((keys[piece.behind], k), dim=2)
             v = torch.cat((values[piece.behind], v), dim=2)
-        found.append(
+        parts.append(
             scaled_dot_product_attention(
                 q,
                 k,
@@ -172,4 +183,4 @@ def attend(
                 enable_gqa=query.shape[1] != key.shape[1],
             )
         )
-    return torch.cat(found, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None

@@ -2,13 +2,14 @@
 
 import copy
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from rlvr.objective import Clip, Objective, TokenMean
 from rlvr.policy import packed_inputs, padded_inputs
-from rlvr.policy.tree_attention import pieces_of
+from rlvr.policy.tree_attention import pieces_of, piecewise
 from tests.learner.batches import make_batch
 from tests.learner.test_learner import gradients, learner_of
 
@@ -88,3 +89,16 @@ def test_gradients_are_those_of_the_mask(exact_policy, monkeypatch):
     assert not calls
     for name, value in pieces.items():
         assert torch.allclose(value, recomputed[name], atol=1e-7, rtol=1e-4), name
+
+
+def test_what_is_not_the_row_of_the_pieces_is_attended_to_by_its_mask(exact_policy):
+    """Such as a generation in another thread, while the model runs a packed row here."""
+    inputs = packed_inputs(*row(SHAPES["two groups"]))
+    ids = torch.tensor([[5, 9, 4, 7]])
+    alone = exact_policy.backbone(input_ids=ids).last_hidden_state
+    with piecewise(exact_policy._transformer, inputs.blocks, inputs.attention_mask):
+        within = exact_policy.backbone(input_ids=ids).last_hidden_state
+        with ThreadPoolExecutor(1) as pool:
+            beside = pool.submit(exact_policy.backbone, input_ids=ids).result().last_hidden_state
+    assert torch.allclose(within, alone, atol=1e-12)
+    assert torch.allclose(beside, alone, atol=1e-12)
