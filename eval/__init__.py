@@ -1,7 +1,7 @@
-"""Numbers people can trust: benchmarks, generation, scoring, metrics, comparison, report.
+"""Evaluation: benchmarks, generation, scoring, metrics, comparison, report.
 
-Generation and scoring are apart. ``rlvr eval`` samples every benchmark with one engine and keeps
-each sample; ``rlvr score`` grades what is there, needs no model, and may be done again with another
-grader; ``rlvr compare`` sets evaluations side by side. The pure parts (``eval.metrics``,
-``eval.statistics``, ``eval.swiss``) know nothing of folders and models.
+Generation and scoring are separate. ``rlvr eval`` samples every benchmark with one engine and keeps
+each sample. ``rlvr score`` grades existing samples without a model, and can be repeated with
+another grader. ``rlvr compare`` compares evaluations. The pure modules (``eval.metrics``,
+``eval.statistics``, ``eval.swiss``) know nothing about folders and models.
 """

@@ -1,11 +1,12 @@
-"""The benchmarks by name: where they are on the Hub, which columns hold what, how many problems.
+"""The benchmarks by name: their place on the Hub, their columns, their number of problems.
 
-A folder of files takes the place of the Hub where one is given (``--data`` or ``RLVR_BENCHMARKS``):
-it holds ``math500.jsonl`` and so on, one object a line with ``problem``, ``answer`` and, where the
-benchmark has them, ``id``, ``subject`` and ``level``. A file of one's own is a benchmark too:
-``path.jsonl`` or ``name=path.jsonl``.
+A folder of files (``--data`` or ``RLVR_BENCHMARKS``) replaces the Hub: it contains
+``math500.jsonl`` and so on, with one object per line that has ``problem``, ``answer`` and, if the
+benchmark has them, ``id``, ``subject`` and ``level``. Any other file is also a benchmark:
+``path.jsonl`` or ``name=path.jsonl``, or a folder that ``datasets`` saved. Columns of other names
+are given as ``fields``.
 
-Left out: few-shot examples, and judging by another model.
+Few-shot examples and grading by another model are not supported.
 """
 
 import difflib
@@ -15,10 +16,15 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from rlvr.data import Fields, FileSource, HubSource, load_problems
+from rlvr.data.consistency import Grader
+from rlvr.data.hub import is_saved
+from rlvr.data.local_file import read_rows
+from rlvr.data.rows import Row
 from rlvr.types import Problem
 
 FOLDER_VARIABLE = "RLVR_BENCHMARKS"
@@ -29,9 +35,9 @@ _ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 class Benchmark:
     """One entry of the registry.
 
-    ``typical_tokens`` is how long a 1.5B reasoning model's responses are on average (One-Shot RLVR,
-    arXiv 2504.20571, table 19; GSM8K estimated): longest first is the order of generation.
-    ``fingerprint`` is that of the problems and answers the specification was checked with.
+    ``typical_tokens`` is the mean length of a 1.5B reasoning model's responses (One-Shot RLVR,
+    arXiv 2504.20571, table 19; GSM8K is an estimate); it orders generation, longest first.
+    ``fingerprint`` is that of the problems and answers with which the entry was checked.
     """
 
     name: str
@@ -46,10 +52,10 @@ class Benchmark:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A benchmark's problems and where they came from.
+class LoadedBenchmark:
+    """A benchmark's problems and their origin.
 
-    The problems' metadata holds ``subject`` and ``level`` where the benchmark has them.
+    The problems' metadata contains ``subject`` and ``level`` if the benchmark has them.
     """
 
     name: str
@@ -59,7 +65,7 @@ class Loaded:
     fingerprint: str
     typical_tokens: int
     total: int
-    """Problems before any limit."""
+    """Number of problems before any limit."""
 
 
 def _hub(path: str, split: str, fields: Fields, subset: str | None = None) -> HubSource:
@@ -158,25 +164,41 @@ BENCHMARKS: dict[str, Benchmark] = {
 _FILES = {"minerva": "minerva_math", "gsm8k": "gsm8k_test"}
 
 
+@dataclass(frozen=True, slots=True)
+class FileRows:
+    """How rows of files become problems."""
+
+    fields: Fields = field(default_factory=Fields)
+    bad_rows: Literal["error", "drop"] = "error"
+    grader: Grader = "rlvr"
+
+
 def load_benchmark(
-    choice: str, folder: Path | None = None, limit: int | None = None, only: Sequence[str] = ()
-) -> Loaded:
-    """Load a benchmark by name (``math500``, ``math500@REVISION``), or a file (``[name=]path``).
+    choice: str,
+    folder: Path | None = None,
+    limit: int | None = None,
+    only: Sequence[str] = (),
+    rows: FileRows = FileRows(),
+) -> LoadedBenchmark:
+    """Load a benchmark by name (``math500``, ``math500@REVISION``) or from a file
+    (``[name=]path``).
 
     Args:
-        choice: What the command line says.
-        folder: Files that stand in for the Hub; None looks at ``RLVR_BENCHMARKS``.
-        limit: Take this many problems, evenly spread over the file.
-        only: Ids of problems to take, instead.
+        choice: Name or file, as on the command line.
+        folder: Files that replace the Hub; None reads ``RLVR_BENCHMARKS``.
+        limit: Number of problems to use, evenly spread over the file.
+        only: Ids of the problems to use instead.
+        rows: How rows of files become problems; the Hub's benchmarks have their own columns.
 
     Raises:
-        ValueError: Unknown name (the nearest are named), unreadable data, missing fields.
+        ValueError: The name is unknown (the message names the nearest), the data is unreadable, or
+            fields are missing.
     """
-    loaded = _load_file(choice) if _is_file(choice) else _load_named(choice, folder)
+    loaded = _load_file(choice, rows) if _is_file(choice) else _load_named(choice, folder, rows)
     if limit is None and not only:
         return loaded
     problems = _selected(loaded, limit, only)
-    return Loaded(
+    return LoadedBenchmark(
         name=loaded.name,
         title=loaded.title,
         problems=tuple(problems),
@@ -188,7 +210,7 @@ def load_benchmark(
 
 
 def fingerprint(problems: Iterable[Problem]) -> str:
-    """16 hexadecimal digits that change with any problem, answer or their order."""
+    """16 hexadecimal digits that change with any problem, any answer, and their order."""
     digest = hashlib.sha256()
     for problem in problems:
         texts = [*(turn["content"].strip() for turn in problem.messages), problem.answer]
@@ -197,10 +219,10 @@ def fingerprint(problems: Iterable[Problem]) -> str:
 
 
 def known_benchmark(name: str) -> Benchmark:
-    """The registry's entry of a name or alias.
+    """The registry's entry for a name or alias.
 
     Raises:
-        ValueError: There is none; the nearest are named.
+        ValueError: There is none; the message names the nearest.
     """
     key = name.lower()
     found = BENCHMARKS.get(key)
@@ -209,17 +231,20 @@ def known_benchmark(name: str) -> Benchmark:
         near = difflib.get_close_matches(key, BENCHMARKS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise ValueError(
-            f"unknown benchmark {name!r}; {hint}known: {', '.join(BENCHMARKS)} (or a file of your "
-            "own: problems.jsonl, or name=problems.jsonl)"
+            f"unknown benchmark {name!r}; {hint}known: {', '.join(BENCHMARKS)} (or a file: "
+            "problems.jsonl, or name=problems.jsonl)"
         )
     return found
 
 
 def _is_file(choice: str) -> bool:
-    return "=" in choice or choice.lower().endswith(_ENDINGS)
+    if "=" in choice or choice.lower().endswith(_ENDINGS):
+        return True
+    names = {name for item in BENCHMARKS.values() for name in (item.name, *item.aliases)}
+    return choice.lower() not in names and is_saved(Path(choice))
 
 
-def _load_named(choice: str, folder: Path | None) -> Loaded:
+def _load_named(choice: str, folder: Path | None, rows: FileRows) -> LoadedBenchmark:
     name, _, revision = choice.partition("@")
     benchmark = known_benchmark(name)
     given = folder or (Path(os.environ[FOLDER_VARIABLE]) if FOLDER_VARIABLE in os.environ else None)
@@ -232,19 +257,19 @@ def _load_named(choice: str, folder: Path | None) -> Loaded:
     else:
         if revision:
             raise ValueError(
-                f"{choice!r} names a revision of the Hub, but a folder is set: {given}"
+                f"{choice!r} names a revision on the Hub, but a folder is set: {given}"
             )
         path = _file_in(given, benchmark)
-        problems = load_problems(_file_source(path, benchmark.subject, benchmark.level))
+        problems = load_problems(_file_source(path, rows, benchmark.subject, benchmark.level))
         origin = f"file {path.name}"
     found = [_tagged(problem) for problem in problems]
     if len(found) != benchmark.rows:
         warnings.warn(
             f"{benchmark.name} has {len(found)} problems instead of {benchmark.rows} ({origin}); "
-            "its scores do not compare with published ones",
+            "its scores are not comparable with published ones",
             stacklevel=3,
         )
-    return Loaded(
+    return LoadedBenchmark(
         name=benchmark.name,
         title=benchmark.title,
         problems=tuple(found),
@@ -262,27 +287,30 @@ def _file_in(folder: Path, benchmark: Benchmark) -> Path:
             if (folder / f"{name}{ending}").is_file():
                 return folder / f"{name}{ending}"
     raise ValueError(
-        f"folder {str(folder)!r} holds no file for {benchmark.name}: {names[0]}.jsonl is missing"
+        f"folder {str(folder)!r} contains no file for {benchmark.name}: {names[0]}.jsonl is missing"
     )
 
 
-def _load_file(choice: str) -> Loaded:
+def _load_file(choice: str, rows: FileRows) -> LoadedBenchmark:
     name, mark, rest = choice.partition("=")
     path = Path(rest if mark else choice)
     name = name if mark else path.stem
     if not re.fullmatch(r"[\w.-]+", name):
         raise ValueError(
-            f"benchmark name {name!r}: letters, digits, dots, underscores and hyphens only; write "
-            "name=path"
+            f"benchmark name {name!r}: only letters, digits, dots, underscores and hyphens are "
+            "allowed; write name=path"
         )
+    if path.is_dir() and not is_saved(path):
+        raise ValueError(f"{str(path)!r} is a folder; name a file in it")
     columns = _columns(path)
     source = _file_source(
         path,
+        rows,
         "subject" if "subject" in columns else None,
         "level" if "level" in columns else None,
     )
     problems = tuple(_tagged(problem) for problem in load_problems(source))
-    return Loaded(
+    return LoadedBenchmark(
         name=name,
         title=name,
         problems=problems,
@@ -293,15 +321,24 @@ def _load_file(choice: str) -> Loaded:
     )
 
 
-def _file_source(path: Path, subject: str | None, level: str | None) -> FileSource:
+def _file_source(path: Path, rows: FileRows, subject: str | None, level: str | None) -> FileSource:
     metadata = tuple(name for name in (subject, level) if name)
-    fields = Fields(metadata=metadata, numbers_as_text=True)
-    return FileSource(path=path, fields=fields, duplicates="keep")
+    fields = rows.fields.model_copy(
+        update={"metadata": (*rows.fields.metadata, *metadata), "numbers_as_text": True}
+    )
+    return FileSource(
+        path=path, fields=fields, duplicates="keep", bad_rows=rows.bad_rows, grader=rows.grader
+    )
 
 
 def _columns(path: Path) -> set[str]:
-    """Fields of a file's first row; none where it cannot be told, which the reader then reports."""
-    if path.suffix.lower() != ".jsonl" or not path.is_file():
+    """Fields of a file's first row; none if it is unreadable, which the reader then reports."""
+    if path.suffix.lower() != ".jsonl":
+        try:
+            return set(next(iter(read_rows(path)), Row("", {})).values)
+        except ValueError:
+            return set()
+    if not path.is_file():
         return set()
     with path.open(encoding="utf-8-sig", errors="replace") as lines:
         first = next((line for line in lines if line.strip()), "")
@@ -313,7 +350,7 @@ def _columns(path: Path) -> set[str]:
 
 
 def _tagged(problem: Problem) -> Problem:
-    """The problem with ``subject`` and ``level`` as text, whatever the columns are called."""
+    """The problem with ``subject`` and ``level`` as text, whatever the names of their columns."""
     values = {
         "subject": problem.metadata.get("subject", problem.metadata.get("subfield")),
         "level": problem.metadata.get("level"),
@@ -322,7 +359,7 @@ def _tagged(problem: Problem) -> Problem:
     return Problem(problem.id, problem.messages, problem.answer, problem.source, metadata)
 
 
-def _selected(loaded: Loaded, limit: int | None, only: Sequence[str]) -> list[Problem]:
+def _selected(loaded: LoadedBenchmark, limit: int | None, only: Sequence[str]) -> list[Problem]:
     if only:
         wanted = set(only)
         return [problem for problem in loaded.problems if problem.id in wanted]

@@ -1,4 +1,4 @@
-"""The benchmarks and protocols there are, as text."""
+"""The available benchmarks and protocols as text."""
 
 import textwrap
 
@@ -7,7 +7,7 @@ from eval.protocols import PROTOCOLS
 
 
 def catalogue() -> str:
-    """Names with what they mean, for ``rlvr eval --list``."""
+    """Names and their meanings, for ``rlvr eval --list``."""
     lines = ["benchmarks"]
     for item in BENCHMARKS.values():
         hub = f"{item.hub.path}{f' ({item.hub.subset})' if item.hub.subset else ''}"

@@ -1,12 +1,11 @@
-"""What stands behind the verbs: strings of the command line into settings, and results shown."""
+"""The commands of this room: turn command-line text into settings, run, and print results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from eval.benchmarks import BENCHMARKS
 from eval.compare import (
     changed_problems,
     compare,
@@ -15,18 +14,23 @@ from eval.compare import (
     disputed_problems,
     leaderboard_table,
 )
-from eval.models import find_targets, tokenizer_settings
-from eval.plan import EvalSettings, make_plan
+from eval.plan import make_evaluation_plan
+from eval.protocols import protocol_by_name
 from eval.report import write_report
 from eval.run import evaluate, rescore
-from rlvr.policy import ModelSettings, load_tokenizer
-from rlvr.settings import load_settings
+from eval.settings import EvalSettings, parse_ks
+from eval.targets import find_targets, label_of, tokenizer_settings
+from rlvr.data import load_template
+from rlvr.data.shown import shown_prompt
+from rlvr.data.templates import template_names
+from rlvr.policy.loading import load_tokenizer
+from rlvr.policy.settings import ModelSettings
+from rlvr.settings import read_recipe
 
 
 def run_evaluation(
-    model: str,
-    given: Mapping[str, Any],
-    overrides: Sequence[str],
+    settings: EvalSettings,
+    model: ModelSettings,
     *,
     out: Path | None = None,
     ks: str | None = None,
@@ -34,58 +38,44 @@ def run_evaluation(
     show_prompt: bool = False,
 ) -> list[Path]:
     """Evaluate as the command line says; returns the folders."""
-    settings, model_settings = build_settings(model, given, overrides)
-    targets = find_targets(model_settings, all_checkpoints)
+    targets = find_targets(model, all_checkpoints)
     if show_prompt:
         _show_prompts(settings, load_tokenizer(tokenizer_settings(targets[0])))
         return []
-    return evaluate(
-        settings, targets, out or Path("evals") / _name(model), ks=parse_ks(ks), console=_console()
-    )
+    if (note := prompt_of_training(settings, Path(model.path))) is not None:
+        _console().print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
+    out = out or Path("evals") / label_of(model.path)
+    return evaluate(settings, targets, out, ks=parse_ks(ks), console=_console())
 
 
-def build_settings(
-    model: str, given: Mapping[str, Any], overrides: Sequence[str]
-) -> tuple[EvalSettings, ModelSettings]:
-    """Flags and ``key=value`` overrides as settings; ``model.*`` goes to the model's.
-
-    Raises:
-        ValueError: An unknown setting or a value that it cannot take.
-    """
-    values = {name: value for name, value in given.items() if value is not None}
-    values["benchmarks"] = benchmark_names(str(values["benchmarks"]))
-    mine = [item for item in overrides if not item.startswith("model.")]
-    models = [item.removeprefix("model.") for item in overrides if item.startswith("model.")]
-    settings = load_settings(EvalSettings, values, mine)
-    return settings, load_settings(ModelSettings, {"path": model}, models)
-
-
-def benchmark_names(text: str) -> list[str]:
-    """``a,b`` as a list; ``all`` is every benchmark there is."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise ValueError("--benchmarks is empty; name some, or 'all'")
-    return list(BENCHMARKS) if names == ["all"] else names
-
-
-def parse_ks(text: str | None) -> list[int] | None:
-    """``1,4,8`` as numbers.
-
-    Raises:
-        ValueError: They are no positive whole numbers.
-    """
-    if text is None:
+def prompt_of_training(settings: EvalSettings, run: Path) -> str | None:
+    """What to know where a run learnt from other prompts than it is asked here, or None."""
+    recipe = run / "recipe.yaml"
+    if settings.template is not None or not recipe.is_file():
         return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(f"--k {text!r}: give positive whole numbers parted by commas, such as 1,8")
-    return sorted({int(part) for part in parts})
+    data = read_recipe(recipe).data.get("data")
+    trained = data.get("template") if isinstance(data, dict) else None
+    protocol = protocol_by_name(settings.protocol)
+    asked = [protocol.template_for(name) for name in settings.benchmarks]
+    if trained is None:
+        return None
+    learnt = load_template(trained).settings
+    if all(learnt == one for one in asked):
+        return None
+    name = next((n for n in template_names() if load_template(n).settings == learnt), None)
+    remedy = "give data.template of its recipe.yaml as a file to --template"
+    if name is not None:
+        remedy = f"--template {name} asks as in training"
+    return (
+        f"the run learnt from other prompts than the protocol {settings.protocol!r} asks with; "
+        f"{remedy}"
+    )
 
 
 def run_scoring(
     folder: Path, grader: str | None, ks: str | None, workers: int, timeout: float
 ) -> None:
-    """Grade again and show the table."""
+    """Grade again and print the table."""
     settings = EvalSettings(workers=workers, timeout=timeout)
     rescore(folder, settings, grader=grader, ks=parse_ks(ks), console=_console())
 
@@ -98,7 +88,7 @@ def run_comparison(
     epsilon: float = 0.01,
     delta: float = 0.3,
 ) -> None:
-    """Compare and show; write the page where one is asked for."""
+    """Compare and print; also write the page if ``out`` is set."""
     compared = compare(folders, tournaments=tournaments, seed=seed, epsilon=epsilon, delta=delta)
     console = _console()
     console.print(comparison_table(compared))
@@ -113,25 +103,22 @@ def run_comparison(
     for note in compared.notes:
         console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
     if out is not None:
-        console.print(f"report: {write_report(folders, out)}", soft_wrap=True, highlight=False)
+        console.print(
+            f"report: {write_report(folders, out, compared)}", soft_wrap=True, highlight=False
+        )
 
 
 def _console() -> Console:
-    """Standard output, wide enough for a table also where it is piped into a file."""
+    """Standard output, wide enough for a table even if it is piped into a file."""
     console = Console()
     return console if console.width >= 110 else Console(width=110)
 
 
-def _name(model: str) -> str:
-    path = Path(model)
-    if path.parent.name == "checkpoints":
-        return f"{path.parent.parent.name}-{path.name}"
-    return path.resolve().name if path.exists() else model.replace("/", "--")
-
-
 def _show_prompts(settings: EvalSettings, tokenizer: Any) -> None:  # noqa: ANN401
-    """The first prompt of each benchmark with its decoding."""
-    plan = make_plan(settings, tokenizer, (), None)
-    for task in plan.tasks:
-        shown = f"{len(task.problems)} problems, {task.decoding}, {len(task.prompts[0])} tokens"
-        print(f"--- {task.name}: {shown}\n{task.texts[0]}\n---")
+    """Print the first prompt of each benchmark with its decoding."""
+    plan = make_evaluation_plan(settings, tokenizer, (), None)
+    for benchmark in plan.benchmarks:
+        tokens = len(benchmark.prompts[0])
+        text = shown_prompt(tokenizer, benchmark.prompts[0])
+        shown = f"{len(benchmark.problems)} problems, {benchmark.decoding}, {tokens} tokens"
+        print(f"--- {benchmark.name}: {shown}\n{text}\n---")

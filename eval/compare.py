@@ -1,19 +1,20 @@
-"""Evaluations side by side: paired tests, problems won and lost, a leaderboard.
+"""Compare evaluations: paired tests, problems won and lost, a leaderboard.
 
-Every comparison is with the first evaluation, benchmark by benchmark, over the problems that both
-have (same id, same question, same reference). Greedy answers are compared by McNemar's exact test,
-averages of samples by a paired bootstrap over problems. Evaluations that are about as good as the
-baseline (seeds, late checkpoints) are also asked how much they disagree.
+Every evaluation is compared with the first one, benchmark by benchmark, over the problems that both
+have (same id, question and reference). Greedy answers are compared with McNemar's exact test,
+averages of samples with a paired bootstrap over problems. For evaluations that are about as good as
+the baseline (seeds, late checkpoints) their disagreement is also computed.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 from rich.table import Table
 
-from eval.files import PLAN, PROBLEMS, SCORES, Row, read_json, read_lines
+from eval.evaluation_folder import PLAN, PROBLEMS, SCORES, Row, read_json, read_lines
 from eval.metrics import ProblemOutcomes
 from eval.multiplicity import LEAST_MEMBERS, Multiplicity, multiplicity
 from eval.results import plain_table
@@ -22,11 +23,11 @@ from eval.statistics import Paired, holm, mcnemar, paired_bootstrap
 from eval.swiss import Standing, standings
 
 _FEW = 6
-"""Below so many models a tournament says little more than the number of benchmarks won."""
+"""With fewer models a tournament says little more than the number of benchmarks won."""
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredEvaluation:
     """A scored evaluation: its name, plan, and outcomes by benchmark and problem."""
 
     name: str
@@ -60,7 +61,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """How much the evaluations that are near the baseline disagree on a benchmark's problems."""
+    """Disagreement on a benchmark's problems among the evaluations near the baseline."""
 
     benchmark: str
     metric: str
@@ -71,9 +72,9 @@ class Disagreement:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """All of it."""
+    """The whole comparison."""
 
-    runs: tuple[Scored, ...]
+    runs: tuple[ScoredEvaluation, ...]
     comparisons: tuple[Comparison, ...]
     benchmarks: tuple[str, ...]
     results_MK: np.ndarray
@@ -94,15 +95,16 @@ def compare(
     """Compare scored evaluations; the first is the baseline.
 
     Args:
-        folders: Of the evaluations.
-        tournaments: Of the leaderboard.
-        seed: Of tournaments and resampling.
-        resamples: Of the leaderboard's problems.
-        epsilon: Difference of accuracy up to which an evaluation is as good as the baseline.
+        folders: Folders of the evaluations.
+        tournaments: Number of tournaments for the leaderboard.
+        seed: Seed of tournaments and resampling.
+        resamples: Number of resamples of the leaderboard's problems.
+        epsilon: Largest difference of accuracy at which an evaluation is as good as the baseline.
         delta: Difference of a problem's pass rate that counts as disagreement.
 
     Raises:
-        ValueError: Fewer than two, one that was not scored, or none with problems in common.
+        ValueError: There are fewer than two evaluations, one is not scored, or none has problems in
+            common with the baseline.
     """
     if len(folders) < 2:
         raise ValueError("a comparison needs two evaluations; name a second folder")
@@ -147,9 +149,14 @@ def compare(
 
 
 def _disagreements(
-    runs: Sequence[Scored], benchmarks: Sequence[str], epsilon: float, delta: float, seed: int
+    runs: Sequence[ScoredEvaluation],
+    benchmarks: Sequence[str],
+    epsilon: float,
+    delta: float,
+    seed: int,
 ) -> tuple[tuple[Disagreement, ...], list[str]]:
-    """By benchmark, and why there is none; over the problems that all evaluations have."""
+    """Disagreements by benchmark, or why there is none; over the problems that all evaluations
+    have."""
     found, notes = [], []
     for benchmark in benchmarks if len(runs) >= LEAST_MEMBERS else ():
         names = [n for n in runs[0].outcomes[benchmark] if _everywhere(runs, benchmark, n)]
@@ -163,7 +170,7 @@ def _disagreements(
         if len(result.members) < LEAST_MEMBERS:
             notes.append(
                 f"{benchmark}: {len(result.members)} of {len(runs)} evaluations are within "
-                f"{epsilon:g} of the baseline's accuracy; their disagreement is told from "
+                f"{epsilon:g} of the baseline's accuracy; their disagreement is computed from "
                 f"{LEAST_MEMBERS} on (--epsilon)."
             )
             continue
@@ -181,20 +188,23 @@ def _rate(problem: ProblemOutcomes, sampled: bool) -> float:
     return float(problem.greedy.correct)
 
 
-def read_scored(folder: Path) -> Scored:
+def read_scored(folder: Path) -> ScoredEvaluation:
     """Read a scored evaluation.
 
     Raises:
-        ValueError: The folder holds none.
+        ValueError: The folder does not contain one.
     """
     plan = read_json(folder / PLAN, "what was sampled")
     if not (folder / SCORES).is_file():
-        raise ValueError(f"{str(folder)!r} is not scored yet; run: rlvr score {folder}")
+        raise ValueError(f"{str(folder)!r} is not scored yet; run: rlvr score {quote(str(folder))}")
     problems = {
-        (row["benchmark"], row["problem"]): row for row in read_lines(folder / PROBLEMS).rows
+        (row["benchmark"], row["problem"]): row
+        for row in read_lines(folder / PROBLEMS, ended=True).objects
     }
-    outcomes = outcomes_by_benchmark(plan, problems, read_lines(folder / SCORES).rows)
-    return Scored(
+    outcomes = outcomes_by_benchmark(
+        plan, problems, read_lines(folder / SCORES, ended=True).objects
+    )
+    return ScoredEvaluation(
         folder.resolve().name,
         plan,
         {name: {item.problem_id: item for item in found} for name, found in outcomes.items()},
@@ -202,8 +212,8 @@ def read_scored(folder: Path) -> Scored:
     )
 
 
-def _named(runs: Sequence[Scored]) -> tuple[Scored, ...]:
-    """Runs with names that differ: folders of equal name are numbered."""
+def _named(runs: Sequence[ScoredEvaluation]) -> tuple[ScoredEvaluation, ...]:
+    """Give runs distinct names: folders with equal names are numbered."""
     names: list[str] = []
     for run in runs:
         name, number = run.name, 2
@@ -211,13 +221,15 @@ def _named(runs: Sequence[Scored]) -> tuple[Scored, ...]:
             name, number = f"{run.name}-{number}", number + 1
         names.append(name)
     return tuple(
-        Scored(name, run.plan, run.outcomes, run.questions)
+        ScoredEvaluation(name, run.plan, run.outcomes, run.questions)
         for name, run in zip(names, runs, strict=True)
     )
 
 
-def _tests(first: Scored, second: Scored, benchmark: str, seed: int) -> list[Comparison]:
-    """The tests that both evaluations allow."""
+def _tests(
+    first: ScoredEvaluation, second: ScoredEvaluation, benchmark: str, seed: int
+) -> list[Comparison]:
+    """The tests for which both evaluations have data."""
     pairs = [
         (mine, second.outcomes[benchmark][name])
         for name, mine in first.outcomes[benchmark].items()
@@ -291,7 +303,7 @@ def _mean(problems: dict[str, ProblemOutcomes]) -> float:
 
 
 def _value(problem: ProblemOutcomes) -> float:
-    """The headline value: the samples' average, else the greedy completion."""
+    """The headline value: the average over samples, or else the greedy completion."""
     if problem.sampled:
         return problem.average
     assert problem.greedy is not None
@@ -299,9 +311,9 @@ def _value(problem: ProblemOutcomes) -> float:
 
 
 def _resampled(
-    runs: Sequence[Scored], benchmarks: Sequence[str], random: np.random.Generator
+    runs: Sequence[ScoredEvaluation], benchmarks: Sequence[str], random: np.random.Generator
 ) -> np.ndarray:
-    """Results over problems drawn anew; the same problems for every model."""
+    """Results over resampled problems, the same ones for every model."""
     columns = []
     for benchmark in benchmarks:
         shared = [n for n in runs[0].outcomes[benchmark] if _everywhere(runs, benchmark, n)]
@@ -318,34 +330,34 @@ def _resampled(
     return np.array(columns).T
 
 
-def _everywhere(runs: Sequence[Scored], benchmark: str, problem: str) -> bool:
+def _everywhere(runs: Sequence[ScoredEvaluation], benchmark: str, problem: str) -> bool:
     return all(problem in run.outcomes[benchmark] for run in runs)
 
 
-def _notes(runs: Sequence[Scored], tests: Sequence[Comparison]) -> list[str]:
+def _notes(runs: Sequence[ScoredEvaluation], tests: Sequence[Comparison]) -> list[str]:
     notes = []
     if len(tests) > 1:
         notes.append(
-            f"{len(tests)} tests: at 0.05 each, {0.05 * len(tests):.1f} would come out positive "
-            "where nothing differs; the Holm column holds for all of them together."
+            f"{len(tests)} tests: at 0.05 each, {0.05 * len(tests):.1f} would be positive if "
+            "nothing differed; the Holm column accounts for all tests together."
         )
     for run in runs[1:]:
         for key in ("protocol", "grader", "truncated"):
             if run.plan[key] != runs[0].plan[key]:
                 notes.append(
                     f"{run.name} was evaluated with {key} {run.plan[key]!r}, {runs[0].name} with "
-                    f"{runs[0].plan[key]!r}: the difference is not of the models alone."
+                    f"{runs[0].plan[key]!r}: the difference is not only due to the models."
                 )
         notes += _decoding_notes(runs[0], run)
     if 2 < len(runs) < _FEW:
         notes.append(
-            f"With {len(runs)} models a tournament says little more than the mean; take {_FEW} or "
+            f"With {len(runs)} models a tournament says little more than the mean; use {_FEW} or "
             "more."
         )
     return notes
 
 
-def _decoding_notes(first: Scored, second: Scored) -> list[str]:
+def _decoding_notes(first: ScoredEvaluation, second: ScoredEvaluation) -> list[str]:
     notes = []
     for name, mine in first.plan["benchmarks"].items():
         theirs = second.plan["benchmarks"].get(name, mine)
@@ -356,26 +368,33 @@ def _decoding_notes(first: Scored, second: Scored) -> list[str]:
     return notes
 
 
+def comparison_rows(compared: Compared) -> list[dict[str, str]]:
+    """The tests against the baseline as texts by column; in percent and points."""
+    return [
+        {
+            "model": test.model,
+            "benchmark": test.benchmark,
+            "metric": test.metric,
+            "problems": str(test.problems),
+            "before": f"{100 * test.first:.1f}",
+            "after": f"{100 * test.second:.1f}",
+            "difference": f"{100 * test.difference:+.1f}",
+            "95 %": f"{100 * test.low:+.1f} to {100 * test.high:+.1f}",
+            "won": str(len(test.won)),
+            "lost": str(len(test.lost)),
+            "p": _p(test.p),
+            "p (Holm)": _p(test.p_holm),
+        }
+        for test in compared.comparisons
+    ]
+
+
 def comparison_table(compared: Compared) -> Table:
-    """What the terminal shows of the tests."""
-    heads = ["model", "benchmark", "metric", "problems", "before", "after", "difference", "95 %"]
-    heads += ["won", "lost", "p", "p (Holm)"]
-    table = plain_table(f"against {compared.runs[0].name}", heads, left=2)
-    for test in compared.comparisons:
-        table.add_row(
-            test.model,
-            test.benchmark,
-            test.metric,
-            str(test.problems),
-            f"{100 * test.first:.1f}",
-            f"{100 * test.second:.1f}",
-            f"{100 * test.difference:+.1f}",
-            f"{100 * test.low:+.1f} to {100 * test.high:+.1f}",
-            str(len(test.won)),
-            str(len(test.lost)),
-            _p(test.p),
-            _p(test.p_holm),
-        )
+    """The table of tests for the terminal."""
+    rows = comparison_rows(compared)
+    table = plain_table(f"against {compared.runs[0].name}", list(rows[0]), left=2)
+    for row in rows:
+        table.add_row(*row.values())
     return table
 
 
@@ -403,7 +422,8 @@ def leaderboard_table(compared: Compared) -> Table:
 
 
 def disagreement_table(compared: Compared) -> Table:
-    """How much near-equal evaluations disagree, and how much one model would with itself."""
+    """How much near-equal evaluations disagree, and how much one model would disagree with
+    itself."""
     heads = ["benchmark", "of", "measure", "models", "problems", "mean range", "share"]
     heads += ["by chance", "95 % of it", "p"]
     table = plain_table("disagreement of near-equal evaluations", heads, left=3)

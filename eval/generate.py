@@ -1,11 +1,11 @@
-"""Sampling a plan: one engine, everything in flight at once, every sample on disk as it finishes.
+"""Sample a plan: one engine, all samples in flight at once, each written as it finishes.
 
-The engine gets all samples of a round in one call, longest first, and fills a place as soon as one
-is free. Each sample is a request of its own, so that it is written the moment it is done. Killed at
-any time, the same command samples what is missing: seeds are fixed by the plan, and the final file
-is put into canonical order, so it comes out the same up to what another batch rounds otherwise.
+The engine gets all samples of a round in one call, longest first, and fills a slot as soon as it is
+free. Each sample is a separate request, so that it is written as soon as it is finished. After a
+kill, the same command draws the missing samples: the plan fixes the seeds and the final file is
+sorted into canonical order, so it is the same up to the rounding of different batches.
 
-With several processes each takes every n-th sample and writes a file of its own.
+Each of n processes draws every n-th sample and writes a separate file.
 """
 
 import time
@@ -13,98 +13,102 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.files import (
+from eval.evaluation_folder import (
     LOG,
     PARTS,
     SAMPLES,
     Appender,
     Key,
     Row,
+    append_line,
     key_of,
-    line,
     read_lines,
     write_lines,
 )
-from eval.plan import Job, Plan
+from eval.plan import EvaluationPlan, PlannedSample
+from rlvr.data.decoding import ResponseDecoder
 from rlvr.ranks import Ranks
-from rlvr.rollout import Engine, Sample
+from rlvr.rollout.engine import Engine, Sample
 
 Show = Callable[[int, int], None]
-"""Told (samples there are, samples there will be)."""
+"""Called with (finished samples, all samples)."""
 
 
-def missing_jobs(plan: Plan, folder: Path) -> list[Job]:
-    """The samples that are not on disk yet, in canonical order."""
+def missing_samples(plan: EvaluationPlan, folder: Path) -> list[PlannedSample]:
+    """The samples that are not yet on disk, in canonical order."""
     found = finished_rows(folder)
-    return [job for job in plan.jobs if job.key not in found]
+    return [item for item in plan.planned if item.key not in found]
 
 
 def finished_rows(folder: Path) -> dict[Key, Row]:
-    """Every whole sample on disk; a line cut by a kill is as if it had not been written."""
+    """Every complete sample on disk; a last line that was cut off by a kill is ignored."""
     paths = [folder / SAMPLES, *sorted((folder / PARTS).glob("*.jsonl"))]
-    return {key_of(row): row for path in paths for row in read_lines(path).rows}
+    return {key_of(row): row for path in paths for row in read_lines(path, ended=True).objects}
 
 
 def sample_missing(
-    plan: Plan,
-    jobs: Sequence[Job],
+    plan: EvaluationPlan,
+    planned: Sequence[PlannedSample],
     engine: Engine,
     tokenizer: Any,  # noqa: ANN401
     folder: Path,
     ranks: Ranks,
     show: Show | None = None,
 ) -> None:
-    """Draw ``jobs`` (this process's share of them) and append each as it finishes.
+    """Draw this process's share of ``planned`` and append each sample as it finishes.
 
     Args:
-        plan: What they belong to.
-        jobs: What is missing.
-        engine: Synced with the model's weights.
+        plan: The plan of the evaluation.
+        planned: The missing samples.
+        engine: An engine that was synced with the model's weights.
         tokenizer: Turns token ids into text, once.
         folder: The evaluation's folder.
         ranks: The processes that share the work.
-        show: Told about progress.
+        show: Called with the progress.
     """
-    began, tokens, count, total = time.perf_counter(), 0, 0, len(plan.jobs)
+    began, tokens, count, total = time.perf_counter(), 0, 0, len(plan.planned)
+    decode = ResponseDecoder(tokenizer)
     with Appender(folder / PARTS / f"rank_{ranks.rank:04d}.jsonl") as part:
-        for sampling, members in plan.rounds(jobs):
+        for sampling, members in plan.rounds(planned):
             mine = members[ranks.rank :: ranks.count]
 
-            def finished(index: int, samples: list[Sample], mine: list[Job] = mine) -> None:
+            def finished(
+                index: int, samples: list[Sample], mine: list[PlannedSample] = mine
+            ) -> None:
                 nonlocal tokens, count
                 (sample,) = samples
-                part.add(sample_row(mine[index], sample, tokenizer))
+                part.add(sample_row(mine[index], sample, decode))
                 tokens, count = tokens + len(sample.token_ids), count + 1
                 if show is not None:
-                    show(total - len(jobs) + count, total)
+                    show(total - len(planned) + count, total)
 
-            requests = [job.request(plan.settings.seed) for job in mine]
+            requests = [item.request(plan.settings.seed) for item in mine]
             if requests:
                 engine.generate(requests, sampling, None, finished)
     seconds = time.perf_counter() - began
     _note(folder, {"rank": ranks.rank, "samples": count, "tokens": tokens, "seconds": seconds})
 
 
-def sample_row(job: Job, sample: Sample, tokenizer: Any) -> Row:  # noqa: ANN401
-    """A sample as it is kept: the text without special tokens, its length with the end token."""
-    benchmark, problem, greedy, index = job.key
+def sample_row(item: PlannedSample, sample: Sample, decode: ResponseDecoder) -> Row:
+    """A sample as stored: the text without the end token, the length with it."""
+    benchmark, problem, greedy, index = item.key
     return {
         "benchmark": benchmark,
         "problem": problem,
         "greedy": greedy,
         "sample": index,
-        "response": tokenizer.decode(list(sample.token_ids), skip_special_tokens=True),
+        "response": decode(sample.token_ids, finished=sample.finish_reason == "stop"),
         "tokens": len(sample.token_ids),
         "finish_reason": sample.finish_reason,
     }
 
 
-def gather_samples(plan: Plan, folder: Path) -> None:
-    """Put all samples into ``samples.jsonl`` in canonical order; the parts go."""
+def gather_samples(plan: EvaluationPlan, folder: Path) -> None:
+    """Write all samples to ``samples.jsonl`` in canonical order and delete the parts."""
     found = finished_rows(folder)
-    lacking = [job.key for job in plan.jobs if job.key not in found]
-    assert not lacking, f"{len(lacking)} samples were not drawn, the first {lacking[0]}"
-    write_lines(folder / SAMPLES, (found[job.key] for job in plan.jobs))
+    lacking = [item.key for item in plan.planned if item.key not in found]
+    assert not lacking, f"{len(lacking)} samples were not drawn, the first is {lacking[0]}"
+    write_lines(folder / SAMPLES, (found[item.key] for item in plan.planned))
     for part in (folder / PARTS).glob("*.jsonl"):
         part.unlink()
     if (folder / PARTS).is_dir():
@@ -113,5 +117,4 @@ def gather_samples(plan: Plan, folder: Path) -> None:
 
 def _note(folder: Path, row: Row) -> None:
     rounded = {name: round(v, 3) if isinstance(v, float) else v for name, v in row.items()}
-    with (folder / LOG).open("a", encoding="utf-8") as file:
-        file.write(line({"time": round(time.time(), 3), **rounded}))
+    append_line(folder / LOG, {"time": round(time.time(), 3), **rounded})

@@ -1,7 +1,7 @@
-"""What a problem's samples are worth: pure functions of counts, exact where chance enters.
+"""Metrics of a problem's samples: pure functions of counts that compute expectations exactly.
 
-n samples of a problem, c of them right. Every metric here is a value per problem in [0, 1]; its
-mean over problems is the metric, and ``eval.statistics`` says how sure that mean is.
+A problem has n samples, c of them right. Every metric is a value per problem in [0, 1] and is
+averaged over problems; ``eval.statistics`` computes the error of that mean.
 """
 
 import math
@@ -17,10 +17,10 @@ REFERENCE = 0
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One judged sample.
+    """One graded sample.
 
-    ``vote`` is the class of equal answers it votes for: :data:`REFERENCE` if it is right, another
-    number among the wrong ones, None without an answer.
+    ``vote`` is the class of equal answers for which it votes: :data:`REFERENCE` if it is right,
+    another number for wrong answers, None without an answer.
     """
 
     correct: bool
@@ -32,7 +32,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class ProblemOutcomes:
-    """A problem's samples, and its greedy completion where there is one."""
+    """A problem's samples, and its greedy completion if there is one."""
 
     problem_id: str
     sampled: tuple[Outcome, ...]
@@ -42,7 +42,7 @@ class ProblemOutcomes:
 
     @property
     def correct(self) -> int:
-        """How many samples are right."""
+        """Number of right samples."""
         return sum(outcome.correct for outcome in self.sampled)
 
     @property
@@ -52,7 +52,7 @@ class ProblemOutcomes:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Probability that k samples drawn without replacement hold a right one; unbiased.
+    """Probability that k samples drawn without replacement include a right one; unbiased.
 
     1 - C(n - c, k) / C(n, k) (Chen et al., arXiv 2107.03374, equation 1).
 
@@ -76,14 +76,14 @@ def all_at_k(n: int, c: int, k: int) -> float:
 def maj_at_k(votes: Sequence[int | None], k: int) -> float:
     """Expected share of right majority votes over all subsets of k samples, exactly.
 
-    Samples without an answer (None) do not vote, but are drawn. Among classes of equally many votes
-    the winner is drawn by lot, so a tie of t classes that includes the reference counts 1/t.
-    Subsets are counted, not enumerated: for each number m of votes for the reference, the others'
-    polynomials prod_s (sum_{i<m} C(s, i) x^i + C(s, m) x^m y) count choices by votes (x) and ties
-    (y).
+    Samples without an answer (None) are drawn but do not vote. Among classes with equally many
+    votes the winner is random, so a tie of t classes that includes the reference counts 1/t.
+    Subsets are counted, not enumerated: for each number m of votes for the reference, the
+    polynomials of the other classes, prod_s (sum_{i<m} C(s, i) x^i + C(s, m) x^m y), count choices
+    by votes (x) and ties (y).
 
     Args:
-        votes: One class per sample; :data:`REFERENCE` is right.
+        votes: One class per sample; :data:`REFERENCE` is the right one.
         k: Size of the subsets.
 
     Raises:
@@ -102,7 +102,8 @@ def maj_at_k(votes: Sequence[int | None], k: int) -> float:
 
 
 def _choices(sizes: Sequence[int], blank: int, most: int, picks: int) -> dict[int, int]:
-    """Ways to pick ``picks`` of the others with no class above ``most``, by classes at ``most``."""
+    """Ways to pick ``picks`` others with no class above ``most``, by number of classes at
+    ``most``."""
     table = {(drawn, 0): math.comb(blank, drawn) for drawn in range(min(blank, picks) + 1)}
     for size in sizes:
         grown: dict[tuple[int, int], int] = {}
@@ -120,25 +121,25 @@ def _check(n: int, k: int) -> None:
 
 
 def shown_ks(n: int) -> list[int]:
-    """The k that tables show: powers of two up to n, and n."""
+    """The values of k that tables show: powers of two up to n, and n."""
     return sorted({2**power for power in range(n.bit_length()) if 2**power <= n} | {n})
 
 
-def summarise(
+def benchmark_metrics(
     problems: Sequence[ProblemOutcomes], label: str, ks: Sequence[int] | None = None
 ) -> dict[str, object]:
     """All metrics of one benchmark.
 
-    Keys do not change with the budget, and one that cannot be computed is left out: ``greedy``;
+    The keys do not depend on the budget; metrics that cannot be computed are omitted: ``greedy``;
     ``avg`` with ``samples``; ``pass``, ``all`` and ``maj`` by k.
 
     Args:
-        problems: At least one; all with equally many samples.
-        label: Fixes the bootstrap's random numbers.
-        ks: The k to give; None is every one up to n (for maj: those that tables show).
+        problems: At least one; all must have the same number of samples.
+        label: Determines the bootstrap's random numbers.
+        ks: The values of k; None is every one up to n (for maj: those that tables show).
 
     Raises:
-        ValueError: A k above the number of samples.
+        ValueError: A k is larger than the number of samples.
     """
     bootstrap = Bootstrap(len(problems), label)
     n = min(len(problem.sampled) for problem in problems)
@@ -170,12 +171,12 @@ def _majority(
 
 
 def _outcomes(problem: ProblemOutcomes) -> list[Outcome]:
-    """The samples, or the greedy completion where there are none."""
+    """The samples, or the greedy completion if there are none."""
     return list(problem.sampled) or ([problem.greedy] if problem.greedy else [])
 
 
 def _counts(outcomes: Sequence[Outcome]) -> dict[str, object]:
-    """What stands beside accuracy: truncation, missing answers, lengths in tokens."""
+    """Other figures: truncation, missing answers, lengths in tokens."""
     tokens = sorted(outcome.tokens for outcome in outcomes)
     found: dict[str, object] = {
         "responses": len(outcomes),
@@ -192,13 +193,13 @@ def _counts(outcomes: Sequence[Outcome]) -> dict[str, object]:
 
 
 def training_metrics(problems: Sequence[ProblemOutcomes], label: str) -> dict[str, float]:
-    """What an evaluation during training logs: accuracy with its error, length, truncation.
+    """Metrics of an evaluation during training: accuracy with its error, length, truncation.
 
-    With several samples of a problem also pass@n.
+    With several samples per problem it also has pass@n.
     """
     n = min(len(problem.sampled) for problem in problems)
-    found = summarise(problems, label, [n])
-    _, accuracy = headline(found)
+    found = benchmark_metrics(problems, label, [n])
+    _, accuracy = headline_metric(found)
     counts = {"length": found["tokens_mean"], "truncated": found["truncated"]}
     metrics = {"accuracy": accuracy.value, **{k: float(str(v)) for k, v in counts.items()}}
     if accuracy.se is not None:
@@ -209,8 +210,8 @@ def training_metrics(problems: Sequence[ProblemOutcomes], label: str) -> dict[st
     return metrics
 
 
-def headline(summary: dict[str, object]) -> tuple[str, Estimate]:
-    """The figure that a benchmark is quoted by, and its name: avg@n, or greedy accuracy."""
+def headline_metric(summary: dict[str, object]) -> tuple[str, Estimate]:
+    """The main figure of a benchmark and its name: avg@n, or greedy accuracy."""
     average = summary.get("avg")
     if isinstance(average, Estimate):
         return f"avg@{summary['samples']}", average

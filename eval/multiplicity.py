@@ -1,19 +1,19 @@
-"""How much near-equal models disagree: predictive multiplicity over seeds or checkpoints.
+"""How much models of equal accuracy disagree: predictive multiplicity over seeds or checkpoints.
 
-With h(x) a model's pass rate on problem x, h0 the baseline's, and S the models whose mean accuracy
-is within epsilon of the baseline's (the baseline is one of them):
+Let h(x) be a model's pass rate on problem x, h0 the baseline's, and S the set of models whose mean
+accuracy is within epsilon of the baseline's (it includes the baseline):
 
     viable range  V(x)  = max_S h(x) - min_S h(x)
     ambiguity     A     = share of problems with max_S |h(x) - h0(x)| >= delta
     discrepancy   D     = max_S of the share of problems with |h(x) - h0(x)| >= delta;  D <= A
 
-Watson-Daniels et al., "Predictive Multiplicity in Probabilistic Classification"
-(arXiv:2206.01131). There S is found by optimisation over a convex model class; here it is the
-models at hand, so the figures are lower bounds. Pass rates of n samples differ by chance alone: the
-null takes every member for the baseline, draws all their samples anew, and says how large A and D
-are then. The baseline's rate on a problem is itself drawn, from Beta(c + 1/2, n - c + 1/2) after c
-of n right samples: taken as c/n, a problem with none right would never vary. Only what exceeds the
-null is disagreement of the models.
+Watson-Daniels et al., "Predictive Multiplicity in Probabilistic Classification" (arXiv:2206.01131).
+There S is found by optimisation over a convex model class; here it is the given models, so the
+figures are lower bounds. Pass rates of n samples also differ by chance. The null treats every
+member as the baseline, draws all samples again, and computes A and D. The baseline's rate on a
+problem is itself drawn from Beta(c + 1/2, n - c + 1/2), where c of n samples were right: with the
+rate c/n, a problem without right samples would never vary. Only what exceeds the null is
+disagreement between the models.
 """
 
 from collections.abc import Sequence
@@ -22,15 +22,16 @@ from dataclasses import dataclass
 import numpy as np
 
 LEAST_MEMBERS = 3
-"""Fewer models say little about the set that they stand for."""
+"""Fewer models say little about the set of near-equal models."""
 _DRAWS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Null:
-    """A figure when all members are one model: mean, 95th percentile, and how often it is reached.
+    """A figure if all members were one model: mean, 95th percentile and p-value.
 
-    ``p`` is the share of draws, the observed one counted as a draw, at or above what was observed.
+    ``p`` is the share of draws at or above the observed value, counting the observed value as a
+    draw.
     """
 
     mean: float
@@ -40,10 +41,10 @@ class Null:
 
 @dataclass(frozen=True, slots=True)
 class Multiplicity:
-    """Disagreement on one benchmark; nulls are None for greedy answers, which vary by no chance.
+    """Disagreement on one benchmark; nulls are None for greedy answers, which are not random.
 
-    ``members`` are places among the models given, the baseline's 0 included; ``disputed`` are
-    problems by falling range, those that count towards ambiguity.
+    ``members`` are indices of the given models, including 0 for the baseline; ``disputed`` are the
+    problems that count towards ambiguity, by decreasing range.
     """
 
     members: tuple[int, ...]
@@ -57,13 +58,13 @@ class Multiplicity:
 
 
 def near(means: Sequence[float], epsilon: float) -> tuple[int, ...]:
-    """Places of the models whose mean is within ``epsilon`` of the first one's; 0 is one."""
-    # A hair of room: means of counts are not exact.
+    """Indices of the models whose mean is within ``epsilon`` of the first one's, including 0."""
+    # A small tolerance, because means of counts are not exact.
     return tuple(i for i, mean in enumerate(means) if abs(mean - means[0]) <= epsilon + 1e-9)
 
 
 def disagreement(rates_MP: np.ndarray, delta: float) -> tuple[float, float]:
-    """Ambiguity and discrepancy of models [M, P], the first being the baseline."""
+    """Ambiguity and discrepancy of models [M, P]; the first one is the baseline."""
     differ_MP = np.abs(rates_MP - rates_MP[0]) >= delta - 1e-9
     return float(differ_MP.any(0).mean()), float(differ_MP.mean(1).max())
 
@@ -77,23 +78,25 @@ def multiplicity(
     seed: int = 0,
     draws: int = _DRAWS,
 ) -> Multiplicity:
-    """Disagreement of the models that are near the first.
+    """Disagreement of the models that are near the first one.
 
     Args:
         rates_MP: Pass rates of M models on P problems.
-        counts_MP: Samples that each rate comes from; None is without a null.
-        epsilon: Difference of mean accuracy within which models are as good.
-        delta: Difference of pass rates that counts.
-        seed: Of the null.
-        draws: Of the null.
+        counts_MP: Number of samples of each rate; None computes no null.
+        epsilon: Largest difference of mean accuracy between near-equal models.
+        delta: Difference of pass rates that counts as disagreement.
+        seed: Seed of the null.
+        draws: Number of draws of the null.
 
     Raises:
-        ValueError: ``epsilon`` or ``delta`` makes no sense.
+        ValueError: ``epsilon`` or ``delta`` is out of range.
     """
     if epsilon < 0:
-        raise ValueError(f"epsilon = {epsilon} is negative; it is a difference of accuracies")
+        raise ValueError(f"epsilon = {epsilon} is negative; it must be a difference of accuracies")
     if not 0 < delta <= 1:
-        raise ValueError(f"delta = {delta} is outside (0, 1]; it is a difference of pass rates")
+        raise ValueError(
+            f"delta = {delta} is outside (0, 1]; it must be a difference of pass rates"
+        )
     members = near(rates_MP.mean(1).tolist(), epsilon)
     own_SP = rates_MP[list(members)]
     ambiguity, discrepancy = disagreement(own_SP, delta)
@@ -112,7 +115,7 @@ def multiplicity(
 def _null(
     rates_SP: np.ndarray, counts_SP: np.ndarray, delta: float, seed: int, draws: int
 ) -> np.ndarray:
-    """Ambiguity and discrepancy [R, 2] when all members are the baseline."""
+    """Ambiguity and discrepancy [R, 2] if all members were the baseline."""
     random = np.random.Generator(np.random.Philox(key=seed))
     counts_SP = counts_SP.astype(np.int64)
     right_P = rates_SP[0] * counts_SP[0]

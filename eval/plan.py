@@ -1,7 +1,7 @@
-"""What is to be sampled: benchmarks, prompts, decoding and seeds, fixed before anything runs.
+"""The samples to draw: benchmarks, prompts, decoding and seeds, fixed before anything runs.
 
-The plan names every sample there will be. A sample's seed is a function of (seed, benchmark,
-problem id, sample index), so neither the order nor what else is sampled can change it.
+The plan lists every sample. A sample's seed is a function of (seed, benchmark, problem id, sample
+index), so neither the order nor other samples can change it.
 """
 
 import hashlib
@@ -9,94 +9,55 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from pydantic import Field
-
-from eval.benchmarks import Loaded, load_benchmark
-from eval.files import Key, Row
+from eval.benchmarks import FileRows, LoadedBenchmark, load_benchmark
+from eval.evaluation_folder import Key, Row
 from eval.protocols import Decoding, Protocol, protocol_by_name
+from eval.settings import EvalSettings
 from reward.graders import grader_by_name
-from rlvr.data import Template, TemplateChoice, load_template
-from rlvr.remedies import VLLM_PACKAGES
-from rlvr.rollout import EngineSettings, Request, Sampling, TransformersEngineSettings, sample_seed
-from rlvr.settings import Settings
+from rlvr.data import Template, load_template
+from rlvr.data.consistency import Grader
+from rlvr.data.decoding import thought_markers
+from rlvr.data.templates import ends_of
+from rlvr.install_hints import VLLM_PACKAGES, installed_versions
+from rlvr.rollout.engine import Request
+from rlvr.rollout.sampling import Sampling, sample_seed
 from rlvr.types import Message, Problem
 
 _STACK = ("rlvr", "torch", "transformers", "tokenizers", "math-verify", *VLLM_PACKAGES)
-# Sampling seeds of evaluations; training steps count from 1.
+# The step in sampling seeds of evaluations; training steps count from 1.
 _STEP = -1
 
 
-class EvalSettings(Settings):
-    """What ``rlvr eval`` does, apart from the model."""
-
-    benchmarks: tuple[str, ...] = ("math500",)
-    """Names, NAME@REVISION, or files of your own ([NAME=]PATH)."""
-    protocol: str = "rlvr"
-    """Prompt, decoding and grader of a published evaluation, by name."""
-    template: TemplateChoice | None = None
-    """Prompt template instead of the protocol's: a built-in name or a YAML file."""
-    samples: int | None = Field(None, ge=1)
-    """Samples of each problem, instead of the protocol's number."""
-    temperature: float | None = Field(None, ge=0)
-    """Instead of the protocol's; 0 is greedy."""
-    top_p: float | None = Field(None, gt=0, le=1)
-    """Instead of the protocol's."""
-    top_k: int | None = Field(None, ge=0)
-    """Instead of the protocol's; 0 keeps all tokens."""
-    max_tokens: int | None = Field(None, ge=1)
-    """Most tokens of a completion, instead of the protocol's."""
-    greedy: bool = False
-    """One greedy completion of each problem beside the samples."""
-    seed: int = Field(0, ge=0, lt=2**64)
-    """Of all sampling."""
-    limit: int | None = Field(None, ge=1)
-    """Only so many problems of each benchmark, evenly spread: a trial, and marked as one."""
-    problems: tuple[str, ...] = ()
-    """Only problems with these ids."""
-    data: Path | None = None
-    """Folder of benchmark files instead of the Hub; null looks at RLVR_BENCHMARKS."""
-    engine: EngineSettings = TransformersEngineSettings()
-    """What generates."""
-    task_loss: bool = False
-    """Also the bits that the model needs for each reference answer."""
-    grader: str | None = None
-    """Instead of the protocol's: rlvr, one_shot_rlvr, qwen, exact or math_verify."""
-    workers: int = Field(2, ge=1)
-    """Grading processes."""
-    timeout: float = Field(5.0, gt=0)
-    """Seconds a verdict may take."""
-
-
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One sample to be drawn; ``row`` is the problem's place in its task."""
+class PlannedSample:
+    """One sample to draw; ``row`` is the index of the problem in its benchmark."""
 
-    task: "Task"
+    benchmark: "PlannedBenchmark"
     row: int
     greedy: bool
     sample: int
 
     @property
     def key(self) -> Key:
-        """What the sample is called in files."""
-        return self.task.name, self.task.problems[self.row].id, self.greedy, self.sample
+        """The key of the sample in files."""
+        return self.benchmark.name, self.benchmark.problems[self.row].id, self.greedy, self.sample
 
     def request(self, seed: int) -> Request:
-        """What the engine is asked for."""
+        """The request to the engine."""
         name, problem_id, _, sample = self.key
         identity = f"{name}\x1f{problem_id}"
-        return Request(self.task.prompts[self.row], (sample_seed(seed, _STEP, identity, sample),))
+        return Request(
+            self.benchmark.prompts[self.row], (sample_seed(seed, _STEP, identity, sample),)
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Task:
-    """One benchmark as it will be sampled; ``prompts`` are token ids, ``texts`` their text."""
+class PlannedBenchmark:
+    """One benchmark to sample; ``prompts`` are token ids, ``texts`` their text."""
 
-    loaded: Loaded
+    loaded: LoadedBenchmark
     template: Template
     decoding: Decoding
     prompts: tuple[tuple[int, ...], ...]
@@ -113,18 +74,18 @@ class Task:
         """The problems, in order."""
         return self.loaded.problems
 
-    def jobs(self) -> Iterator[Job]:
+    def planned(self) -> Iterator[PlannedSample]:
         """Every sample, in canonical order."""
         decoding = self.decoding
         for row in range(len(self.problems)):
             if decoding.temperature == 0 or self.extra_greedy:
-                yield Job(self, row, True, 0)
+                yield PlannedSample(self, row, True, 0)
             if decoding.temperature > 0:
                 for sample in range(decoding.samples):
-                    yield Job(self, row, False, sample)
+                    yield PlannedSample(self, row, False, sample)
 
     def sampling(self, greedy: bool) -> Sampling:
-        """How the engine draws."""
+        """The engine's sampling settings."""
         decoding = self.decoding
         if greedy:
             return Sampling(max_tokens=decoding.max_tokens, temperature=0.0)
@@ -137,40 +98,48 @@ class Task:
 
     @property
     def longest_prompt(self) -> int:
-        """Tokens of the longest prompt."""
+        """Number of tokens of the longest prompt."""
         return max(len(prompt) for prompt in self.prompts)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """All that will be sampled."""
+class EvaluationPlan:
+    """Everything that will be sampled."""
 
     settings: EvalSettings
     protocol: Protocol
-    tasks: tuple[Task, ...]
+    benchmarks: tuple[PlannedBenchmark, ...]
     stop_ids: tuple[int, ...]
     notes: tuple[str, ...]
+    thoughts: tuple[tuple[str, str], ...] = ()
+    """Markers of thoughts that the verifier does not know by itself."""
 
     @property
-    def jobs(self) -> list[Job]:
+    def planned(self) -> list[PlannedSample]:
         """Every sample, in canonical order: by benchmark, problem, greedy first, sample."""
-        return [job for task in self.tasks for job in task.jobs()]
+        return [item for benchmark in self.benchmarks for item in benchmark.planned()]
 
     @property
     def longest(self) -> int:
-        """Longest sequence, prompt and completion, that may come about."""
-        return max(task.longest_prompt + task.decoding.max_tokens for task in self.tasks)
+        """Longest possible sequence (prompt and completion) in tokens."""
+        return max(
+            benchmark.longest_prompt + benchmark.decoding.max_tokens
+            for benchmark in self.benchmarks
+        )
 
-    def rounds(self, jobs: Sequence[Job]) -> Iterator[tuple[Sampling, list[Job]]]:
-        """The jobs by how they are drawn, each round longest first, the longest round first.
+    def rounds(
+        self, planned: Sequence[PlannedSample]
+    ) -> Iterator[tuple[Sampling, list[PlannedSample]]]:
+        """Group samples into rounds with equal sampling settings, the longest round and sample
+        first.
 
-        What is expected to be long starts first, so that no straggler runs alone at the end: by
-        the limit, by the benchmark's typical length, then by the prompt's length.
+        Samples that are expected to be long start first, so that none runs alone at the end: they
+            are sorted by the limit, by the benchmark's typical length, then by the prompt's length.
         """
-        groups: dict[str, tuple[Sampling, list[Job]]] = {}
-        for job in jobs:
-            sampling = job.task.sampling(job.greedy)
-            groups.setdefault(sampling.model_dump_json(), (sampling, []))[1].append(job)
+        groups: dict[str, tuple[Sampling, list[PlannedSample]]] = {}
+        for item in planned:
+            sampling = item.benchmark.sampling(item.greedy)
+            groups.setdefault(sampling.model_dump_json(), (sampling, []))[1].append(item)
         ordered = sorted(groups.values(), key=lambda item: -item[0].max_tokens)
         for sampling, members in ordered:
             yield sampling, sorted(members, key=_expected_length, reverse=True)
@@ -181,7 +150,7 @@ class Plan:
         return self.settings.grader or self.protocol.grader
 
     def describe(self) -> Row:
-        """The plan as it is recorded and compared on resuming; without the model."""
+        """The plan as recorded and compared on resuming, without the model."""
         return {
             "protocol": self.protocol.name,
             "grader": self.grader,
@@ -190,32 +159,33 @@ class Plan:
             "limit": self.settings.limit,
             "only": list(self.settings.problems),
             "stop_ids": list(self.stop_ids),
-            "benchmarks": {task.name: _describe(task) for task in self.tasks},
+            **({"thoughts": [list(pair) for pair in self.thoughts]} if self.thoughts else {}),
+            "benchmarks": {benchmark.name: _describe(benchmark) for benchmark in self.benchmarks},
         }
 
 
-def _expected_length(job: Job) -> tuple[int, int]:
-    return job.task.loaded.typical_tokens, len(job.task.prompts[job.row])
+def _expected_length(item: PlannedSample) -> tuple[int, int]:
+    return item.benchmark.loaded.typical_tokens, len(item.benchmark.prompts[item.row])
 
 
-def _describe(task: Task) -> Row:
-    settings = task.template.settings.model_dump(mode="json", exclude_defaults=True)
-    decoding = task.decoding
+def _describe(benchmark: PlannedBenchmark) -> Row:
+    settings = benchmark.template.settings.model_dump(mode="json", exclude_defaults=True)
+    decoding = benchmark.decoding
     return {
-        "title": task.loaded.title,
-        "data": task.loaded.origin,
-        "data_fingerprint": task.loaded.fingerprint,
-        "problems": len(task.problems),
-        "of": task.loaded.total,
+        "title": benchmark.loaded.title,
+        "data": benchmark.loaded.origin,
+        "data_fingerprint": benchmark.loaded.fingerprint,
+        "problems": len(benchmark.problems),
+        "of": benchmark.loaded.total,
         "samples": decoding.samples if decoding.temperature else 0,
-        "greedy": task.extra_greedy or decoding.temperature == 0,
+        "greedy": benchmark.extra_greedy or decoding.temperature == 0,
         "temperature": decoding.temperature,
         "top_p": decoding.top_p,
         "top_k": decoding.top_k,
         "max_tokens": decoding.max_tokens,
         "template": settings,
         "template_sha256": _sha256(settings),
-        "prompts_sha256": _sha256(task.prompts),
+        "prompts_sha256": _sha256(benchmark.prompts),
     }
 
 
@@ -223,51 +193,62 @@ def _sha256(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def make_plan(
+def make_evaluation_plan(
     settings: EvalSettings,
     tokenizer: Any,  # noqa: ANN401
     stop_ids: Sequence[int],
     context: int | None,
-) -> Plan:
+) -> EvaluationPlan:
     """Load the benchmarks and encode every prompt.
 
     Args:
-        settings: What is wanted.
-        tokenizer: The model's.
-        stop_ids: Tokens that end a completion anyway.
-        context: Longest sequence of the model; a completion limit that does not fit is lowered,
+        settings: Settings of the evaluation.
+        tokenizer: The model's tokenizer.
+        stop_ids: Tokens that always end a completion.
+        context: Longest sequence of the model in tokens; a larger completion limit is lowered,
             with a note.
 
     Raises:
-        ValueError: Something that is asked for is unknown, missing or cannot go together.
+        ValueError: A setting names something unknown or missing, or settings do not fit together.
     """
     protocol = protocol_by_name(settings.protocol)
-    grader_by_name(settings.grader or protocol.grader)
-    tasks: list[Task] = []
+    grader = settings.grader or protocol.grader
+    grader_by_name(grader)
+    benchmarks: list[PlannedBenchmark] = []
     notes: list[str] = []
     for choice in settings.benchmarks:
-        loaded = load_benchmark(choice, settings.data, settings.limit, settings.problems)
-        if any(task.name == loaded.name for task in tasks):
-            raise ValueError(f"benchmark {loaded.name!r} is asked for twice; name it once")
+        rows = FileRows(settings.fields, settings.bad_rows, cast(Grader, grader))
+        loaded = load_benchmark(choice, settings.data, settings.limit, settings.problems, rows)
+        if any(benchmark.name == loaded.name for benchmark in benchmarks):
+            raise ValueError(f"benchmark {loaded.name!r} is named twice; name it once")
         if not loaded.problems:
             continue
-        task = _task(loaded, settings, protocol, tokenizer)
-        fitted, note = _fitted(task, context)
-        tasks.append(fitted)
+        benchmark = _plan_benchmark(loaded, settings, protocol, tokenizer)
+        fitted, note = _fitted(benchmark, context)
+        benchmarks.append(fitted)
         notes += [note] if note else []
-    if not tasks:
+    if not benchmarks:
         raise ValueError(f"no benchmark has problems with the ids {list(settings.problems)}")
     extra = [tokenizer.convert_tokens_to_ids(token) for token in protocol.stop_tokens]
     known = [index for index in extra if index is not None and index != tokenizer.unk_token_id]
-    return Plan(settings, protocol, tuple(tasks), tuple(sorted({*stop_ids, *known})), tuple(notes))
+    for benchmark in benchmarks:
+        known += ends_of(benchmark.template, tokenizer, benchmark.prompts)
+    return EvaluationPlan(
+        settings,
+        protocol,
+        tuple(benchmarks),
+        tuple(sorted({*stop_ids, *known})),
+        tuple(notes),
+        thought_markers(tokenizer, settings.thoughts),
+    )
 
 
-def _task(
-    loaded: Loaded,
+def _plan_benchmark(
+    loaded: LoadedBenchmark,
     settings: EvalSettings,
     protocol: Protocol,
     tokenizer: Any,  # noqa: ANN401
-) -> Task:
+) -> PlannedBenchmark:
     chosen = settings.template or protocol.template_for(loaded.name)
     template = load_template(chosen)
     template.check(tokenizer)
@@ -278,7 +259,7 @@ def _task(
         texts.append(template.render(messages, tokenizer))
         prompts.append(tuple(template.encode(messages, tokenizer)))
     extra = settings.greedy and decoding.temperature > 0
-    return Task(loaded, template, decoding, tuple(prompts), tuple(texts), extra)
+    return PlannedBenchmark(loaded, template, decoding, tuple(prompts), tuple(texts), extra)
 
 
 def _stripped(messages: Sequence[Message]) -> list[Message]:
@@ -286,7 +267,7 @@ def _stripped(messages: Sequence[Message]) -> list[Message]:
 
 
 def _decoding(decoding: Decoding, settings: EvalSettings, name: str) -> Decoding:
-    """The protocol's decoding with what the settings say in its place."""
+    """The protocol's decoding with the values that the settings replace."""
     names = ("samples", "temperature", "top_p", "top_k", "max_tokens")
     given = {item: getattr(settings, item) for item in names if getattr(settings, item) is not None}
     if given.get("temperature") == 0:
@@ -296,48 +277,45 @@ def _decoding(decoding: Decoding, settings: EvalSettings, name: str) -> Decoding
         if settings.samples is None or settings.samples == 1:
             return replace(chosen, samples=1)
         raise ValueError(
-            f"{name}: {chosen.samples} samples at temperature 0 would all be the same; ask for one "
-            "(n = 1), or set a temperature above 0"
+            f"{name}: {chosen.samples} samples at temperature 0 would all be equal; draw one (n = "
+            "1), or set a temperature above 0"
         )
     return chosen
 
 
-def _fitted(task: Task, context: int | None) -> tuple[Task, str | None]:
-    """The task with a completion limit that the model's context holds."""
-    if context is None or task.longest_prompt + task.decoding.max_tokens <= context:
-        return task, None
-    room = context - task.longest_prompt
+def _fitted(
+    benchmark: PlannedBenchmark, context: int | None
+) -> tuple[PlannedBenchmark, str | None]:
+    """The benchmark with a completion limit that fits into the model's context."""
+    if context is None or benchmark.longest_prompt + benchmark.decoding.max_tokens <= context:
+        return benchmark, None
+    room = context - benchmark.longest_prompt
     if room < 1:
-        longest = max(range(len(task.prompts)), key=lambda row: len(task.prompts[row]))
+        longest = max(range(len(benchmark.prompts)), key=lambda row: len(benchmark.prompts[row]))
         raise ValueError(
-            f"{task.name}: the prompt of problem {task.problems[longest].id!r} has "
-            f"{task.longest_prompt} tokens, which leaves no room in the model's context of "
+            f"{benchmark.name}: the prompt of problem {benchmark.problems[longest].id!r} has "
+            f"{benchmark.longest_prompt} tokens, which leaves no room in the model's context of "
             f"{context}; use a shorter template"
         )
     note = (
-        f"{task.name}: max_tokens {task.decoding.max_tokens} lowered to {room}: the model's "
-        f"context of {context} must also hold prompts of up to {task.longest_prompt} tokens"
+        f"{benchmark.name}: max_tokens {benchmark.decoding.max_tokens} lowered to {room}: the "
+        f"model's context of {context} must also hold prompts of up to {benchmark.longest_prompt} "
+        "tokens"
     )
     warnings.warn(note, stacklevel=4)
-    return replace(task, decoding=replace(task.decoding, max_tokens=room)), note
+    return replace(benchmark, decoding=replace(benchmark.decoding, max_tokens=room)), note
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the packages that samples and verdicts depend on."""
-    found = {}
-    for name in _STACK:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    """Installed versions of the packages on which samples and verdicts depend."""
+    return installed_versions(_STACK)
 
 
-def problem_rows(plan: Plan) -> list[Row]:
-    """What scoring and the report need of the problems, so that they need no benchmark."""
+def problem_rows(plan: EvaluationPlan) -> list[Row]:
+    """The data of the problems for scoring and the report, so that these need no benchmark."""
     return [
         {
-            "benchmark": task.name,
+            "benchmark": benchmark.name,
             "problem": problem.id,
             "prompt": text,
             "question": problem.messages[-1]["content"],
@@ -348,6 +326,6 @@ def problem_rows(plan: Plan) -> list[Row]:
                 if name in problem.metadata
             },
         }
-        for task in plan.tasks
-        for problem, text in zip(task.problems, task.texts, strict=True)
+        for benchmark in plan.benchmarks
+        for problem, text in zip(benchmark.problems, benchmark.texts, strict=True)
     ]

@@ -1,11 +1,12 @@
 r"""Published evaluation protocols by name: prompt, decoding, stop tokens, grader.
 
-A protocol says for every benchmark how a problem is worded and how completions are drawn and
-judged. Prompts are those of the sources to the byte; what a source leaves open (Lp-Reg names no
-prompt) is said in ``purpose``. What the command line sets (``--n``, ``--temperature``,
-``--template``, ...) replaces the protocol's value, and the manifest records what was used.
+A protocol defines for every benchmark how a problem is worded and how completions are drawn and
+graded. Prompts equal those of the sources byte for byte; ``purpose`` says what a source leaves open
+(Lp-Reg names no prompt). Options of the command line (``--n``, ``--temperature``, ``--template``,
+...) replace the protocol's values, and the manifest records the values used.
 
-Left out: few-shot examples of base-model protocols, tool loops, and judging by another model.
+Few-shot examples of base-model protocols, tool loops and grading by another model are not
+supported.
 """
 
 import difflib
@@ -34,9 +35,9 @@ class Decoding:
 class Protocol:
     """One way to evaluate.
 
-    ``templates`` and ``decodings`` hold what differs for single benchmarks. ``truncated`` says
-    whether a completion cut at the limit is judged by what stands in it or counts as wrong.
-    ``strip`` removes white space around a problem.
+    ``templates`` and ``decodings`` contain the values that differ for single benchmarks.
+    ``truncated`` says whether a completion cut at the limit is graded like others or counts as
+    wrong. ``strip`` removes white space around a problem.
     """
 
     name: str
@@ -69,7 +70,7 @@ def _text(user: str) -> TemplateSettings:
 
 
 def _chatml(system: str, user: str = "{problem}") -> TemplateSettings:
-    """ChatML written out, so that the bytes depend on no tokenizer's chat template."""
+    """ChatML written out, so that the bytes do not depend on a tokenizer's chat template."""
     return _text(
         f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n"
         "<|im_start|>assistant\n"
@@ -80,7 +81,7 @@ def _each(names: tuple[str, ...], decoding: Decoding) -> dict[str, Decoding]:
     return dict.fromkeys(names, decoding)
 
 
-# The model's own tokens are spelt with full-width bars.
+# The model spells its own tokens with full-width bars.
 _R1_PROMPT = "<｜begin▁of▁sentence｜><｜User｜>{problem}<｜Assistant｜><think>\n"  # noqa: RUF001
 _AIME = ("aime24", "aime25")
 _LIGHTEVAL_AIME = (
@@ -112,8 +113,10 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             name="one_shot_rlvr",
-            purpose="Qwen models: MATH-500, Minerva and OlympiadBench greedily, AIME and AMC avg@8 "
-            "at temperature 0.6; last number where there is no box.",
+            purpose=(
+                "Qwen models: MATH-500, Minerva and OlympiadBench greedily, AIME and AMC avg@8 at "
+                "temperature 0.6; last number if there is no box."
+            ),
             source=_ONE_SHOT_SOURCE,
             template=_chatml(_BOX),
             decoding=Decoding(),
@@ -209,7 +212,9 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             name="matharena",
-            purpose="MathArena's AIME prompt; four runs, temperature as the model's maker says.",
+            purpose=(
+                "MathArena's AIME prompt; four runs, temperature as the model's authors advise."
+            ),
             source="eth-sri/matharena",
             template=_chat(
                 "Put your final answer within \\boxed{}.\nThe answer is an integer between 0 and "
@@ -226,7 +231,7 @@ def protocol_by_name(name: str) -> Protocol:
     """Return a protocol.
 
     Raises:
-        ValueError: There is none of that name; the nearest are named.
+        ValueError: There is none of that name; the message names the nearest.
     """
     if name not in PROTOCOLS:
         near = difflib.get_close_matches(name, PROTOCOLS, n=3, cutoff=0.4)

@@ -1,17 +1,26 @@
-"""Verdicts into numbers: ``results.json``, and what the terminal shows of it."""
+"""Turn verdicts into numbers: ``results.json`` and its table for the terminal."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from eval.files import LOSSES, RESULTS, SCORES, Row, read_json, read_lines, write_atomically
-from eval.metrics import ProblemOutcomes, headline, shown_ks, summarise
+from eval.evaluation_folder import (
+    LOSSES,
+    RESULTS,
+    SCORES,
+    Row,
+    read_json,
+    read_lines,
+    write_atomically,
+)
+from eval.metrics import ProblemOutcomes, benchmark_metrics, headline_metric, shown_ks
 from eval.score import (
     Recorded,
     agreement,
@@ -19,7 +28,7 @@ from eval.score import (
     status_counts,
 )
 from eval.statistics import Estimate, macro_average
-from rlvr import __version__
+from rlvr.install_hints import installed_versions
 
 _DIGITS = 6
 
@@ -30,23 +39,23 @@ def write_results(recorded: Recorded, rows: Sequence[Row], ks: Sequence[int] | N
     Args:
         recorded: The evaluation.
         rows: Verdicts of :func:`eval.score.score`.
-        ks: The k of pass@k and maj@k to give; None is all.
+        ks: The values of k for pass@k and maj@k; None is all.
 
     Raises:
-        ValueError: A k above the number of samples of a benchmark.
+        ValueError: A k is larger than the number of samples of a benchmark.
     """
     outcomes = outcomes_by_benchmark(recorded.plan, recorded.problems, rows)
-    losses = read_lines(recorded.folder / LOSSES).rows
+    losses = read_lines(recorded.folder / LOSSES, ended=True).objects
     benchmarks: dict[str, Row] = {}
     heads: list[tuple[str, Estimate]] = []
     for name, problems in outcomes.items():
         try:
-            summary = summarise(problems, name, ks)
+            summary = benchmark_metrics(problems, name, ks)
         except ValueError as error:
             raise ValueError(
-                f"{name}: {error}; sample more (--n), or ask for a smaller k"
+                f"{name}: {error}; draw more samples (--n), or use a smaller k"
             ) from None
-        heads.append(headline(summary))
+        heads.append(headline_metric(summary))
         mine = [row for row in rows if row["benchmark"] == name]
         benchmarks[name] = {
             "title": recorded.plan["benchmarks"][name]["title"],
@@ -58,8 +67,9 @@ def write_results(recorded: Recorded, rows: Sequence[Row], ks: Sequence[int] | N
             "grader_statuses": status_counts(mine),
             "graders": agreement(mine),
         }
+    version = installed_versions(("rlvr",)).get("rlvr", "unknown")
     results = {
-        "manifest": {**recorded.plan, "grader": rows[0]["grader"], "scored_with": __version__},
+        "manifest": {**recorded.plan, "grader": rows[0]["grader"], "scored_with": version},
         "average": {
             "of": {name: label for name, (label, _) in zip(benchmarks, heads, strict=True)},
             "value": macro_average([estimate for _, estimate in heads]),
@@ -72,18 +82,20 @@ def write_results(recorded: Recorded, rows: Sequence[Row], ks: Sequence[int] | N
 
 
 def read_results(folder: Path) -> Row:
-    """The results of a scored evaluation.
+    """Read the results of a scored evaluation.
 
     Raises:
-        ValueError: It is none, or was not scored yet.
+        ValueError: The folder is not an evaluation, or it is not scored yet.
     """
     if not (folder / RESULTS).is_file() and (folder / SCORES).parent.is_dir():
-        raise ValueError(f"{str(folder)!r} holds no {RESULTS}; run: rlvr score {folder}")
+        raise ValueError(
+            f"{str(folder)!r} contains no {RESULTS}; run: rlvr score {quote(str(folder))}"
+        )
     return read_json(folder / RESULTS, "results")
 
 
 def _grouped(problems: Sequence[ProblemOutcomes], attribute: str, name: str) -> Row | None:
-    """The headline metric by level or subject; None where the benchmark has none."""
+    """The headline metric by level or subject; None if the benchmark has none."""
     groups: dict[str, list[ProblemOutcomes]] = {}
     for problem in problems:
         label = getattr(problem, attribute)
@@ -94,21 +106,21 @@ def _grouped(problems: Sequence[ProblemOutcomes], attribute: str, name: str) -> 
     return {
         label: {
             "problems": len(groups[label]),
-            "value": headline(summarise(groups[label], f"{name}/{label}", [1]))[1]
+            "value": headline_metric(benchmark_metrics(groups[label], f"{name}/{label}", [1]))[1]
             if groups[label][0].sampled
-            else headline(summarise(groups[label], f"{name}/{label}"))[1],
+            else headline_metric(benchmark_metrics(groups[label], f"{name}/{label}"))[1],
         }
         for label in sorted(groups)
     }
 
 
 def _task_loss(rows: Sequence[Row], name: str) -> Row | None:
-    """Bits per byte and per token of the reference answers: sums over sums, and an error of it."""
+    """Bits per byte and per token of the reference answers: ratios of sums, with an error."""
     if not rows:
         return None
     bits, sizes = (np.array([row[key] for row in rows], dtype=float) for key in ("bits", "bytes"))
     ratio = bits.sum() / sizes.sum()
-    # The linearised error of a ratio of sums, over problems.
+    # The linearised error, over problems, of a ratio of sums.
     residual = (bits - ratio * sizes) / sizes.mean()
     return {
         "bits_per_byte": float(ratio),
@@ -118,7 +130,8 @@ def _task_loss(rows: Sequence[Row], name: str) -> Row | None:
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401
-    """JSON values: estimates as mappings, keys as text, what is None left out, rounded."""
+    """JSON values: estimates become mappings, keys become text, None is dropped, numbers are
+    rounded."""
     if isinstance(value, Estimate):
         return _plain(asdict(value))
     if isinstance(value, dict):
@@ -133,7 +146,7 @@ def _dump(value: Row) -> str:
 
 
 def results_table(results: Row, title: str = "") -> Table:
-    """The table that the terminal shows: one line per benchmark; empty columns are left out."""
+    """The table for the terminal: one line per benchmark, without empty columns."""
     rows = [
         _cells(name, item, results["manifest"]["benchmarks"].get(name, {}))
         for name, item in results["benchmarks"].items()
@@ -153,7 +166,7 @@ def results_table(results: Row, title: str = "") -> Table:
 
 
 def plain_table(title: str, heads: Sequence[str], left: int) -> Table:
-    """A table whose cells are never cut; the first ``left`` columns are flush left."""
+    """A table whose cells are never cut; the first ``left`` columns are left-aligned."""
     table = Table(
         title=title or None,
         title_justify="left",
@@ -192,13 +205,13 @@ def percent(estimate: Row) -> str:
 
 
 def interval(estimate: Row) -> str:
-    """``9.6 to 15.1``; Wilson's marked with w."""
+    """``9.6 to 15.1``; Wilson's interval is marked with w."""
     mark = " w" if estimate["interval"] == "wilson" else ""
     return f"{100 * estimate['low']:.1f} to {100 * estimate['high']:.1f}{mark}"
 
 
 def _by_k(values: Row) -> str:
-    """The largest k that tables show, other than 1."""
+    """The largest k above 1 that tables show."""
     shown = [k for k in shown_ks(max((int(k) for k in values), default=0)) if str(k) in values]
     return f"{100 * values[str(shown[-1])]['value']:.1f} @{shown[-1]}" if shown[1:] else ""
 

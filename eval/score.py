@@ -1,18 +1,19 @@
-"""Grading recorded samples: no model, any grader, as often as one likes.
+"""Grade recorded samples without a model, with any grader, as often as needed.
 
-The main grader's verdict is what metrics are made of; others are asked as well, and where they
-disagree the sample is listed for reading. For majority votes the wrong answers of a problem are put
-into classes of equal ones by the main grader too: votes over raw strings would split 0.5 from 1/2.
+Metrics use the verdict of the main grader. Other graders run as well, and samples on which they
+disagree are listed for reading. For majority votes the main grader also groups the wrong answers of
+a problem into classes of equal ones: votes over raw strings would separate 0.5 from 1/2.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.files import (
+from eval.evaluation_folder import (
     DISAGREEMENTS,
     PLAN,
     PROBLEMS,
@@ -26,18 +27,21 @@ from eval.files import (
 )
 from eval.metrics import REFERENCE, Outcome, ProblemOutcomes
 from reward import DEFAULT, EVALUATION, Grade, VerifierPool
+from reward.graders import graded_text
+from reward.thoughts import left_open
 from reward.tokens import number
+from rlvr.data.consistency import MATHEMATICS
 
 ALONGSIDE = ("rlvr", "qwen", "exact")
-"""Graders that are asked beside the main one."""
+"""Graders that run in addition to the main one."""
 
 Show = Callable[[str, int, int], None]
-"""Told (what is going on, done, out of)."""
+"""Called with (description, done, total)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What generation left: the plan, the problems by (benchmark, id), the samples in order."""
+    """Recorded samples: the plan, the problems by (benchmark, id), the samples in order."""
 
     folder: Path
     plan: Row
@@ -49,30 +53,33 @@ def read_recorded(folder: Path) -> Recorded:
     """Read a finished evaluation.
 
     Raises:
-        ValueError: It is none, or is not finished, or its files do not belong together.
+        ValueError: The folder is not an evaluation, is not finished, or its files do not belong
+            together.
     """
     plan = read_json(folder / PLAN, "what was sampled")
     if not (folder / SAMPLES).is_file():
         raise ValueError(
             f"evaluation {str(folder)!r} is not finished ({SAMPLES} is missing); run the same "
-            "`rlvr eval` again to go on"
+            "`rlvr eval` again to continue"
         )
     problems = {
-        (row["benchmark"], row["problem"]): row for row in read_lines(folder / PROBLEMS).rows
+        (row["benchmark"], row["problem"]): row
+        for row in read_lines(folder / PROBLEMS, ended=True).objects
     }
-    lines = read_lines(folder / SAMPLES)
-    if lines.damaged or lines.cut:
+    lines = read_lines(folder / SAMPLES, ended=True)
+    lost = len(lines.unreadable) + lines.incomplete
+    if lost:
         raise ValueError(
-            f"{folder / SAMPLES} has {lines.damaged + lines.cut} lines that are no JSON objects; "
-            "run the same `rlvr eval` again to draw these samples anew"
+            f"{folder / SAMPLES} has {lost} lines that are not JSON objects; run the same `rlvr "
+            "eval` again to draw these samples again"
         )
-    for row in lines.rows:
+    for row in lines.objects:
         if (row["benchmark"], row["problem"]) not in problems:
             raise ValueError(
-                f"{folder / SAMPLES} holds a sample of {row['problem']!r}, which "
-                f"{PROBLEMS} does not know; the files do not belong together"
+                f"{folder / SAMPLES} contains a sample of {row['problem']!r}, which is not in "
+                f"{PROBLEMS}; the files do not belong together"
             )
-    return Recorded(folder, plan, problems, lines.rows)
+    return Recorded(folder, plan, problems, lines.objects)
 
 
 def score(
@@ -84,28 +91,30 @@ def score(
     alongside: Sequence[str] | None = None,
     show: Show | None = None,
 ) -> list[Row]:
-    """Grade every sample, write the verdicts and the disagreements, return the verdicts.
+    """Grade every sample, write verdicts and disagreements, and return the verdicts.
 
     Args:
         recorded: The samples.
-        grader: Whose verdict counts; None is the plan's.
-        workers: Grading processes.
-        timeout: Seconds a verdict may take.
-        alongside: Graders whose verdicts are recorded as well; None is :data:`ALONGSIDE`.
-        show: Told about progress.
+        grader: The main grader; None is the plan's.
+        workers: Number of grading processes.
+        timeout: Maximum seconds for a verdict.
+        alongside: Graders whose verdicts are also recorded; None is :data:`ALONGSIDE`.
+        show: Called with the progress.
     """
     main = grader or str(recorded.plan["grader"])
-    names = list(dict.fromkeys([main, *(ALONGSIDE if alongside is None else alongside)]))
-    pairs = [
-        (row["response"], recorded.problems[_place(row)]["answer"]) for row in recorded.samples
-    ]
+    # Graders of mathematics say nothing of the references of other domains.
+    beside = ALONGSIDE if main in MATHEMATICS else ()
+    names = list(dict.fromkeys([main, *(beside if alongside is None else alongside)]))
+    thoughts = tuple((opening, closing) for opening, closing in recorded.plan.get("thoughts", ()))
     verdicts: dict[str, list[Grade]] = {}
     votes: list[int | None] = []
     for name in names:
-        with verifier(name, workers, timeout) as pool:
+        pairs = _to_grade(recorded, thoughts, name)
+        with verifier(name, workers, timeout, thoughts) as pool:
             verdicts[name] = _graded(pool, pairs, f"grading ({name})", show)
             if name == main:
-                votes = _votes(pool, recorded.samples, verdicts[name])
+                same = partial(equal_answers, pool) if main in MATHEMATICS else equal_texts
+                votes = _votes(same, recorded.samples, verdicts[name])
     wrong_if_cut = recorded.plan["truncated"] == "wrong"
     rows = [
         _score_row(row, {name: verdicts[name][index] for name in names}, main, vote, wrong_if_cut)
@@ -116,10 +125,30 @@ def score(
     return rows
 
 
-def verifier(name: str, workers: int, timeout: float) -> VerifierPool:
-    """A pool for a grader; ours judges as an evaluation should, rounding to decimal references."""
-    policy = EVALUATION if name == "rlvr" else DEFAULT
+def verifier(
+    name: str, workers: int, timeout: float, thoughts: tuple[tuple[str, str], ...] = ()
+) -> VerifierPool:
+    """A pool for a grader; ours uses the policy for evaluations, which rounds to decimal
+    references."""
+    policy = replace(EVALUATION if name == "rlvr" else DEFAULT, thoughts=thoughts)
     return VerifierPool(workers=workers, timeout=timeout, grader=name, policy=policy)
+
+
+def _to_grade(
+    recorded: Recorded, thoughts: Sequence[tuple[str, str]], grader: str
+) -> list[tuple[str, str]]:
+    """The text of each sample as the grader reads it, and the reference answer."""
+    opened = {
+        place: left_open(row.get("prompt") or "", thoughts)
+        for place, row in recorded.problems.items()
+    }
+    return [
+        (
+            graded_text(row["response"], opened[_place(row)], grader),
+            recorded.problems[_place(row)]["answer"],
+        )
+        for row in recorded.samples
+    ]
 
 
 def _place(row: Row) -> tuple[str, str]:
@@ -167,7 +196,7 @@ def _score_row(
 
 
 def _disagreements(recorded: Recorded, rows: Sequence[Row]) -> Iterator[Row]:
-    """Samples that graders judge differently, with what they read."""
+    """Samples that graders judge differently, with the answers that they extracted."""
     for sample, row in zip(recorded.samples, rows, strict=True):
         if len({verdict["correct"] for verdict in row["verdicts"].values()}) > 1:
             yield {
@@ -181,8 +210,12 @@ def _disagreements(recorded: Recorded, rows: Sequence[Row]) -> Iterator[Row]:
             }
 
 
-def _votes(pool: VerifierPool, samples: Sequence[Row], grades: Sequence[Grade]) -> list[int | None]:
-    """The class that each sample votes for; greedy completions vote for none but themselves."""
+def _votes(
+    compare: Callable[[Sequence[str]], dict[str, int]],
+    samples: Sequence[Row],
+    grades: Sequence[Grade],
+) -> list[int | None]:
+    """The class for which each sample votes; a greedy completion votes only for itself."""
     groups: dict[tuple[str, str], list[int]] = {}
     for index, sample in enumerate(samples):
         if not sample["greedy"]:
@@ -191,16 +224,22 @@ def _votes(pool: VerifierPool, samples: Sequence[Row], grades: Sequence[Grade]) 
     for members in groups.values():
         wrong = [index for index in members if not grades[index].correct]
         answers = {grades[i].extracted for i in wrong if grades[i].status != "no_answer"}
-        classes = equal_answers(pool, sorted(answer for answer in answers if answer is not None))
+        classes = compare(sorted(answer for answer in answers if answer is not None))
         for index in wrong:
             votes[index] = classes.get(grades[index].extracted or "")
     return votes
 
 
-def equal_answers(pool: VerifierPool, answers: Sequence[str]) -> dict[str, int]:
-    """Classes, from 1, of answers that count as equal; each joins the first that it equals.
+def equal_texts(answers: Sequence[str]) -> dict[str, int]:
+    """Classes, from 1, of answers that are the same text: in domains beside mathematics an answer
+    is no reference that another could be compared with."""
+    return {answer: place for place, answer in enumerate(answers, 1)}
 
-    Plain numbers are compared here; the rest by the pool's grader, all pairs at once.
+
+def equal_answers(pool: VerifierPool, answers: Sequence[str]) -> dict[str, int]:
+    """Classes, from 1, of equal answers; each answer joins the first class that it equals.
+
+    Plain numbers are compared here; the pool's grader compares all other pairs at once.
     """
     numbers = [number(answer.strip()) for answer in answers]
     asked: dict[tuple[int, int], Future[Grade]] = {}
@@ -226,7 +265,7 @@ def equal_answers(pool: VerifierPool, answers: Sequence[str]) -> dict[str, int]:
 def outcomes_by_benchmark(
     plan: Row, problems: dict[tuple[str, str], Row], rows: Sequence[Row]
 ) -> dict[str, list[ProblemOutcomes]]:
-    """Verdicts as the metrics take them, in the plan's order."""
+    """Verdicts as outcomes for the metrics, in the plan's order."""
     judged: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         judged.setdefault(_place(row), []).append(row)
@@ -247,7 +286,7 @@ def outcomes_by_benchmark(
 
 
 def outcome(row: Row) -> Outcome:
-    """A verdict row as an outcome; what is wrong for being cut votes for nothing."""
+    """A verdict row as an outcome; an answer that is wrong because it was cut does not vote."""
     vote = row["vote"]
     if vote == REFERENCE and not row["correct"]:
         vote = None
@@ -255,13 +294,14 @@ def outcome(row: Row) -> Outcome:
 
 
 def status_counts(rows: Sequence[Row]) -> dict[str, int]:
-    """How often the main grader ended in each status other than ok."""
+    """How often the main grader returned each status other than ok."""
     counts = Counter(row["verdicts"][row["grader"]]["status"] for row in rows)
     return {name: count for name, count in sorted(counts.items()) if name != "ok"}
 
 
 def agreement(rows: Sequence[Row]) -> dict[str, Any]:
-    """Accuracy by each grader over all samples, and how many samples they disagree on."""
+    """Accuracy of each grader over all samples, and the number of samples on which they
+    disagree."""
     names = list(rows[0]["verdicts"]) if rows else []
     right = {name: sum(row["verdicts"][name]["correct"] for row in rows) for name in names}
     split = sum(len({v["correct"] for v in row["verdicts"].values()}) > 1 for row in rows)

@@ -1,12 +1,12 @@
 """Errors of means over problems, and tests of two models on the same problems.
 
-The unit is the problem: its samples are averaged first, and problems are what is drawn anew
-(a cluster bootstrap; Miller, "Adding Error Bars to Evals", arXiv 2411.00640). Treating problems x
-samples as independent would make intervals far too narrow.
+The unit is the problem: its samples are averaged first, and problems are resampled (a cluster
+bootstrap; Miller, "Adding Error Bars to Evals", arXiv 2411.00640). Treating problems x samples as
+independent would make intervals far too narrow.
 
-A percentile interval of few problems is somewhat short, and one of problems that are all alike has
-no width at all; Wilson's interval (1927) stands in for the latter. Measured coverage is in
-docs/evaluation.md.
+A percentile interval over few problems is somewhat too short, and it has no width if all problems
+have the same value; Wilson's interval (1927) replaces it then. docs/evaluation.md has the measured
+coverage.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ _Z = 1.959963984540054
 class Estimate:
     """A mean over problems with its standard error and 95 % interval.
 
-    ``se`` is None for a single problem. ``interval`` says how ``low`` and ``high`` came about.
+    ``se`` is None for a single problem. ``interval`` names the method behind ``low`` and ``high``.
     """
 
     value: float
@@ -39,9 +39,9 @@ class Bootstrap:
     """Resampled problems, shared by all metrics of a benchmark.
 
     Args:
-        problems: How many there are.
-        label: Fixes the random numbers, whatever else is evaluated beside it.
-        resamples: How often problems are drawn anew.
+        problems: Number of problems.
+        label: Determines the random numbers, whatever else is evaluated.
+        resamples: Number of resamples.
     """
 
     def __init__(self, problems: int, label: str, resamples: int = RESAMPLES) -> None:
@@ -53,12 +53,12 @@ class Bootstrap:
         self.problems = problems
 
     def means(self, values_P: np.ndarray) -> np.ndarray:
-        """The mean in every resample, [R]."""
+        """The mean of every resample, [R]."""
         means: np.ndarray = self.weights_RP @ values_P
         return means
 
     def estimate(self, values: Sequence[float] | np.ndarray) -> Estimate:
-        """The mean of one value in [0, 1] per problem, with its errors."""
+        """The mean of one value in [0, 1] per problem, with its error and interval."""
         values_P = np.asarray(values, dtype=float)
         mean = float(values_P.mean())
         means_R = self.means(values_P)
@@ -79,12 +79,14 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 
 def macro_average(estimates: Sequence[Estimate]) -> Estimate:
-    """The plain mean over benchmarks; their errors are independent, so variances add.
+    """The plain mean over benchmarks; their errors are independent, so variances add up.
 
-    Where all problems of a benchmark are alike, its standard error of 0 says nothing, and the width
-    of Wilson's interval takes its place.
+    If all problems of a benchmark have the same value, its standard error of 0 means nothing, and
+    the width of Wilson's interval is used instead. Of one benchmark it is that benchmark's.
     """
     count = len(estimates)
+    if count == 1:
+        return estimates[0]
     value = sum(item.value for item in estimates) / count
     errors = [
         (item.high - item.low) / (2 * _Z) if item.interval == "wilson" else item.se or 0.0
@@ -95,11 +97,12 @@ def macro_average(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided p of McNemar's test: discordant problems fall either way with 1/2.
+    """Exact two-sided p of McNemar's test: discordant problems fall on either side with probability
+    1/2.
 
     Args:
-        only_first: Problems that only the first model solves.
-        only_second: Problems that only the second solves.
+        only_first: Number of problems that only the first model solves.
+        only_second: Number of problems that only the second model solves.
     """
     n, k = only_first + only_second, min(only_first, only_second)
     if n == 0:
@@ -124,21 +127,22 @@ def paired_bootstrap(
 ) -> Paired:
     """Compare two models' per-problem means.
 
-    p is two-sided: how often a resample of the differences, moved to have mean zero, is at least as
-    far from zero as what was seen (Efron and Tibshirani, 1993, chapter 16).
+    p is two-sided: how often a resample of the differences, shifted to mean zero, is at least as
+    far from zero as the observed mean (Efron and Tibshirani, 1993, chapter 16).
     """
     differences_P = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
     seen = float(differences_P.mean())
     means_R = Bootstrap(len(differences_P), label, resamples).means(differences_P)
     low, high = np.quantile(means_R, [0.025, 0.975])
-    # The tolerance: sums in another order may round a value that equals the seen one below it.
+    # A tolerance, because sums in another order may round an equal value to slightly below.
     beyond = int((np.abs(means_R - seen) >= abs(seen) - 1e-12).sum())
     p = (beyond + 1) / (resamples + 1) if np.any(differences_P) else 1.0
     return Paired(seen, float(means_R.std()), float(low), float(high), float(min(1.0, p)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values (1979), in the order given: any below alpha holds familywise."""
+    """Holm's adjusted p-values (1979) in the given order; they control the familywise error
+    rate."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted, running = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):

@@ -1,15 +1,15 @@
-"""Ranking many models over many benchmarks by simulated Swiss tournaments.
+"""Rank many models over many benchmarks with simulated Swiss tournaments.
 
-LLM Swiss Round (arXiv 2512.21010): the benchmarks are rounds. In each, models of equal score are
-paired at random and the one with the better result on that benchmark gets a point; in an odd group
-one stays without an opponent and gets none. What counts is a model's expected final score over many
-tournaments. No weights of benchmarks enter, and a single outlying result costs one round.
+LLM Swiss Round (arXiv 2512.21010): the benchmarks are rounds. In each round, models of equal score
+are paired at random, and the one with the better result on that benchmark gets a point; in an odd
+group one model has no opponent and gets no point. The result is a model's expected final score over
+many tournaments. Benchmarks have no weights, and a single outlying result costs only one round.
 
-The paper leaves open, and here is chosen: equal results give half a point each; groups are formed
-by score, so halves make groups of their own; elimination takes T models at random from the lowest
-group after each round, never more than it has, and never one of the last two; sensitivity to
-failure is the least-squares slope of the expected score over T; rank intervals come from resampling
-problems within each benchmark.
+The paper leaves some points open; here we chose: equal results give half a point each; groups are
+formed by score, so half points form separate groups; elimination removes T models at random from
+the lowest group after each round, at most the whole group and never one of the last two models;
+sensitivity to failure is the least-squares slope of the expected score over T; rank intervals come
+from resampling problems within each benchmark.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,8 @@ _CHUNK = 2000
 
 
 def win_tensor(results_MK: np.ndarray) -> np.ndarray:
-    """W [M, M, K]: 1 where the row model beats the column model on a benchmark, 1/2 where equal."""
+    """W [M, M, K]: 1 if the row model beats the column model on a benchmark, 1/2 if they are
+    equal."""
     first, second = results_MK[:, None, :], results_MK[None, :, :]
     wins: np.ndarray = (first > second) + 0.5 * (first == second)
     return wins
@@ -33,10 +34,10 @@ def expected_scores(
     """Mean final score of every model, [M].
 
     Args:
-        wins_MMK: As :func:`win_tensor` makes it; benchmarks in the order of rounds.
-        tournaments: How many are simulated.
-        seed: Of the pairing and elimination.
-        eliminated: Models that leave after each round (T).
+        wins_MMK: Result of :func:`win_tensor`, with benchmarks in the order of rounds.
+        tournaments: Number of simulated tournaments.
+        seed: Seed of pairing and elimination.
+        eliminated: Number of models removed after each round (T).
     """
     random = np.random.Generator(np.random.Philox(key=seed))
     doubled = np.rint(2 * wins_MMK).astype(np.int64)
@@ -50,7 +51,7 @@ def expected_scores(
 def play(
     doubled_MMK: np.ndarray, tournaments: int, random: np.random.Generator, eliminated: int
 ) -> np.ndarray:
-    """Twice the final scores of tournaments side by side, [N, M]; whole numbers throughout."""
+    """Twice the final scores of N tournaments, [N, M], as whole numbers."""
     models, rounds = len(doubled_MMK), doubled_MMK.shape[2]
     scores_NM = np.zeros((tournaments, models), dtype=np.int64)
     active_NM = np.ones((tournaments, models), dtype=bool)
@@ -69,7 +70,7 @@ def _pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Random pairs within groups of equal score: (first, second, tournament), each [P]."""
     tournaments, models = scores_NM.shape
-    # Sorted by score with a random order inside: neighbours in a group are then a random pair.
+    # Sort by score, in random order within a score: neighbours in a group are then a random pair.
     keys_NM = np.where(active_NM, scores_NM, -1) + random.random(scores_NM.shape) / 2
     order_NM = np.argsort(-keys_NM, axis=1)
     sorted_NM = np.take_along_axis(np.where(active_NM, scores_NM, -1), order_NM, axis=1)
@@ -87,7 +88,7 @@ def _pairs(
 def _eliminate(
     scores_NM: np.ndarray, active_NM: np.ndarray, random: np.random.Generator, eliminated: int
 ) -> None:
-    """Take models at random from the lowest group out of play; they keep their score."""
+    """Remove random models of the lowest group; they keep their score."""
     alive_NM = np.where(active_NM, scores_NM, np.iinfo(np.int64).max)
     lowest_NM = active_NM & (alive_NM == alive_NM.min(axis=1, keepdims=True))
     leaving_N = np.minimum(
@@ -100,11 +101,11 @@ def _eliminate(
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A model's place.
+    """A model's rank and scores.
 
-    ``any_order`` is its expected score with the benchmarks in random order; ``slope`` the change of
-    the expected score for each model eliminated per round, ``failing_rank`` its rank at the largest
-    T tried; ``low`` and ``high`` bound 95 % of its ranks when problems are resampled.
+    ``any_order`` is its expected score with benchmarks in random order. ``slope`` is the change of
+    the expected score per model eliminated in a round, ``failing_rank`` its rank at the largest T
+    tried. ``low`` and ``high`` bound 95 % of its ranks when problems are resampled.
     """
 
     score: float
@@ -125,15 +126,15 @@ def standings(
     resamples: int = 200,
     orders: int = 20,
 ) -> list[Standing]:
-    """Rank models by tournaments.
+    """Rank models with tournaments.
 
     Args:
         results_MK: Results of M models on K benchmarks, in the order of rounds.
-        tournaments: Simulated for the scores; resamples and orders get a fifth each.
-        seed: Of all random numbers.
-        resample: Draws results anew from resampled problems; None leaves intervals at the rank.
-        resamples: How often.
-        orders: Random orders of the benchmarks to average over.
+        tournaments: Number simulated for the scores; resamples and orders get a fifth each.
+        seed: Seed of all random numbers.
+        resample: Returns results over resampled problems; None leaves intervals at the rank.
+        resamples: Number of resamples.
+        orders: Number of random orders of the benchmarks to average over.
     """
     models, rounds = results_MK.shape
     wins = win_tensor(results_MK)
@@ -170,7 +171,7 @@ def standings(
 def _sensitivity(wins: np.ndarray, tournaments: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Slope of the expected score over T, and ranks at the largest T, both [M].
 
-    T goes up to where two models are left in the last round.
+    T is at most the value at which two models are left in the last round.
     """
     models, _, rounds = wins.shape
     most = max(1, (models - 2) // max(1, rounds - 1)) if models > 2 and rounds > 1 else 0

@@ -1,11 +1,11 @@
-r"""Bits that the model needs for the reference answer behind the prompt: a cheap dense signal.
+r"""Bits that the model needs for the reference answer after the prompt: a cheap dense signal.
 
-Teacher-forced negative log-likelihood of "\boxed{answer}" given the prompt, in bits, per UTF-8 byte
-of that text: the only form that compares across tokenizers (the task loss of arXiv 2508.18672). One
-forward pass and no sampling, and it moves where accuracy is still flat at zero. It does not say
-that the model would solve the problem: no reasoning comes before the answer.
+This is the teacher-forced negative log-likelihood of "\boxed{answer}" given the prompt, in bits per
+UTF-8 byte of that text, the only form that is comparable across tokenizers (the task loss of arXiv
+2508.18672). It needs one forward pass and no sampling, and it changes while accuracy is still zero.
+It does not show that the model would solve the problem, because no reasoning precedes the answer.
 
-Prompt and answer are tokenized apart, so that no token straddles the seam.
+Prompt and answer are encoded separately, so that no token spans both.
 """
 
 import math
@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from eval.files import Row
-from eval.plan import Plan
-from rlvr.policy import Policy, padded_inputs, plan_padded
+from eval.evaluation_folder import Row
+from eval.plan import EvaluationPlan
+from rlvr.policy.batching import padded_inputs, plan_padded
+from rlvr.policy.model import Policy
 
 
 @torch.no_grad()
@@ -28,8 +29,8 @@ def answer_bits(
     Args:
         policy: The model.
         prompts: Token ids.
-        answers: Token ids, at least one each.
-        budget: Tokens of a micro-batch, padding included.
+        answers: Token ids, at least one per answer.
+        budget: Maximum tokens in a micro-batch, including padding.
     """
     lengths = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
     found = [0.0] * len(prompts)
@@ -43,21 +44,28 @@ def answer_bits(
     return found
 
 
-def task_losses(plan: Plan, policy: Policy, tokenizer: Any, budget: int = 4096) -> list[Row]:  # noqa: ANN401
+def task_losses(
+    plan: EvaluationPlan,
+    policy: Policy,
+    tokenizer: Any,  # noqa: ANN401
+    budget: int = 4096,
+) -> list[Row]:
     """One row per problem: bits, bytes and tokens of the boxed reference answer."""
     rows = []
-    for task in plan.tasks:
-        texts = [f"\\boxed{{{problem.answer}}}" for problem in task.problems]
+    for benchmark in plan.benchmarks:
+        texts = [f"\\boxed{{{problem.answer}}}" for problem in benchmark.problems]
         ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-        bits = answer_bits(policy, task.prompts, ids, budget)
+        bits = answer_bits(policy, benchmark.prompts, ids, budget)
         rows += [
             {
-                "benchmark": task.name,
+                "benchmark": benchmark.name,
                 "problem": problem.id,
                 "bits": round(value, 4),
                 "bytes": len(text.encode()),
                 "tokens": len(tokens),
             }
-            for problem, value, text, tokens in zip(task.problems, bits, texts, ids, strict=True)
+            for problem, value, text, tokens in zip(
+                benchmark.problems, bits, texts, ids, strict=True
+            )
         ]
     return rows

@@ -11,21 +11,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import yaml
 
 from launch.settings import LaunchSettings
 from launch.words import REST, Late, Word, fill
+from rlvr.rl.recipe import RLRecipe
+from rlvr.runs.base_recipe import BaseRecipe
 from rlvr.settings import load_settings
-from rlvr.train.base_recipe import BaseRecipe
-from rlvr.train.recipe import RLRecipe
-from rlvr.train.tasks import task_of
+from rlvr.tasks.registry import task_of
 
 FOLDER = "launch"
 """In the run's folder: scripts and logs of its jobs."""
-_CONFIGS = Path(__file__).parents[1] / "recipes" / "accelerate"
+_CONFIGS = Path(__file__).parent / "accelerate"
 # Checked in place of addresses that only the job will know.
 _STAND_IN = "http://rollout-node:8000"
 
@@ -44,6 +44,7 @@ class Job:
         config: Accelerate's configuration file.
         distributed: Its ``distributed_type``.
         resume: Go on from a checkpoint at the first start, too.
+        parent: ``RUN[@STEP]`` to branch from; None begins with the recipe's model.
         resolved: The whole recipe, as the job will read it but for addresses.
     """
 
@@ -57,6 +58,7 @@ class Job:
     distributed: str
     resolved: BaseRecipe
     resume: bool = False
+    parent: str | None = None
 
     @property
     def name(self) -> str:
@@ -79,6 +81,7 @@ def build_job(
     *,
     workdir: Path | None = None,
     resume: bool = False,
+    parent: str | None = None,
     loopback: bool = False,
 ) -> Job:
     """See that a recipe can be launched so.
@@ -89,6 +92,7 @@ def build_job(
         overrides: ``KEY=VALUE`` as of ``rlvr train``.
         workdir: Folder that the roles start in; None is this one.
         resume: Go on from the newest checkpoint.
+        parent: ``RUN[@STEP]`` to branch from.
         loopback: All roles are on this machine.
 
     Raises:
@@ -99,6 +103,7 @@ def build_job(
         _check_own_servers(resolved)
     config = find_config(settings)
     distributed = _distributed_type(config, settings)
+    _check_recipe(resolved, config, settings)
     where = (workdir or Path.cwd()).absolute()
     _check_characters(where / str(resolved.output))
     container = settings.site.container is not None
@@ -113,6 +118,7 @@ def build_job(
         distributed=distributed,
         resolved=resolved,
         resume=resume,
+        parent=parent,
     )
 
 
@@ -144,6 +150,8 @@ def learner_command(job: Job) -> list[Word]:
         # Accelerate's default would log in to the other nodes by itself.
         words += ["--deepspeed_multinode_launcher", "standard"]
     words += ["-m", "rlvr", "train", job.recipe, *job.overrides]
+    if job.parent is not None:
+        words += ["--from", job.parent]
     if settings.rollout_nodes:
         words += _engine(settings)
     return [*words, REST]
@@ -196,18 +204,46 @@ def find_config(settings: LaunchSettings) -> Path:
     if not path.is_file():
         known = ", ".join(sorted(found.stem for found in _CONFIGS.glob("*.yaml")))
         raise ValueError(
-            f"accelerate {name!r} is no configuration of recipes/accelerate; there are "
-            f"{known or 'none here: give the path of a file'}"
+            f"accelerate {name!r} is no configuration of launch/accelerate; there are {known}"
         )
     return path
 
 
-def _distributed_type(config: Path, settings: LaunchSettings) -> str:
+def _check_recipe(recipe: BaseRecipe, config: Path, settings: LaunchSettings) -> None:
+    """Refuse what every process of the job would refuse when it starts.
+
+    Raises:
+        ValueError: The recipe does not go with the processes, or names an unknown reward function.
+    """
+    processes = settings.learner_nodes * settings.processes
+    for fault in recipe.launch_faults(processes, _zero_stage(config)):
+        raise ValueError(fault)
+    if isinstance(recipe, RLRecipe):
+        from rlvr.runs.function_calls import check_functions
+
+        check_functions(recipe.reward.functions)
+
+
+def _content(config: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"accelerate {str(config)!r} is not YAML: {error}") from None
-    found = str(content.get("distributed_type", "NO")) if isinstance(content, dict) else ""
+    return content if isinstance(content, dict) else {"distributed_type": ""}
+
+
+def _zero_stage(config: Path) -> int:
+    """DeepSpeed's stage in a configuration that this launch reads; 0 where it has none."""
+    content = _content(config)
+    section = content.get("deepspeed_config")
+    if content.get("distributed_type") != "DEEPSPEED" or not isinstance(section, dict):
+        return 0
+    stage = section.get("zero_stage", 0)
+    return stage if isinstance(stage, int) else 0
+
+
+def _distributed_type(config: Path, settings: LaunchSettings) -> str:
+    found = str(_content(config).get("distributed_type", "NO"))
     count = settings.learner_nodes * settings.processes
     if found not in ("NO", "MULTI_GPU", "DEEPSPEED"):
         raise ValueError(

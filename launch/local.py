@@ -22,7 +22,7 @@ from launch.job import Job, learner_command, server_command
 from launch.node import GRACE_S
 from launch.preflight import taken_ports
 from launch.words import fill
-from rlvr.rollout.serve import LOOPBACK
+from rlvr.rollout.settings import LOOPBACK
 
 _PAUSE_S = 0.2
 _LAST_LINES = 5
@@ -35,7 +35,7 @@ class LocalRun:
 
     Args:
         job: What to start.
-        logs: Folder of the roles' logs; None is beside the run's other launches.
+        logs: Folder of the roles' logs; None is next to the run's other launches.
     """
 
     def __init__(self, job: Job, logs: Path | None = None) -> None:

@@ -129,7 +129,7 @@ class LaunchSettings(Settings):
     cpus_per_node: int | None = Field(None, ge=1)
     """Processor cores to ask for; null leaves it to SLURM."""
     accelerate: str | None = None
-    """Accelerate's configuration: a file, or a name of recipes/accelerate such as zero3; null is
+    """Accelerate's configuration: a file, or a name in launch/accelerate such as zero3; null is
     zero2 for several processes, cpu or single_gpu for one."""
     weight_transfer: Literal["folder", "nccl"] = "folder"
     """How new weights reach the servers: through a folder on shared storage, or GPU to GPU."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launch.job import Job
 from launch.script import render_script
-from rlvr.train.log import write_atomically
+from rlvr.files import write_atomically
 
 _SUBMIT_S = 120.0
 
@@ -36,17 +36,37 @@ def submit(job: Job) -> Submitted:
     Raises:
         ValueError: There is no SLURM here, or it refuses the job.
     """
+    sbatch = find_sbatch()
+    script = write_script(job)
+    number = hand_over(sbatch, script, job.workdir)
+    return Submitted(number, script, Path(job.folder) / f"job-{number}.log")
+
+
+def find_sbatch() -> str:
+    """SLURM's command to queue a job.
+
+    Raises:
+        ValueError: There is no SLURM here.
+    """
     sbatch = shutil.which("sbatch")
     if sbatch is None:
         raise ValueError(
             "sbatch is not on this machine; submit from a login node of the cluster, look at the "
-            "script with --dry-run, or start the same roles here with --local"
+            "script with --dry-run, or run here (rlvr launch --local, rlvr sweep without --slurm)"
         )
-    script = write_script(job)
+    return sbatch
+
+
+def hand_over(sbatch: str, script: Path, workdir: str) -> str:
+    """Queue a script; the number of its job.
+
+    Raises:
+        ValueError: SLURM refuses it, or does not answer.
+    """
     try:
         done = subprocess.run(
             [sbatch, "--parsable", str(script)],
-            cwd=job.workdir,
+            cwd=workdir,
             capture_output=True,
             text=True,
             timeout=_SUBMIT_S,
@@ -58,5 +78,4 @@ def submit(job: Job) -> Submitted:
         ) from None
     if done.returncode != 0:
         raise ValueError(f"sbatch refuses {script}: {done.stderr.strip()}")
-    number = done.stdout.strip().partition(";")[0]
-    return Submitted(number, script, Path(job.folder) / f"job-{number}.log")
+    return done.stdout.strip().partition(";")[0]

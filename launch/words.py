@@ -23,7 +23,7 @@ class Late:
 
 
 REST = Late("@")
-"""What the role was started with besides: as many words as there are."""
+"""What the role was started with in addition: as many words as there are."""
 
 Word = str | Late
 

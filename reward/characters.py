@@ -1,6 +1,6 @@
-"""Characters: Unicode to ASCII and LaTeX, escapes and HTML that careless code left behind.
+"""Replace Unicode with ASCII and LaTeX, and repair escapes and HTML left by careless code.
 
-The first half of `reward.normalize.clean`: what a character means, before what a command means.
+This is the first half of `reward.normalize.clean`: characters come before commands.
 """
 
 # ruff: noqa: RUF001  (the tables below are about look-alike characters)
@@ -18,6 +18,7 @@ _FRACTIONS = {
 _CHARACTERS = {
     "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∉": r"\notin ",
     "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≦": r"\le ", "≧": r"\ge ",
+    "≮": r"\ge ", "≯": r"\le ", "≰": ">", "≱": "<",
     "≠": r"\ne ", "≈": r"\approx ", "≡": r"\equiv ", "∼": r"\sim ",
     "±": r"\pm ", "∓": r"\mp ", "×": "*", "÷": "/", "·": "*", "⋅": "*", "∙": "*", "∗": "*",
     "π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ",
@@ -34,7 +35,14 @@ _CHARACTERS = {
     "€": "", "£": "", "¥": "", "₹": "", "“": '"', "”": '"', "‘": "'",
 }  # fmt: skip
 
-# An escape eaten by a careless JSON or Python string: "\text" read as TAB + "ext".
+_UNSEEN = {"\u034f", *map(chr, range(0xFE00, 0xFE10))}
+_ACCENTS = {
+    "\u0304": "overline", "\u0305": "overline", "\u0302": "hat", "\u0303": "tilde",
+    "\u0307": "dot", "\u20d7": "vec",
+}  # fmt: skip
+_ACCENTED = re.compile("|".join(f"(?:[A-Za-z0-9]{mark})+" for mark in _ACCENTS))
+
+# An escape lost in a careless JSON or Python string: "\text" read as TAB + "ext".
 _EATEN = [
     (re.compile("\t(?=ext|imes|heta|an\\b|frac|o\\b|au\\b|riangle)"), "\\\\t"),
     (re.compile("\x0c(?=rac)"), "\\\\f"),
@@ -63,7 +71,7 @@ _SUB = re.compile("[" + "".join(_SUBSCRIPTS) + "]+")
 
 
 def repair(text: str) -> str:
-    """Undo what careless escaping did to LaTeX, and HTML: for answers, not for responses."""
+    """Undo wrong escaping of LaTeX, and HTML escapes; for answers, not for responses."""
     if any(mark in text for mark in "\t\x0c\x08\r\x07") or "rac{" in text:
         for pattern, replacement in _EATEN:
             text = pattern.sub(replacement, text)
@@ -78,12 +86,19 @@ def repair(text: str) -> str:
 
 
 def plain_characters(text: str) -> str:
-    """Replace Unicode by ASCII and LaTeX; drop invisible and direction characters."""
+    """Replace Unicode with ASCII and LaTeX; drop invisible and direction characters."""
     if text.isascii():
         return text
+    text = unicodedata.normalize("NFC", text)
+    text = _ACCENTED.sub(_accent, text)
     text = _SUPER.sub(lambda m: "^{" + "".join(_SUPERSCRIPTS[c] for c in m.group()) + "}", text)
     text = _SUB.sub(lambda m: "_{" + "".join(_SUBSCRIPTS[c] for c in m.group()) + "}", text)
     return "".join(map(_character, text))
+
+
+def _accent(match: re.Match[str]) -> str:
+    """Write letters or digits with an accent as the command: an overlined 3 repeats."""
+    return f"\\{_ACCENTS[match.group()[-1]]}{{{match.group()[::2]}}}"
 
 
 def _character(character: str) -> str:
@@ -95,8 +110,8 @@ def _character(character: str) -> str:
         numerator, denominator = _FRACTIONS[character].split("/")
         return f" \\frac{{{numerator}}}{{{denominator}}}"
     category = unicodedata.category(character)
-    if category in ("Cf", "Cc", "Cs", "Co", "Cn", "Mn"):
-        return ""
+    if category in ("Cf", "Cc", "Cs", "Co", "Cn") or character in _UNSEEN:
+        return ""  # a mark is kept: it may strike out or negate what is under it
     if category == "Zs":
         return " "
     if category == "Nd":

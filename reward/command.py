@@ -1,9 +1,9 @@
-"""Grade a file of rows, or explain one verdict: the work behind a command line, without one.
+"""Grade a file of rows, or explain one verdict: the functions behind the command line.
 
 Each row of a JSON-lines file has a reference answer and either a whole ``response`` or a bare
-answer ``pred``. The output has the same rows, in the same order, with ``correct``, ``extracted``,
-``kind``, ``path``, ``reason`` and ``status`` added. A reference may be a list: any of its answers
-counts.
+answer ``pred``. A text in ``prompt`` says whether the response begins inside a thought. The output
+has the same rows in the same order, with ``correct``, ``extracted``, ``kind``, ``path``,
+``reason``, ``status`` and ``certainty`` added. A reference may be a list of accepted answers.
 """
 
 import json
@@ -13,23 +13,27 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from reward.answer_structure import read
+from reward.certainty import MEANING, Evidence
+from reward.domains import DOMAINS
 from reward.extract import extract
+from reward.graders import graded_text
 from reward.grading import equivalent, grade
 from reward.kinds import kind_of
 from reward.nodes import Node, Text
 from reward.normalize import clean
 from reward.pool import VerifierPool
-from reward.structure import read
-from reward.verdict import DEFAULT, Grade, Policy
+from reward.thoughts import all_pairs, left_open
+from reward.verdict import DEFAULT, Grade, GradingPolicy
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a file came to: totals, per kind (graded, correct), and the pool's counters."""
+    """Results of a file: totals, per kind (graded, correct), and the pool's counters."""
 
     rows: int
     correct: int
@@ -39,7 +43,7 @@ class Summary:
 
     @property
     def accuracy(self) -> float:
-        """Correct answers among the rows whose reference could be read (0 without any)."""
+        """Share of correct answers among the rows with a readable reference (0 without any)."""
         graded = self.rows - len(self.skipped)
         return self.correct / graded if graded else 0.0
 
@@ -72,51 +76,65 @@ def grade_file(
     grader: str = "rlvr",
     workers: int = 1,
     timeout: float = 5.0,
-    policy: Policy = DEFAULT,
+    policy: GradingPolicy = DEFAULT,
     echo: Callable[[str], None] = print,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Summary:
     """Grade every row of a JSON-lines file.
 
     Args:
         path: the rows.
-        out: where to write the graded rows (written whole at the end), or ``None``.
+        out: where to write the graded rows (all at the end), or ``None``.
         response_field: field with the whole response.
-        pred_field: field with a bare answer; if given, no extraction takes place. Without it,
-            rows that have no response but a field ``pred`` are read that way.
-        gold_field: field with the reference answer, a text, a number or a list of those.
+        pred_field: field with a bare answer, which is used without extraction. By default, rows
+            that have no response but a field ``pred`` are read that way.
+        gold_field: field with the reference answer: a text, a number or a list of these, or what
+            the grader's domain takes; rows without ``gold`` may have ``answer``.
         grader: name of the grader.
-        workers: worker processes.
-        timeout: seconds one answer may take.
+        workers: number of worker processes.
+        timeout: maximum seconds for one answer.
         policy: what counts as equal.
         echo: receives the table.
+        progress: told how many rows are graded, out of how many.
 
     Raises:
-        ValueError: for a missing file, a line that is no JSON object, a missing field, an
+        ValueError: for a missing file, a line that is not a JSON object, a missing field, an
             unknown grader, or an output that is the input.
     """
     source, target = Path(path), None if out is None else Path(out)
     if target is not None and source.exists() and target.resolve() == source.resolve():
         raise ValueError(f"{target} is the input; write the graded rows to another file")
     rows = read_rows(source)
+    if gold_field == "gold" and "gold" not in rows[0] and "answer" in rows[0]:
+        gold_field = "answer"
     if pred_field is None and response_field not in rows[0] and "pred" in rows[0]:
         pred_field = "pred"
     answers = [_text_field(rows, i, pred_field or response_field, source) for i in range(len(rows))]
-    golds = [_gold_field(rows, index, gold_field, source) for index in range(len(rows))]
+    if pred_field is None:
+        prompts = [row.get("prompt") for row in rows]
+        opened = [left_open(p, policy.thoughts) if isinstance(p, str) else "" for p in prompts]
+        pairs = zip(answers, opened, strict=True)
+        answers = [graded_text(answer, marker, grader) for answer, marker in pairs]
+    golds = [_gold_field(rows, index, gold_field, source, grader) for index in range(len(rows))]
     with VerifierPool(workers, timeout, grader, policy) as pool:
-        grades = _grade_all(pool, answers, golds, pred_field is not None)
+        grades = _grade_all(pool, answers, golds, pred_field is not None, progress)
         counters = pool.counters
     if target is not None:
-        pairs = zip(rows, grades, strict=True)
-        write_rows(target, [row | asdict(verdict) for row, verdict in pairs])
+        graded = zip(rows, grades, strict=True)
+        write_rows(target, [row | asdict(verdict) for row, verdict in graded])
     summary = summarise(grades, counters)
     echo(summary.table())
     return summary
 
 
 def _grade_all(
-    pool: VerifierPool, answers: Sequence[str], golds: Sequence[list[str]], bare: bool
+    pool: VerifierPool,
+    answers: Sequence[str],
+    golds: Sequence[list[str]],
+    bare: bool,
+    progress: Callable[[int, int], None],
 ) -> list[Grade]:
-    """Grade all rows; of several reference answers the first that is met decides."""
+    """Grade all rows; of several reference answers the first match decides."""
     submit = pool.submit_pair if bare else pool.submit
     futures = [
         [submit(answer, gold) for gold in alternatives]
@@ -126,6 +144,7 @@ def _grade_all(
     for row in futures:
         verdicts = [future.result() for future in row]
         chosen.append(next((verdict for verdict in verdicts if verdict.correct), verdicts[0]))
+        progress(len(chosen), len(futures))
     return chosen
 
 
@@ -185,8 +204,10 @@ def _text_field(rows: list[Row], index: int, name: str, source: Path) -> str:
     return str(value)
 
 
-def _gold_field(rows: list[Row], index: int, name: str, source: Path) -> list[str]:
+def _gold_field(rows: list[Row], index: int, name: str, source: Path, grader: str) -> list[str]:
     value = _field(rows, index, name, source)
+    if grader in DOMAINS:  # where lists and objects are references themselves
+        return [value if isinstance(value, str) else json.dumps(value)]
     values = value if isinstance(value, list) and value else [value]
     return ["" if item is None else str(item) for item in values]
 
@@ -212,16 +233,17 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
         raise
 
 
-def explain(pred: str, gold: str, policy: Policy = DEFAULT) -> str:
-    """Say step by step how an answer (or a whole response with a box) compares with a reference.
+def explain(pred: str, gold: str, policy: GradingPolicy = DEFAULT) -> str:
+    """Explain step by step how an answer (or a response with a box) compares with a reference.
 
-    This grades in the calling process, for one trusted pair at a time.
+    It grades in the calling process; use it for one trusted pair at a time.
     """
-    boxed = "\\boxed" in pred or "\\fbox" in pred or "</think>" in pred
+    closings = [closing for _, closing in all_pairs(policy.thoughts)]
+    boxed = any(mark in pred for mark in ("\\boxed", "\\fbox", *closings))
     verdict = grade(pred, gold, policy) if boxed else equivalent(pred, gold, policy)
     lines = []
     if boxed:
-        found = extract(pred, policy.extraction, policy.join_boxes)
+        found = extract(pred, policy.extraction, policy.join_boxes, policy.thoughts)
         lines.append(f"extracted   {found.answer!r} ({found.reason})")
     answer = verdict.extracted if verdict.extracted is not None else ""
     for name, text in (("answer", answer), ("reference", gold)):
@@ -231,6 +253,10 @@ def explain(pred: str, gold: str, policy: Policy = DEFAULT) -> str:
         lines.append(f"  read as   {describe(read(cleaned))}")
     lines.append(f"kind        {kind_of(clean(gold[:1000]))[0]}")
     lines.append(f"decided by  {verdict.path}: {verdict.reason}")
+    if verdict.certainty:
+        lines.append(
+            f"rests on    {verdict.certainty}: {MEANING[cast(Evidence, verdict.certainty)]}"
+        )
     lines.append(f"verdict     {'correct' if verdict.correct else 'not correct'}")
     return "\n".join(lines)
 
@@ -238,7 +264,7 @@ def explain(pred: str, gold: str, policy: Policy = DEFAULT) -> str:
 def describe(node: Node) -> str:
     """Name a structure in a few words."""
     if isinstance(node, Text):
-        return ("text" if node.is_words else "notation that is not read") + f" {node.text[:80]!r}"
+        return ("text" if node.is_words else "unsupported notation") + f" {node.text[:80]!r}"
     name = type(node).__name__.lower()
     items = getattr(node, "items", None) or getattr(node, "parts", None)
     if items:

@@ -1,16 +1,16 @@
-r"""Graders that behave like published ones, for reproducing their numbers.
+r"""Graders that behave like published ones, to reproduce their numbers.
 
 - ``one_shot_rlvr``: the training reward of the one-example RLVR experiments (arXiv 2504.20571):
   last box, then equality by the Hendrycks normalisation or by the stricter rules of the PRM800K
   grader (integers and fractions must be written alike, everything else may be equal in value).
 - ``qwen``: the evaluation of Qwen2.5-Math: last box, else the announced answer, else the last
-  number; relative tolerance 1e-4; a factor of 100 either way is forgiven; brackets are not read.
+  number; relative tolerance 1e-4; a factor of 100 in either direction is ignored; so are brackets.
 - ``exact``: the last box, character by character.
-- ``math_verify``: the whole response given to math-verify with its own settings, as its users do.
+- ``math_verify``: the whole response is given to math-verify with its default settings.
 
-The rules are theirs, the code is not: values come from `reward.expression` and `reward.numeric`,
-so nothing in a response is ever executed. Their known weaknesses are kept on purpose. Training
-should use ``rlvr``.
+The rules are theirs but the code is ours: values come from `reward.expression` and
+`reward.numeric`, so nothing in a response is ever executed. Their known weaknesses are kept on
+purpose. Training should use ``rlvr``.
 """
 
 import re
@@ -23,8 +23,8 @@ from reward.normalize import clean
 from reward.numeric import approximate, symbols
 from reward.tokens import NotAnExpression, number
 from reward.values import same_value
-from reward.verdict import DEFAULT, Grade, Policy
-from reward.words import number_in_words
+from reward.verdict import DEFAULT, Grade, GradingPolicy
+from reward.word_answers import number_in_words
 
 QWEN_TOLERANCE = 1e-4
 
@@ -38,8 +38,8 @@ _PRM_UNIT = re.compile(rf"(?:{'|'.join(_UNIT_WORDS)})(?:es|s)?\s*(?:\^\s*\d+)?")
 # -- one_shot_rlvr ----------------------------------------------------------------------------
 
 
-def one_shot_rlvr(response: str, gold: str, policy: Policy = DEFAULT) -> Grade:
-    """Grade as the training reward of one-example RLVR does."""
+def one_shot_rlvr(response: str, gold: str, policy: GradingPolicy = DEFAULT) -> Grade:
+    """Grade like the training reward of one-example RLVR."""
     answer = last_box(response)
     if answer is None:
         return Grade(False, None, "unknown", "extract", "no box", "no_answer")
@@ -60,11 +60,11 @@ def hendrycks_equal(pred: str, gold: str) -> bool:
 
 
 def hendrycks_normal(text: str) -> str:
-    r"""Normalise as the MATH data set's evaluation does.
+    r"""Normalise like the evaluation of the MATH data set.
 
-    Line breaks, ``\!``, sizes, degree signs, dollars and percent signs go; text behind
-    ``\text{ `` is a unit and goes; one ``k =`` with at most two characters before the sign goes;
-    ``\frac`` and ``\sqrt`` get their braces; 0.5 and a/b become ``\frac``.
+    It removes line breaks, ``\!``, sizes, degree signs, dollar and percent signs, text after
+    ``\text{ `` (a unit), and one ``k =`` with at most two characters before the sign. ``\frac`` and
+    ``\sqrt`` get their braces; 0.5 and a/b become ``\frac``.
     """
     enclosed = re.fullmatch(r"\\text\{(.+)\}", text.strip())
     text = enclosed.group(1) if enclosed else text.strip()
@@ -98,12 +98,12 @@ def _braced_fractions(text: str) -> str:
 
 
 def prm800k_equal(pred: str, gold: str) -> bool:
-    """Compare two answers by the rules of the PRM800K grader.
+    """Compare two answers with the rules of the PRM800K grader.
 
-    Text is equal after its normalisation; tuples must have the same outer brackets and equal
-    items in order; two plain fractions must be written alike; if either side is an integer both
-    must be the same integer; all else is compared by value, unless it holds more than two
-    letters or a power that grader refuses to evaluate.
+    Texts are equal if they are equal after its normalisation. Tuples must have the same outer
+    brackets and equal items in order. Two plain fractions must be written alike. If either side is
+    an integer, both must be the same integer. Everything else is compared by value, unless it
+    contains more than two letters or a power that the grader refuses to evaluate.
     """
     wanted, got = _prm_normal(gold), _prm_normal(pred)
     if wanted == got:
@@ -124,7 +124,7 @@ def _prm_normal(text: str) -> str:
     for word, zeros in (("million", 6), ("billion", 9), ("trillion", 12)):
         text = text.replace(word, f"*10^{zeros}")
     text = _PRM_UNIT.sub("", text)
-    text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", "", text)
+    text = re.sub(r"\^\s*+\{?\s*+\\circ\s*+\}?", "", text)
     if text.startswith("{") and text.endswith("}"):
         text = text[1:-1]
     text = re.sub(r",\\!\s*", "", text)
@@ -188,8 +188,8 @@ def _tree(text: str) -> Tree | None:
 # -- qwen -------------------------------------------------------------------------------------
 
 
-def qwen(response: str, gold: str, policy: Policy = DEFAULT) -> Grade:
-    """Grade as the Qwen2.5-Math evaluation does."""
+def qwen(response: str, gold: str, policy: GradingPolicy = DEFAULT) -> Grade:
+    """Grade like the Qwen2.5-Math evaluation."""
     answer = qwen_answer(response)
     if not answer:
         return Grade(False, None, "unknown", "extract", "no answer", "no_answer")
@@ -203,7 +203,8 @@ def qwen(response: str, gold: str, policy: Policy = DEFAULT) -> Grade:
 
 
 def qwen_answer(response: str) -> str:
-    """Extract: announced answer, last box (an unclosed one too), "answer is", last number."""
+    """Extract the announced answer, the last box (even unclosed), "answer is", or the last
+    number."""
     hope = re.search(r"final answer is \$([^$]{1,1000})\$\. I hope", response[-20_000:])
     if hope:
         return qwen_normal(hope.group(1))
@@ -225,7 +226,8 @@ def _open_box(response: str) -> str:
 
 
 def qwen_normal(text: str) -> str:
-    """Normalise: units, percent and currency signs, brackets' sizes and number words go."""
+    """Normalise: remove units, percent and currency signs and sizes of brackets; convert number
+    words."""
     text = clean(str(text)[: 2 * MAX_ANSWER_CHARACTERS])
     text = re.sub(r"\\text\{\s*(\(?[A-E]\)?|[a-z]+)\s*\}\Z", r" \1", text).strip()
     value = number_in_words(text)
@@ -237,7 +239,7 @@ def qwen_normal(text: str) -> str:
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text) if _is_one_number(text) else text
     text = re.sub(r"(?<=\d)\.0+\Z", "", text)
     text = re.sub(r"\s+", "", text)
-    return re.sub(r"\A0+(?=\d+\Z)", "", text)
+    return (text.lstrip("0") or "0") if text.isdecimal() else text
 
 
 def _unit_gone(match: re.Match[str]) -> str:
@@ -270,7 +272,7 @@ def _near(wanted: float, got: float) -> bool:
 
 
 def _qwen_values(pred: str, gold: str) -> bool:
-    """Compare by value. As there, pi is a symbol: it equals itself, but not 3.1416."""
+    """Compare by value. As in the original, pi is a symbol: it equals itself, but not 3.1416."""
     trees = [_tree(re.sub(r"\A.{1,2}=", "", item)) for item in (pred, gold)]
     if trees[0] is None or trees[1] is None:
         return False
@@ -299,20 +301,20 @@ def _has_pi(tree: Tree) -> bool:
     return "pi" in str(tree)
 
 
-def exact_match(response: str, gold: str, policy: Policy = DEFAULT) -> Grade:
-    """Compare the last box with the reference character by character, outer space aside."""
-    found = extract(response, policy.extraction, policy.join_boxes)
+def exact_match(response: str, gold: str, policy: GradingPolicy = DEFAULT) -> Grade:
+    """Compare the last box with the reference character by character, except for outer space."""
+    found = extract(response, policy.extraction, policy.join_boxes, policy.thoughts)
     if found.answer is None:
         return Grade(False, None, "unknown", "extract", found.reason, "no_answer")
     equal = found.answer.strip() == gold.strip()
     return Grade(equal, found.answer, "unknown", "string", "equal" if equal else "different")
 
 
-def math_verify_alone(response: str, gold: str, policy: Policy = DEFAULT) -> Grade:
-    """Grade by math-verify's own extraction and comparison, for measuring beside it.
+def math_verify_alone(response: str, gold: str, policy: GradingPolicy = DEFAULT) -> Grade:
+    """Grade with math-verify's extraction and comparison, to compare with it.
 
-    It joins neighbouring boxes and falls back to the last number; its timeouts are off, because
-    the worker's alarm stands over it.
+    It joins neighbouring boxes and falls back to the last number. Its timeouts are off, because the
+    worker has an alarm.
     """
     import math_verify
 

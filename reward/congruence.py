@@ -9,9 +9,9 @@ _JOINT = re.compile(r"\s(?:and|or)\s")
 
 
 def same_congruence(gold: str, pred: str) -> bool | None:
-    r"""Compare two cleaned congruences; ``None`` when the reference is none.
+    r"""Compare two cleaned congruences; ``None`` if the reference is not a congruence.
 
-    What stands left of ``\equiv`` may be missing in the answer; the modulus may not.
+    The left side of ``\equiv`` may be missing in the answer, but not the modulus.
     """
     wanted = _CONGRUENCE.fullmatch(_JOINT.sub(", ", gold))
     if wanted is None or wanted.group(1) is None:

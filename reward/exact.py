@@ -15,7 +15,7 @@ MAX_BITS = 40_000
 
 
 class NotRational(ArithmeticError):
-    """The value is no fraction."""
+    """The value is not a fraction."""
 
 
 class Undefined(ArithmeticError):
@@ -26,7 +26,7 @@ def exact(tree: Tree, values: Mapping[str, Fraction]) -> Fraction:
     """Evaluate over fractions.
 
     Raises:
-        NotRational: where a root, constant or function makes the value irrational (or may).
+        NotRational: if a root, constant or function makes (or may make) the value irrational.
         Undefined: on division by zero.
         TooHard: when a power or factorial is out of bounds.
     """
@@ -62,7 +62,7 @@ def exact(tree: Tree, values: Mapping[str, Fraction]) -> Fraction:
 
 def _bounded(value: Fraction) -> Fraction:
     if value.numerator.bit_length() + value.denominator.bit_length() > MAX_BITS:
-        raise TooHard("a number of too many digits")
+        raise TooHard("a number with too many digits")
     return value
 
 
@@ -76,7 +76,7 @@ def _exact_power(base: Fraction, power: Fraction) -> Fraction:
         raise Undefined("0^0")
     bits = max(base.numerator.bit_length(), base.denominator.bit_length())
     if abs(base) != 1 and base != 0 and bits * abs(power) > MAX_BITS:
-        raise TooHard("a power of too many digits")
+        raise TooHard("a power with too many digits")
     return base ** (int(power) % 2 if base == -1 else 1 if base in (0, 1) else int(power))
 
 
@@ -93,7 +93,7 @@ def _exact_root(value: Fraction, degree: int) -> Fraction:
 
 
 def _integer_root(value: int, degree: int) -> int:
-    """Return the integer whose power is nearest below ``value`` (Newton's method)."""
+    """Return the largest integer whose power does not exceed ``value`` (Newton's method)."""
     if value < 2 or degree == 1:
         return value
     if degree == 2:
@@ -109,27 +109,31 @@ def _integer_root(value: int, degree: int) -> int:
 def factorial(value: Fraction) -> int:
     """Return n! of a whole number within bounds."""
     if value.denominator != 1 or value < 0:
-        raise NotRational("factorial of something else than a whole number")
+        raise Undefined("factorial of something other than a whole number")
     if value > 3300:
-        raise TooHard("a factorial of too many digits")
+        raise TooHard("a factorial with too many digits")
     return math.factorial(int(value))
 
 
 def _double_factorial(value: Fraction) -> Fraction:
     if value.denominator != 1 or value < 0:
-        raise NotRational("double factorial of something else than a whole number")
+        raise Undefined("double factorial of something else than a whole number")
     if value > 3300:
-        raise TooHard("a factorial of too many digits")
+        raise TooHard("a factorial with too many digits")
     return Fraction(math.prod(range(int(value), 0, -2)))
 
 
 def _binomial(above: Fraction, below: Fraction) -> Fraction:
     if above.denominator != 1 or below.denominator != 1:
         raise NotRational("binomial")
-    if not 0 <= above <= 20_000 or below < 0:
+    if above < 0:
+        raise Undefined("a binomial of a negative number")
+    if above > 20_000:
         raise TooHard("a binomial out of bounds")
+    if not 0 <= below <= above:
+        return Fraction(0)
     if min(below, above - below) * above.numerator.bit_length() > MAX_BITS:
-        raise TooHard("a binomial of too many digits")
+        raise TooHard("a binomial with too many digits")
     return Fraction(math.comb(int(above), int(below)))
 
 

@@ -2,9 +2,9 @@ r"""Parse a mathematical expression, LaTeX or plain text, into a small tree.
 
 This is not a LaTeX engine: it reads the notation of answers (arithmetic, roots, powers, the usual
 functions, subscripts, factorials, binomials, floors, absolute values, degrees, mixed numbers,
-repeating decimals) and raises `NotAnExpression` for anything else, so that the caller may try
-something slower. It never executes what it reads. Time is linear in the length; nesting deeper
-than `MAX_DEPTH` is refused.
+repeating decimals) and raises `NotAnExpression` for anything else, so that the caller can try a
+slower method. It never executes what it reads. Time is linear in the length; nesting deeper than
+`MAX_DEPTH` is refused.
 
 A tree is a tuple whose first entry is its type:
 
@@ -13,6 +13,7 @@ A tree is a tuple whose first entry is its type:
     ("fn", name, a, ...)  ("fact", a)  ("deg", a)
 """
 
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -25,11 +26,23 @@ _OPENING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
 _UNKNOWN_FUNCTIONS = set("fgh")
 
 
+def nodes(tree: Tree) -> Iterator[Tree]:
+    """Yield all nodes of a tree."""
+    stack = [tree]
+    while stack:
+        node = stack.pop()
+        yield node
+        if node[0] == "fn":
+            stack.extend(node[2:])
+        elif node[0] not in ("num", "sym", "const"):
+            stack.extend(node[1:])
+
+
 def parse(text: str) -> Tree:
     """Parse a cleaned expression (see `reward.normalize`).
 
     Raises:
-        NotAnExpression: for anything else than one complete expression.
+        NotAnExpression: for anything other than one complete expression.
     """
     parser = _Parser(tokenize(text))
     tree = parser.expression(0)
@@ -65,7 +78,7 @@ class _Parser:
 
     def expect(self, token: str) -> None:
         if self.take() != token:
-            raise NotAnExpression(f"no {token!r} where one is due")
+            raise NotAnExpression(f"expected {token!r}")
 
     def expect_end(self) -> None:
         if self.peek():
@@ -116,11 +129,12 @@ class _Parser:
         return self.factor(depth)
 
     def juxtaposed(self, tree: Tree, spaced: bool, depth: int) -> Tree:
-        """Multiply by what follows without a sign, or read a mixed number."""
+        """Multiply by a factor that follows without a sign, or read a mixed number."""
         begin = self.position
+        behind_sign = self.tokens[begin - 2 if spaced else begin - 1] == "!"
         factor = self.factor(depth)
         plain = tree[0] == "num" and tree[1].denominator == 1 and not tree[2]
-        if factor[0] == "num" and self.tokens[begin] not in _OPENING:
+        if factor[0] == "num" and self.tokens[begin] not in ("(", "["):  # 1{2} shows 12
             # "1 4/5" is a mixed number, "3 5" is nothing.
             if plain and spaced and not factor[2] and self.peek() == "/":
                 self.take()
@@ -128,7 +142,10 @@ class _Parser:
                 if below[0] == "num" and 0 < factor[1] < below[1]:
                     return ("num", tree[1] + factor[1] / below[1], False)
             raise NotAnExpression("two numbers without a sign between them")
-        if plain and self.tokens[begin] == "\\frac" and _proper(factor):
+        # n2^{n} and 3!7! are fine, x1! is not
+        if self.tokens[begin][0].isdigit() and factor[0] != "pow" and not behind_sign:
+            raise NotAnExpression("a number behind a factor")
+        if plain and tree[1] > 0 and self.tokens[begin] == "\\frac" and _proper(factor):
             return ("num", tree[1] + factor[1][1] / factor[2][1], False)
         return ("mul", tree, factor)
 
@@ -149,7 +166,7 @@ class _Parser:
                     or token[1:] in FUNCTIONS
                     or token[1:] in _COMMAND_FACTORS
                     or token[1:] in ALIASES
-                    or "{" in token[1:]
+                    or "{" in token[2:]
                 )
             )
         )
@@ -163,7 +180,7 @@ class _Parser:
         while True:
             signs += 1
             if signs > MAX_DEPTH:
-                raise NotAnExpression("too many signs behind one number")
+                raise NotAnExpression("too many signs after one number")
             token = self.peek()
             if token == "!":
                 self.take()
@@ -209,10 +226,13 @@ class _Parser:
             return ("neg", self.exponent(depth + 1)) if self.take() == "-" else self.exponent(depth)
         if depth > MAX_DEPTH:
             raise NotAnExpression("nested too deeply")
+        braced = self.peek() == "{"
         tree = self.atom(depth)
         if self.peek() in ("^", "**"):
             self.take()
             return ("pow", tree, self.exponent(depth + 1))
+        if braced:  # 10^{2}! is the factorial of 100
+            return tree
         return ("fact", tree) if self.peek() == "!" and self.take() else tree
 
     def argument(self, depth: int) -> Tree:
@@ -301,7 +321,7 @@ class _Parser:
             return ("const", "pi" if name == "pi" else "inf")
         if name in GREEK:
             return self.symbol("\\" + name, depth)
-        if "{" in name:  # an accented name
+        if "{" in name[1:]:  # an accented name
             accent, _, rest = name.partition("{")
             name = _ACCENTS.get(accent, accent) + "{" + rest if len(rest) == 2 else name
             if name.startswith("overline{") and "-" not in name and any(map(str.isdigit, name)):
@@ -331,7 +351,7 @@ class _Parser:
         if self.peek() == "[":
             self.take()
             degree = self.group("]", depth)
-        # Unlike TeX, people who write \sqrt51 mean the root of 51.
+        # Unlike in TeX, \sqrt51 is meant as the root of 51.
         return ("fn", "root", self.atom(depth + 1), degree)
 
     def function(self, name: str, depth: int) -> Tree:
@@ -358,13 +378,15 @@ class _Parser:
         return tree if power is None else ("pow", tree, power)
 
     def function_arguments(self, name: str, depth: int) -> list[Tree]:
-        if self.peek() in ("(", "[", "{"):
+        if self.peek() in _OPENING:
             closing = _OPENING[self.take()]
             arguments = [self.expression(depth + 1)]
             while self.peek() == "," and name in ("gcd", "lcm", "min", "max"):
                 self.take()
                 arguments.append(self.expression(depth + 1))
             self.expect(closing)
+            if len(arguments) == 1 and name in ("gcd", "lcm", "min", "max"):
+                raise NotAnExpression(f"the {name} of one number")
             return arguments
         return [self.bare_argument(depth)]
 

@@ -2,23 +2,26 @@ r"""Find the answer in a model's response.
 
 One linear pass, no backtracking patterns: a response may be megabytes of anything. The steps are
 
-1. cut at the first end-of-turn token, and at the first "next question" line that follows the
-   thinking (a base model that goes on to invent and answer another problem is not read there);
-2. keep what follows the last ``</think>``; nothing remains if a think block never closed;
-3. take the last ``\boxed`` or ``\fbox`` whose braces balance. An unclosed last box is no answer:
+1. cut at the first end-of-turn token, and at the first "next question" line after the thinking (a
+   base model may go on to invent and answer another problem);
+2. keep the text after the last thought (`reward.thoughts`: ``</think>`` and its relatives, or
+   harmony's channel ``final``); nothing remains if a thought never closed;
+3. use the last ``\boxed`` or ``\fbox`` whose braces balance. An unclosed last box is not an answer:
    falling back to a number inside it would reward a truncated guess.
 
-There is no fall-back to the last number unless it is asked for by name: with one, "Step 3" is
+There is no fallback to the last number unless it is requested by name: with it, "Step 3" would be
 right for 3.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from reward.thoughts import Pair, all_pairs, final_channel
 from reward.verdict import Extraction
 
-# Boxes stand near the end; scanning a bounded tail keeps ten megabytes of braces cheap.
+# Boxes are near the end, so a bounded tail is enough; it keeps ten megabytes of braces cheap.
 TAIL_CHARACTERS = 200_000
 
 END_OF_TURN = (
@@ -32,6 +35,9 @@ END_OF_TURN = (
     "<|end|>",
     "<|user|>",
     "<|return|>",
+    "<|call|>",
+    "<|END_RESPONSE|>",
+    "<|end_of_solution|>",
     "<end_of_turn>",
     "<start_of_turn>",
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
@@ -48,21 +54,22 @@ END_OF_TURN = (
 )
 _OPENING, _NUMBERED = r"\n[ \t]{0,8}(?:[#*]{1,4}[ \t]?)?", r"[ \t]?\d{0,4}(?:\*\*)?[ \t]?"
 _NEXT_TURN = re.compile(_OPENING + "(?:Question|Human|User|Instruction)" + _NUMBERED + ":")
-# Only behind a box: before it, "Problem:" may open the response's own restatement.
+# Only after a box: before it, "Problem:" may start a restatement of the problem.
 _NEXT_PROBLEM = re.compile(
     _OPENING
-    + "(?:(?:Next|New|Another) )?(?:[Pp]roblem|[Ee]xercise|[Qq]uestion|Q|[Ee]xample|System)"
+    + "(?:(?:Next|New|Another) )?(?:[Pp]roblem|[Ee]xercise|[Qq]uestion|Q)"
     + _NUMBERED
     + r"[:.]"
+    r"|" + _OPENING + r"(?:(?:Next|New|Another) )?[Ee]xample[ \t]?\d{1,4}(?:\*\*)?[ \t]?[:.]"
+    r"|\n[ \t]{0,8}System:[ \t]?(?=[Yy]ou\b)"
     r"|\n[ \t]{0,8}[#*]{1,4}[ \t]?(?:Problem|Exercise|Question|Example|Instruction)"
     r"[ \t]?\d{0,4}[ \t]?(?:\*\*)?[ \t]?(?=\n)"
     r"|\n(?:user|human)[ \t]?(?=\n)"
 )
-_THINK_TAGS = (("<think>", "</think>"), ("<thinking>", "</thinking>"))
 
 _BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])[ \t\r\n]*|\\.|[{}]", re.DOTALL)
 _EMPTY = re.compile(r"[\s{}$~]|\\(?:[,;:!> ]|(?:text|math)[a-z]{0,6}(?![a-z])|q?quad(?![a-z]))")
-_BARE_BOX = re.compile(r"([+-]?\d+(?:\.\d+)?|[A-Za-z])(?![\w.^{]*[\w^{])")
+_BARE_BOX = re.compile(r"([+-]?\d++(?:\.\d++)?+|[A-Za-z])(?!\.*+[\w^{])")
 _MARKED_LINE = re.compile(
     r"(?:^|\n|[.!?] |\*\*)[ \t]*(?:\*\*)?(?:the )?(?:final )?(?:answer|答案)(?:\*\*)?"
     r"[ \t]{0,4}[:\uff1a](?:\*\*)?[ \t]*([^\n]{1,1000})",
@@ -80,7 +87,7 @@ _FORMULA = re.compile(
     re.DOTALL,
 )
 _ANNOUNCED = re.compile(
-    r"final answer(?: is)?:?\s*([^\n]{1,500}?)\.?\s*I hope it is correct", re.IGNORECASE
+    r"final answer(?: is)?:?\s*+([^\n]{1,500}?)\.?\s{0,8}I hope it is correct", re.IGNORECASE
 )
 _PLAIN_MATH = re.compile(
     r"[-+]?(?:\\frac\{[^{}]{1,40}\}\{[^{}]{1,40}\}"
@@ -90,22 +97,29 @@ _PLAIN_MATH = re.compile(
 
 @dataclass(frozen=True)
 class Extracted:
-    """The answer text (``None``: there is none), where it stood, and why not if not."""
+    """The answer text (``None`` if there is none), and where it was found or why it is missing."""
 
     answer: str | None
     source: Literal["box", "tag", "line", "number", "none"]
     reason: str
 
 
-def extract(response: str, mode: Extraction = "boxed", join_boxes: bool = False) -> Extracted:
+def extract(
+    response: str,
+    mode: Extraction = "boxed",
+    join_boxes: bool = False,
+    thoughts: Sequence[Sequence[str]] = (),
+) -> Extracted:
     """Extract the final answer from ``response``.
 
     Args:
-        response: what the model wrote, thinking included.
-        mode: ``boxed``, ``marked`` or ``last_number`` (see `Policy.extraction`).
+        response: what the model wrote, including thinking; if the prompt left a thought open, with
+            the marker that opened it in front.
+        mode: ``boxed``, ``marked`` or ``last_number`` (see `GradingPolicy.extraction`).
         join_boxes: join several boxes on the last boxed line with commas.
+        thoughts: pairs of thought markers besides the known ones.
     """
-    segment, missing = final_segment(response)
+    segment, missing = final_segment(response, thoughts)
     if segment is None:
         return Extracted(None, "none", missing)
     boxed = _from_boxes(segment, join_boxes)
@@ -131,11 +145,20 @@ def extract(response: str, mode: Extraction = "boxed", join_boxes: bool = False)
     return Extracted(None, "none", "no box in the final answer")
 
 
-def final_segment(response: str) -> tuple[str | None, str]:
-    """Return the part of a response that may hold its answer, or ``None`` and the reason."""
-    text = _cut_at_markers(response)
-    close = max(text.rfind(end) + len(end) if end in text else 0 for _, end in _THINK_TAGS)
-    if any(text.find(start, close) >= 0 for start, _ in _THINK_TAGS):
+def final_segment(
+    response: str, thoughts: Sequence[Sequence[str]] = (), *, one_problem: bool = True
+) -> tuple[str | None, str]:
+    """Return the part of a response that may contain its answer, or ``None`` and the reason.
+
+    With ``one_problem`` it ends where the response begins to pose another problem.
+    """
+    spoken, missing = final_channel(response)
+    if spoken is None:
+        return None, missing
+    pairs = all_pairs(thoughts)
+    text = _cut_at_markers(spoken, pairs) if one_problem else _cut_at_end(spoken)
+    close = max(text.rfind(end) + len(end) if end in text else 0 for _, end in pairs)
+    if any(text.find(start, close) >= 0 for start, _ in pairs):
         return None, "the think block was never closed"
     segment = text[close:]
     if not segment.strip():
@@ -150,7 +173,7 @@ def last_box(text: str) -> str | None:
 
 
 def unwrap_boxes(text: str) -> str:
-    r"""Replace every ``\boxed{x}`` and ``\fbox{x}`` in ``text`` by ``x``."""
+    r"""Replace every ``\boxed{x}`` and ``\fbox{x}`` in ``text`` with ``x``."""
     if "box" not in text:
         return text
     for _ in range(8):
@@ -166,18 +189,17 @@ def unwrap_boxes(text: str) -> str:
         for start, inner, end in outermost:
             between = text[position:start]
             if pieces and not between.strip():
-                between = ", "  # boxes side by side are a list, not one longer number
+                between = ", "  # adjacent boxes are a list, not one longer number
             pieces += [between, text[inner : end - 1]]
             position = end
         text = "".join([*pieces, text[position:]])
     return text
 
 
-def _cut_at_markers(text: str) -> str:
-    """Cut at the first end-of-turn token and at the first line that opens another problem."""
-    ends = [text.find(marker) for marker in END_OF_TURN]
-    text = text[: min((end for end in ends if end >= 0), default=len(text))]
-    answer_from = max(text.find(end) for _, end in _THINK_TAGS)
+def _cut_at_markers(text: str, pairs: Sequence[Pair]) -> str:
+    """Cut at the first end-of-turn token and at the first line that starts another problem."""
+    text = _cut_at_end(text)
+    answer_from = max(text.find(end) for _, end in pairs)
     answer_from = max(answer_from, 0)
     turn = _NEXT_TURN.search(text, answer_from)
     while turn and not text[answer_from : turn.start()].strip():
@@ -190,6 +212,12 @@ def _cut_at_markers(text: str) -> str:
         if problem:
             text = text[: problem.start()]
     return text
+
+
+def _cut_at_end(text: str) -> str:
+    """Cut at the first end-of-turn token."""
+    ends = [text.find(marker) for marker in END_OF_TURN]
+    return text[: min((end for end in ends if end >= 0), default=len(text))]
 
 
 def _scan(text: str) -> list[_Box]:
@@ -241,7 +269,7 @@ def _from_boxes(segment: str, join_boxes: bool, braces_only: bool = False) -> Ex
 
 
 def _bare_box(text: str, after: int) -> str | None:
-    r"""Read ``\boxed3`` or ``\boxed 12`` if it stands after the last box with braces."""
+    r"""Read ``\boxed3`` or ``\boxed 12`` if it follows the last box with braces."""
     found = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     if found <= after:
         return None
@@ -252,7 +280,7 @@ def _bare_box(text: str, after: int) -> str | None:
 
 
 def _joined(text: str, boxes: list[_Box], last: int) -> str | None:
-    """Join the top-level closed boxes that stand on the line of the last one."""
+    """Join the top-level closed boxes on the line of the last one."""
     line = text.rfind("\n", 0, last) + 1
     answers, covered = [], line
     for start, inner, end in boxes:
@@ -263,9 +291,9 @@ def _joined(text: str, boxes: list[_Box], last: int) -> str | None:
 
 
 def sentence_answer(text: str) -> str | None:
-    """Read the answer out of a sentence: its announced answer, last box, or last formula.
+    """Read the answer from a sentence: its announced answer, last box, or last formula.
 
-    For comparing pairs whose answer is prose; never for rewards.
+    Use it for comparing pairs whose answer is prose, never for rewards.
     """
     announced = list(_ANNOUNCED.finditer(text[-TAIL_CHARACTERS:]))
     if announced:

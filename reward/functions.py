@@ -1,36 +1,57 @@
 r"""Reward functions as plain callables, found by name, combined with weights.
 
-A reward function takes a `RewardInput` and returns a float. Parameters are keyword arguments,
-bound once by `resolve`, so that a recipe line such as ``{name: overlong, max_tokens: 4096}``
-becomes a callable of one argument. A user's own function is named by its import path
-``package.module:function``.
+A reward function takes a `RewardInput` and returns a float. `resolve` binds its parameters (keyword
+arguments) once, so that a recipe line such as ``{name: overlong, max_tokens: 4096}`` becomes a
+callable of one argument. A user's own function is passed as a callable; it may return None, which
+says that it does not apply to the completion. It may also take its input by other names, or for a
+whole group or batch: `reward.calls` tells by its signature.
 
-What a completion cut off by its token limit earns is explicit: `accuracy` gives 0 unless told
+The reward of a completion that was cut at its token limit is explicit: `accuracy` gives 0 unless
 ``truncated="grade"``.
 """
 
-import importlib
 import inspect
 import math
-import re
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from typing import Any, Literal
 
 from reward.extract import extract
+from reward.thoughts import all_pairs
 from reward.verdict import Grade
 
-RewardFunction = Callable[["RewardInput"], float]
+RewardFunction = Callable[["RewardInput"], float | None]
+
+
+class RewardError(ValueError):
+    """A reward function failed, or returned no number; the message names it and the problem."""
+
+
+LARGEST_REWARD = 3.4028234663852886e38
+"""Of float32, in which rewards are compared: of larger ones not even the mean is a number."""
 
 
 @dataclass(frozen=True)
 class RewardInput:
-    """One graded completion: what a reward function may look at.
+    """One completion with its verdict: the input of a reward function.
 
-    ``num_tokens`` and ``max_tokens`` count completion tokens; ``truncated`` says that the
-    completion ended at its limit and not by itself.
+    ``response`` is what the model wrote, markers of thoughts included, without the end token;
+    ``token_ids`` are what it sampled, with it. ``num_tokens`` and ``max_tokens`` count completion
+    tokens; ``truncated`` says that the completion ended at its limit (``finish_reason`` is then
+    "length", else "stop"). ``opened`` is the marker of a thought that the prompt left open
+    (``<think>``), or "". ``thoughts`` are the pairs of markers that the tokenizer and the settings
+    have besides the known ones.
+
+    ``prompt`` is the last user message as the data have it, ``messages`` the whole prompt without
+    what a template adds; ``conversational`` says that the data gave messages and not text.
+    ``columns`` is the row of the data, ``metadata`` the columns chosen by the data's settings.
+    ``step`` is the training step that the completion is sampled for; in an evaluation, the number
+    of finished ones. ``group`` holds all completions of the prompt, this one at ``sample``.
+    ``grader`` is the name of what gave the verdict.
     """
 
     response: str
@@ -40,6 +61,44 @@ class RewardInput:
     num_tokens: int = 0
     max_tokens: int = 0
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    opened: str = ""
+    thoughts: tuple[tuple[str, str], ...] = ()
+    problem_id: str = ""
+    prompt: str = ""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    conversational: bool = False
+    token_ids: tuple[int, ...] = ()
+    finish_reason: str = "stop"
+    step: int = 0
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    grader: str = "rlvr"
+    sample: int = 0
+    group: Sequence["RewardInput"] = field(default=(), compare=False, repr=False)
+
+    @property
+    def others(self) -> tuple["RewardInput", ...]:
+        """The other completions of the prompt."""
+        return tuple(item for index, item in enumerate(self.group) if index != self.sample)
+
+
+class UngradedInput(RewardInput):
+    """A completion of a problem without a reference answer, or with one that the verifier cannot
+    read: to ask for the verdict is an error.
+
+    A reward that compares with nothing would always be 0, as for a problem that is too hard.
+    """
+
+    def __getattribute__(self, name: str) -> Any:  # noqa: ANN401
+        found = super().__getattribute__(name)
+        if name == "grade" or (name == "gold" and not found):
+            raise LookupError(
+                f"it reads {name}, but the problem has no reference answer that can be graded; "
+                "give the data one (fields.answer names its column), or read columns"
+            )
+        return found
+
+    def __repr__(self) -> str:
+        return f"UngradedInput(problem_id={self.problem_id!r}, response={self.response!r})"
 
 
 def accuracy(
@@ -49,36 +108,46 @@ def accuracy(
     wrong: float = 0.0,
     truncated: Literal["zero", "grade"] = "zero",
 ) -> float:
-    """Give ``correct`` or ``wrong`` by the verdict; a truncated completion counts as wrong.
+    """Give ``correct`` or ``wrong`` according to the verdict; a truncated completion counts as
+    wrong.
 
-    With ``truncated="grade"`` a truncated completion is judged by what stands in it.
+    With ``truncated="grade"`` a truncated completion is graded like any other.
     """
     if item.truncated and truncated == "zero":
         return wrong
     return correct if item.grade.correct else wrong
 
 
+def credit(item: RewardInput, *, truncated: Literal["zero", "grade"] = "zero") -> float:
+    """Give the share of the credit that the grader gives, from 0 to 1: of an answer that is partly
+    right in a domain that knows such, as F1 of a text; elsewhere as `accuracy`."""
+    return 0.0 if item.truncated and truncated == "zero" else item.grade.credit
+
+
 def format_boxed(item: RewardInput, *, value: float = 1.0, penalty: float = 0.0) -> float:
-    """Give ``value`` when a final answer stands in a box after any thinking, else ``penalty``."""
-    return value if extract(item.response).answer is not None else penalty
-
-
-_THINK = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
+    """Give ``value`` if a final answer is in a box after any thinking, else ``penalty``."""
+    found = extract(item.opened + item.response, thoughts=item.thoughts)
+    return value if found.answer is not None else penalty
 
 
 def format_think(item: RewardInput, *, value: float = 1.0, penalty: float = 0.0) -> float:
-    """Give ``value`` for exactly one non-empty think block that opens the response, then text.
+    """Give ``value`` if the response is exactly one non-empty think block followed by text.
 
-    The opening tag may be missing when the prompt's template ends with it.
+    The markers are those of `reward.thoughts`, ``<think>`` if there are none. The opening one may
+    be missing if the prompt's template ends with it.
     """
-    text = item.response
-    if "<think>" not in text:
-        text = "<think>" + text
-    if text.count("<think>") != 1 or text.count("</think>") != 1:
+    text, pairs = item.response, all_pairs(item.thoughts)
+    opening, closing = next((pair for pair in pairs if pair[1] in text), pairs[0])
+    if opening not in text:
+        text = opening + text
+    if (
+        text.count(opening) != 1
+        or text.count(closing) != 1
+        or not text.lstrip().startswith(opening)
+    ):
         return penalty
-    match = _THINK.fullmatch(text)
-    well_formed = match is not None and match.group(1).strip() and match.group(2).strip()
-    return value if well_formed else penalty
+    thought, _, rest = text.lstrip().removeprefix(opening).partition(closing)
+    return value if thought.strip() and rest.strip() else penalty
 
 
 def overlong(
@@ -100,7 +169,7 @@ def overlong(
     """
     limit = item.max_tokens if max_tokens is None else max_tokens
     if not 0 < buffer <= limit:
-        raise ValueError(f"overlong: buffer={buffer} must lie in 1..max_tokens={limit}")
+        raise ValueError(f"overlong: buffer={buffer} must be in 1..max_tokens={limit}")
     over = item.num_tokens - (limit - buffer)
     return -penalty * min(max(over / buffer, 0.0), 1.0)
 
@@ -142,6 +211,7 @@ def length(
 
 FUNCTIONS: dict[str, Callable[..., float]] = {
     "accuracy": accuracy,
+    "credit": credit,
     "format_boxed": format_boxed,
     "format_think": format_think,
     "overlong": overlong,
@@ -150,68 +220,145 @@ FUNCTIONS: dict[str, Callable[..., float]] = {
 }
 
 
-def resolve(name: str, /, **parameters: object) -> RewardFunction:
-    """Return the reward function called ``name`` with its parameters bound.
+def find_function(function: str | Callable[..., Any]) -> Callable[..., Any]:
+    """The built-in function of this name, or the function itself.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if not isinstance(function, str):
+        return function
+    if function not in FUNCTIONS:
+        near = get_close_matches(function, FUNCTIONS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"reward function {function!r} is not one of {', '.join(FUNCTIONS)}; one of your own "
+            f"is named file.py:function{hint}"
+        )
+    return FUNCTIONS[function]
+
+
+def resolve(function: str | Callable[..., float], /, **parameters: object) -> RewardFunction:
+    """Return a reward function with its parameters bound.
 
     Args:
-        name: a name in `FUNCTIONS`, or an import path ``package.module:function``.
+        function: a name in `FUNCTIONS`, or a function of your own that takes a `RewardInput`.
         parameters: keyword arguments of the function.
 
     Raises:
-        ValueError: for an unknown name, a path that does not import, or a parameter the
-            function does not take.
+        ValueError: for an unknown name, or a parameter that the function does not accept.
     """
-    function = _imported(name) if ":" in name else FUNCTIONS.get(name)
-    if function is None:
-        near = get_close_matches(name, FUNCTIONS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"reward function {name!r} is not one of {', '.join(FUNCTIONS)} and not of the form "
-            f"package.module:function{hint}"
-        )
+    name = function if isinstance(function, str) else getattr(function, "__name__", str(function))
+    found = find_function(function)
     try:
-        inspect.signature(function).bind(None, **parameters)
+        inspect.signature(found).bind(None, **parameters)
     except TypeError as error:
         raise ValueError(f"reward function {name!r}: {error}") from error
-    return partial(function, **parameters) if parameters else function
-
-
-def _imported(path: str) -> Callable[..., float]:
-    module_name, _, attribute = path.partition(":")
-    try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"reward function {path!r} cannot be imported ({error}); "
-            "give package.module:function of a module that Python finds"
-        ) from error
-    if not callable(function):
-        raise ValueError(f"reward function {path!r} is a {type(function).__name__}, not callable")
-    found: Callable[..., float] = function
-    return found
+    return partial(found, **parameters) if parameters else found
 
 
 def combine(
     parts: Sequence[tuple[str, RewardFunction, float]],
 ) -> Callable[[RewardInput], tuple[float, dict[str, float]]]:
-    """Return a callable giving the weighted total and each part's own (unweighted) value.
+    """Return a callable that gives the weighted total and each part's unweighted value.
+
+    A part that returns None does not apply: it adds nothing, and has no value.
 
     Raises:
-        ValueError: for no part, a name given twice, a weight that is not finite; and, when
-            called, for a part that returns something else than a finite number.
+        ValueError: for no parts, a repeated name, or a weight that is not finite; when called, also
+            for a part that returns anything but a finite number, and for parts that add up to none.
     """
     names = [name for name, _, _ in parts]
     if not parts or len(set(names)) != len(names):
-        raise ValueError(f"reward parts {names}: give at least one, each name once")
+        raise ValueError(f"reward parts {names}: give at least one, and each name only once")
     for name, _, weight in parts:
         if not math.isfinite(weight):
             raise ValueError(f"reward part {name!r}: weight {weight} is not a finite number")
 
+    weights = {name: weight for name, _, weight in parts}
+
     def total(item: RewardInput) -> tuple[float, dict[str, float]]:
-        values = {name: float(function(item)) for name, function, _ in parts}
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise ValueError(f"reward part {name!r} returned {value}; a finite number is due")
-        return sum(weight * values[name] for name, _, weight in parts), values
+        called = {name: _called(name, function, item) for name, function, _ in parts}
+        values = {name: value for name, value in called.items() if value is not None}
+        return weigh(weights, values), values
 
     return total
+
+
+def weigh(weights: Mapping[str, float], values: Mapping[str, float]) -> float:
+    """The weighted sum of the parts that have a value, in the order of the weights.
+
+    Raises:
+        ValueError: It is too large for a reward, or not finite.
+    """
+    there = [name for name in weights if name in values]
+    reward = sum(weights[name] * values[name] for name in there)
+    if not is_reward(reward):
+        terms = ", ".join(f"{weights[name]:g} x {name} {values[name]:g}" for name in there)
+        raise ValueError(
+            f"the reward {terms} is {reward:g} in all; it must be a finite number, at most "
+            f"{LARGEST_REWARD:.2g} in size: lower the weights"
+        )
+    return reward
+
+
+def is_reward(value: float) -> bool:
+    """Whether a number can be a reward: it is finite, also in float32, and so is a group's mean."""
+    return abs(value) <= LARGEST_REWARD  # not so of NaN
+
+
+def as_reward(value: object, whom: str) -> float | None:
+    """What a function returned for a completion, as a number, or None where it does not apply.
+
+    Args:
+        value: What it returned.
+        whom: The function and the problem, for messages.
+
+    Raises:
+        RewardError: It is no number, or none that a reward can be.
+    """
+    if value is None:
+        return None
+    number = None
+    with suppress(TypeError, ValueError, OverflowError):
+        if not isinstance(value, str | bytes):
+            number = float(value)  # type: ignore[arg-type]
+    if number is None:
+        raise RewardError(
+            f"{whom} returned {repr(value)[:100]}, of type {type(value).__name__}; it must return "
+            "a number, or None where it does not apply"
+        )
+    if not is_reward(number):
+        raise RewardError(
+            f"{whom} returned {number}; it must return a finite number, at most "
+            f"{LARGEST_REWARD:.2g} in size"
+        )
+    return number
+
+
+def failed(whom: str, error: BaseException, file: str | None = None) -> str:
+    """What is said of a function that raised: the error in one line, and its place.
+
+    Args:
+        whom: The function and the problem.
+        error: What it raised.
+        file: The function's own; the place is the last one in it, if there is one.
+    """
+    places = traceback.extract_tb(error.__traceback__)
+    own = [place for place in places if place.filename == file] or places
+    where = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    return f"{whom}: {type(error).__name__}: {' '.join(str(error).split())}{where}"
+
+
+def _called(name: str, function: RewardFunction, item: RewardInput) -> float | None:
+    """The value of one part for one completion.
+
+    Raises:
+        RewardError: It fails, or returns something else than a number or None.
+    """
+    whom = f"reward function {name!r} on problem {item.problem_id!r}"
+    try:
+        value = function(item)
+    except Exception as error:  # the user's code: told by name, with its place
+        raise RewardError(failed(whom, error)) from error
+    return as_reward(value, whom)

@@ -1,15 +1,23 @@
-"""Graders by name: each takes (response, gold, policy) and returns a `Grade`."""
+"""Graders by name, of mathematics and other domains: (response, gold, policy) to a `Grade`."""
 
 from collections.abc import Callable
 from difflib import get_close_matches
 
 from reward.compatible import exact_match, math_verify_alone, one_shot_rlvr, qwen
+from reward.domains import DOMAINS
 from reward.grading import check_gold, equivalent, grade
-from reward.verdict import Grade, Policy
+from reward.verdict import Grade, GradingPolicy
 
-__all__ = ["GRADERS", "check_gold", "grader_by_name", "pair_grader_by_name", "warm_up"]
+__all__ = [
+    "GRADERS",
+    "checker_by_name",
+    "graded_text",
+    "grader_by_name",
+    "pair_grader_by_name",
+    "warm_up",
+]
 
-Grader = Callable[[str, str, Policy], Grade]
+Grader = Callable[[str, str, GradingPolicy], Grade]
 
 
 GRADERS: dict[str, Grader] = {
@@ -19,19 +27,41 @@ GRADERS: dict[str, Grader] = {
     "exact": exact_match,
     "math_verify": math_verify_alone,
 }
+READS_THOUGHTS = frozenset({"rlvr", "exact", *DOMAINS})
+"""Graders that look for an answer only after the thought; the others read a response as the
+published code that they follow does."""
+
+
+def graded_text(response: str, opened: str, grader: str = "rlvr") -> str:
+    """What a grader reads: the response, behind the marker of a thought that its prompt left open.
+
+    Args:
+        response: what the model wrote.
+        opened: the marker (`reward.thoughts.left_open`), or "".
+        grader: name of the grader.
+    """
+    return opened + response if grader in READS_THOUGHTS else response
 
 
 def grader_by_name(name: str) -> Grader:
-    """Return a grader.
+    """Return a grader, of mathematics or of a domain (`reward.domains`).
 
     Raises:
         ValueError: for an unknown name, with the nearest known one.
     """
+    if name in DOMAINS:
+        return DOMAINS[name]
     if name not in GRADERS:
-        near = get_close_matches(name, GRADERS, n=1)
+        known = [*GRADERS, *DOMAINS]
+        near = get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"grader {name!r} is not one of {', '.join(GRADERS)}{hint}")
+        raise ValueError(f"grader {name!r} is not one of {', '.join(known)}{hint}")
     return GRADERS[name]
+
+
+def checker_by_name(name: str) -> Callable[[str], str | None]:
+    """Return what says why a reference is none for a grader, or None if it is one."""
+    return DOMAINS[name].check if name in DOMAINS else check_gold
 
 
 def pair_grader_by_name(name: str) -> Grader:
@@ -41,16 +71,18 @@ def pair_grader_by_name(name: str) -> Grader:
         ValueError: for an unknown name.
     """
     grader = grader_by_name(name)
+    if name in DOMAINS:
+        return DOMAINS[name].pair
     if grader is grade:
         return equivalent
 
-    def boxed(pred: str, gold: str, policy: Policy) -> Grade:
+    def boxed(pred: str, gold: str, policy: GradingPolicy) -> Grade:
         return grader(f"\\boxed{{{pred}}}", gold, policy)
 
     return boxed
 
 
 def warm_up() -> None:
-    """Do every first-time import and table build, so that the first answer is not late."""
+    """Do all first-time imports and build tables, so that the first answer is not slow."""
     for response, gold in (("\\boxed{x+1}", "1+x"), ("\\boxed{\\frac{1}{2}}", "\\sqrt{2}")):
         grade(response, gold)

@@ -1,16 +1,17 @@
-"""The kind of a reference answer, for reports: what is asked for, not how it was compared."""
+"""The kind of a reference answer, for reports; it does not affect the comparison."""
 
 import re
 from fractions import Fraction
 
+from reward.answer_structure import read
 from reward.exact import NotRational, Undefined, exact
 from reward.expression import Tree
 from reward.labels import is_label
 from reward.limits import TooHard
 from reward.nodes import (
+    BareList,
     Bracket,
     Builder,
-    Items,
     Matrix,
     Node,
     Percent,
@@ -21,8 +22,7 @@ from reward.nodes import (
 )
 from reward.numeric import symbols
 from reward.regions import is_region_like
-from reward.structure import read
-from reward.words import read_numeral, same_choice, same_time
+from reward.word_answers import read_numeral, same_choice, same_time
 
 KINDS = (
     "integer", "decimal", "fraction", "scientific", "constant", "complex", "degree", "percent",
@@ -54,7 +54,7 @@ def _kind(node: Node, gold: str) -> str:
         return "interval"
     if isinstance(node, Bracket):
         return "set" if node.opening == "\\{" else "tuple"
-    if isinstance(node, Items):
+    if isinstance(node, BareList):
         return "list"
     if isinstance(node, Text):
         return "text" if node.is_words else "expression"

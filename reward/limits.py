@@ -1,9 +1,9 @@
-"""Bounds on the work one answer may cause.
+"""Bounds on the work for one answer.
 
-`TooHard` is raised by the cheap lexical screen; `Expired` by the alarm of a worker process. Both
-lead to a refused answer with the reason in words. The alarm works in the main thread of a process
-only, which is why grading happens in worker processes; the parent's deadline and SIGKILL stand
-behind it (see `reward.pool`).
+The cheap lexical screen raises `TooHard`, and the alarm of a worker process raises `Expired`. Both
+lead to a refused answer with a reason in words. The alarm works only in the main thread of a
+process, so grading runs in worker processes; the parent's deadline and SIGKILL are the last resort
+(see `reward.pool`).
 """
 
 import signal
@@ -15,11 +15,11 @@ MAX_ANSWER_CHARACTERS = 1000
 
 
 class TooHard(ValueError):
-    """The answer asks for more work than any answer key needs."""
+    """The answer needs more work than any real reference answer."""
 
 
 class Expired(BaseException):
-    """The time for one answer is over."""
+    """The time limit for one answer has passed."""
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-r"""The structures of answers: `reward.structure` reads them, `reward.compare` compares them."""
+r"""The structures of answers: `reward.answer_structure` reads them, `reward.comparer` compares
+them."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from reward.expression import Tree
 
 @dataclass(frozen=True)
 class Value:
-    """An expression; ``unit`` is what stood after it, ``text`` how it was written."""
+    """An expression; ``unit`` is the text after it, ``text`` how it was written."""
 
     tree: Tree
     text: str
@@ -24,7 +25,7 @@ class Percent:
 
 @dataclass(frozen=True)
 class Text:
-    """Something else: words, or notation that the expression parser does not read."""
+    """Anything else: words, or notation that the expression parser does not read."""
 
     text: str
 
@@ -38,8 +39,8 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Items:
-    """A list without brackets; ``joint`` is ``or`` where the parts are alternatives."""
+class BareList:
+    """A list without brackets; ``joint`` is ``or`` if the parts are alternatives."""
 
     items: tuple["Node", ...]
     joint: str = ","
@@ -73,7 +74,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Union:
-    """A union of sets, less the sets in ``without``."""
+    """A union of sets, minus the sets in ``without``."""
 
     pieces: tuple["Node", ...]
     without: tuple["Node", ...] = ()
@@ -86,4 +87,4 @@ class Builder:
     condition: "Node"
 
 
-Node = Value | Percent | Text | Items | Bracket | Matrix | Relation | Union | Builder
+Node = Value | Percent | Text | BareList | Bracket | Matrix | Relation | Union | Builder

@@ -1,9 +1,9 @@
-r"""Write an answer in one spelling: Unicode and plain text to a small LaTeX, markup removed.
+r"""Write an answer in one spelling: convert Unicode and plain text to a small LaTeX, drop markup.
 
-`clean` is the first step of every comparison. It never changes a value, only how it is written:
+`clean` is the first step of every comparison. It never changes a value, only its spelling:
 ``½`` becomes ``\frac{1}{2}``, ``\dfrac`` becomes ``\frac``, ``\left(`` becomes ``(``, ``1{,}000``
-becomes ``1000``, ``\text{ or }`` becomes `` or ``, a sentence's last full stop goes. Text that
-stays text is written ``\text{...}``.
+becomes ``1000``, ``\text{ or }`` becomes `` or ``, and a final full stop is removed. Text that
+remains text is written ``\text{...}``.
 
 Every pattern here is linear in the length of the answer.
 """
@@ -11,7 +11,9 @@ Every pattern here is linear in the length of the answer.
 import re
 
 from reward.characters import plain_characters, repair
+from reward.denials import DENIAL
 from reward.extract import unwrap_boxes
+from reward.word_answers import PARTS
 
 _COMMANDS = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "nicefrac": "frac", "sfrac": "frac",
@@ -50,10 +52,11 @@ _FONT = re.compile(
     r"\\(text(?:bf|it|rm|sf|tt|normal|sc|up)?|mbox|hbox|emph|underline|operatorname\*?"
     r"|math(?:rm|bf|it|sf|tt|normal|cal|scr|frak)|bm|bold|mathop)[ ]{0,4}\{([^{}]*)\}"
 )
-# Commands whose argument is no part of the answer: blank space, a colour's name, a tag.
+# Commands whose argument is not part of the answer: blank space, a colour's name, a tag.
 _WITH_ARGUMENT = re.compile(
     r"\\(?:vphantom|[vh]space\*?|kern|color|textcolor|tag\*?|label|fontsize)\s?\{[^{}]{0,80}\}"
 )
+_CHOOSE = re.compile(r"\{\s*+([^{}\\]{1,40})\\choose(?![A-Za-z])\s*+([^{}\\]{1,40})\}")
 _NO_DELIMITER = re.compile(r"\\(?:left|right)\s?\.")
 _OUTER_FONT = re.compile(
     r"\\(?:(?:math(?:bf|it|sf|tt|normal)|bm|bold|underline|emph|mathop)\s?\{(?=[^{}]{0,300}\{)"
@@ -78,7 +81,8 @@ _PERCENT = re.compile(
     r"\.?(?![a-z])"
 )
 _DEGREE = re.compile(
-    r"(?<=[\d}) ])\s{0,4}(?:\\text\{\s{0,4}degrees?\s{0,4}\}|degrees?(?![a-zA-Z]))"
+    r"(?<=[\d}) ])\s{0,4}(?:\\text\{\s{0,4}degrees?(?: [Cc]elsius| [Ff]ahrenheit)?\s{0,4}\}"
+    r"|degrees?(?![a-zA-Z]))"
 )
 _MODULE = re.compile(r"(?<![A-Za-z\\])(?:np|numpy|math|sympy)\.(?=[a-z])")
 _AND_OR = re.compile(r"\\text\{[\s,;]*(and|or|and/or|&|und|et|ou|oder|或|和)[\s,;]*\}")
@@ -87,7 +91,10 @@ _ELLIPSIS = re.compile(r"(?<=[,+ ])\.\.\.(?=[,+ ])")
 _CIRCLE = re.compile(
     r"\^\s*\{?\s*\\circ(?![A-Za-z])\s*\}?|\^\s*(?:\{\s*o\s*\}|o(?![A-Za-z]))|\\circ(?![A-Za-z])"
 )
-_TEMPERATURE = re.compile(r"°\s*(?:\\text\s?\{\s*[CF]\s*\}|[CF](?![A-Za-z(]))")
+_TEMPERATURE = re.compile(
+    r"°\s*(?:\\text\s?\{\s*(?:[CF]|[Cc]elsius|[Ff]ahrenheit)\s*\}"
+    r"|(?:[CF]|[Cc]elsius|[Ff]ahrenheit)(?![A-Za-z(]))"
+)
 _NUMERIC_TEXT = re.compile(r"\s*(?:[-+]?[\d.,/:]+|[-+=<>])\s*")
 _LETTER_LIST = re.compile(r"\s*\(?[A-J]\)?(?:\s*(?:,|and|&|,\s*and)\s*\(?[A-J]\)?)+\s*")
 _NEGATED = re.compile(r"\\not\s?(=|<|>|\\in(?![A-Za-z]))")
@@ -97,8 +104,12 @@ _LABELLED_ROW = re.compile(r"\\\\\s*(?=[A-Za-z](?:_\{?\w\}?)?\s?=)")
 _TYPED_POWER = re.compile(r"(?<=\d)\s?[xX]\s?(?=10\s?\^)")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALE = re.compile(
-    r"(?<=\d)\s{0,4}(\\text\{\s{0,4})?(hundred|thousand|million|billion|trillion|dozen)"
+    r"(?<=\d)\s{0,4}(\\text\{\s{0,4})?(hundred|thousand|million|billion|trillion|dozen)s?"
     r"(?![A-Za-z])\s{0,4}(\})?"
+)
+# "3 quarters": the word is the denominator.
+_PART = re.compile(
+    rf"(?<![\d.}}])(\d+)\s{{0,4}}(?:\\text\{{\s{{0,4}})?({'|'.join(PARTS)}|halve)s?\s{{0,4}}\}}?\s*\Z"
 )
 _TO = re.compile(r"(-?[\d.]+)\s?(?:\\text\{\s?to\s?\}|to)\s?(-?[\d.]+)")
 _DOTTED = re.compile(r"\\dot\s?\{?(\d)\}?(\d{0,20})\\dot\s?\{?(\d)\}?")
@@ -123,13 +134,24 @@ _LEADING_TEXT = re.compile(
 _ANSWER_IS = re.compile(r".*\b(?:answer|réponse) (?:is|est)\b:?\s*", re.IGNORECASE | re.DOTALL)
 _TEXT_IS = re.compile(
     r".*\\text\s?\{[^{}]*\b"
-    r"(?:answer is\s*:?\s*\}\s*|(?:is|are|equals)\s*:?\s*\}\s*(?=[^{}]*[\d{]))",
+    r"(?:answer is\s*+:?\s*+\}\s*+|(?:is|are|equals)\s*+:?\s*+\}\s*+(?=[^{}\d]*+[\d{]))",
     re.DOTALL,
+)
+_FORMULA = re.compile(r"[\d=+|^_()\[\]]|(?<![\w'])[B-HJ-Zb-z](?!\w)|\\(?!text(?![A-Za-z]))")
+_FACTOR = re.compile(
+    r"\b(?:twice|thrice|half|halves|double|triple|minus|negative|plus|times|more|less|most|least"
+    r"|almost|square|cube|reciprocal|opposite|inverse|percent|part|third|quarter|hundred|thousand"
+    r"|million|billion|dozen|if|or|where|when)|[^\w\s,.:{}\\']|[^\s{](?=the (?:final )?answer)",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(rf"{DENIAL.pattern}|\bno\b", re.IGNORECASE)
+_IS_ANSWER = re.compile(
+    r" ?(?:\\text\{ ?)?(?<=[ {])is (?:the|our|my) (?:final |correct |right )?"
+    r"(?:answer|solution|result|value) ?\}?\Z"
 )
 _NUMBERED = re.compile(r"(?<![A-Za-z\\{])[A-Z][a-z]{2,12} \d{1,2}:\s")
 _LOOSE_SPACE = re.compile(r"\s+(?=\D)|(?<=\D)\s+")
 _LOOSE_BRACES = re.compile(r"(?<=[\^_])\{([A-Za-z0-9])\}")
-_TRAILING = re.compile(r"(?:(?<!\.)\.|[,;:。\s]|\\(?![A-Za-z{}|%$&#_]))+\Z")
 
 
 def clean(text: str) -> str:
@@ -145,7 +167,7 @@ def clean(text: str) -> str:
 
 
 def _balance(text: str) -> str:
-    """Drop one stray closing brace at the end; `clean` is no place for larger repairs."""
+    """Drop one stray closing brace at the end; `clean` makes no larger repairs."""
     if not text.endswith("}") or text.endswith("\\}"):
         return text
     plain = text.replace("\\{", "").replace("\\}", "")
@@ -167,9 +189,11 @@ def _delimiters(text: str) -> str:
 
 
 def _markup(text: str) -> str:
-    """Bring every command to one spelling; drop sizes and spaces; write text as ``\\text``."""
+    """Write every command in one spelling; drop sizes and spaces; write text as ``\\text``."""
     if "\\" not in text:
         return text.replace("~", " ")
+    if "\\choose" in text:
+        text = _CHOOSE.sub(r"\\binom{\1}{\2}", text)
     text = _NO_DELIMITER.sub(" ", _WITH_ARGUMENT.sub(" ", text))
     text = _NESTED_TEXT.sub(r"\\text{\1}", text)
     for _ in range(4):
@@ -224,6 +248,9 @@ def _words(text: str) -> str:
         text = _LABELLED_ROW.sub(", ", _AMPERSAND.sub(" and ", text))
     text = _SCALE.sub(_scaled, _TYPED_POWER.sub("*", text))
     text = text.replace("hundred and ", "hundred ")
+    text = _PART.sub(
+        lambda match: f"\\frac{{{match.group(1)}}}{{{PARTS.get(match.group(2), 2)}}}", text
+    )
     ratio = _TO.fullmatch(text.strip())
     if ratio is not None:
         text = f"{ratio.group(1)}:{ratio.group(2)}"
@@ -253,7 +280,7 @@ def squeeze(text: str) -> str:
 
 
 def _ends(text: str) -> str:
-    """Remove what stands around the answer: filler words, outer space, a last full stop."""
+    """Remove what surrounds the answer: filler words, outer space, a final full stop."""
     text = text.strip().removeprefix(":").strip()
     if len(text) > 2 and text[0] == text[-1] == '"':
         text = text[1:-1].strip()
@@ -262,17 +289,34 @@ def _ends(text: str) -> str:
     said = _TEXT_IS.match(text) if "\\text" in text and "is" in text else None
     if said is None and (" is" in text or " est" in text):
         said = _ANSWER_IS.match(text)
-    if said is not None and said.end() < len(text):
+    if said is not None and said.end() < len(text) and _is_talk(said.group()):
         text = text[said.end() :]
-    text = _TRAILING.sub("", text) if not text.endswith("...") else text
+    text = _without_stop(text) if not text.endswith("...") else text
     lead = _LEADING.match(text.replace("\\text{", "").lstrip()) if text[:1].isalpha() else None
     if lead is None and text.startswith("\\text{"):
         word = _LEADING_TEXT.match(text)
-        text = text[word.end() :] if word else text
+        text = text[word.end() :] if word and not _DENIED.search(word.group()) else text
     elif lead is not None and lead.end() < len(text):
         text = text[lead.end() :]
-    text = re.sub(r"\s+", " ", text).strip()
+    text = _IS_ANSWER.sub("", re.sub(r"\s+", " ", text)).strip()
     return " \\cup ".join(map(_inward, text.split("\\cup"))) if text[-1:] in "[]" else text
+
+
+def _is_talk(said: str) -> bool:
+    """Tell whether what stands before "the answer is" gives no answer and denies none."""
+    return not (DENIAL.search(said) or _FORMULA.search(said) or _FACTOR.search(said))
+
+
+def _without_stop(text: str) -> str:
+    """Drop punctuation, space and lone backslashes at the end, but no ellipsis."""
+    end = len(text)
+    while end and (
+        text[end - 1] in ",;:\u3002\\"
+        or text[end - 1].isspace()
+        or (text[end - 1] == "." and text[end - 2 : end - 1] != ".")
+    ):
+        end -= 1
+    return text[:end]
 
 
 def _inward(interval: str) -> str:

@@ -1,10 +1,8 @@
-r"""Value of an expression tree: exactly where possible, else in complex floats with an error bound.
+r"""Value of an expression tree: exact if possible, else in complex floats with an error bound.
 
-Two expressions with symbols are compared at a few points. Points are fixed by the symbols' names,
-so a verdict never depends on chance. Rational functions are compared exactly (over fractions);
-everything else in double precision, where each value carries a bound of its rounding error, and
-two values are equal when they differ by less than their bounds allow. No tolerance is absolute:
-``1.6e-19`` is not ``1.7e-19``.
+Each value has a bound of its rounding error: two values differ if their gap exceeds their bounds.
+Whether two exact forms are equal is for `reward.precision` to say, in more digits. No tolerance is
+absolute: ``1.6e-19`` is not ``1.7e-19``.
 
 Exact values are in `reward.exact`, which also bounds the size of numbers.
 """
@@ -16,7 +14,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from reward.exact import NotRational, Undefined, exact, factorial
-from reward.expression import Tree
+from reward.expression import Tree, nodes
 from reward.limits import TooHard
 
 UNIT = 2.0**-52
@@ -24,40 +22,22 @@ UNIT = 2.0**-52
 
 def symbols(tree: Tree) -> frozenset[str]:
     """Collect the names of the symbols and unknown functions of a tree."""
-    found: set[str] = set()
-    stack = [tree]
-    while stack:
-        node = stack.pop()
-        if node[0] == "sym":
-            found.add(node[1])
-        elif node[0] == "fn":
-            if node[1].startswith("value of "):
-                found.add(node[1])
-            stack.extend(node[2:])
-        elif node[0] not in ("num", "const"):
-            stack.extend(node[1:])
-    return frozenset(found)
+    return frozenset(
+        node[1]
+        for node in nodes(tree)
+        if node[0] == "sym" or (node[0] == "fn" and node[1].startswith("value of "))
+    )
 
 
 def has_decimal(tree: Tree) -> bool:
     """Tell whether a tree contains a number written with a decimal point."""
-    stack = [tree]
-    while stack:
-        node = stack.pop()
-        if node[0] == "num":
-            if node[2]:
-                return True
-        elif node[0] == "fn":
-            stack.extend(node[2:])
-        elif node[0] not in ("sym", "const"):
-            stack.extend(node[1:])
-    return False
+    return any(node[0] == "num" and node[2] for node in nodes(tree))
 
 
 def point(names: frozenset[str], index: int) -> dict[str, Fraction]:
-    """Return the index-th point: a fraction for each name, fixed by the name.
+    """Return the index-th point: a fraction for each name, determined by the name.
 
-    Even indices are positive throughout (where roots and logarithms live), odd ones mix signs.
+    Points with even indices are positive (for roots and logarithms); odd ones have mixed signs.
     """
     values = {}
     for name in names:
@@ -67,7 +47,7 @@ def point(names: frozenset[str], index: int) -> dict[str, Fraction]:
     return values
 
 
-Approximate = tuple[complex, float]  # a value and a bound of its absolute error
+Approximate = tuple[complex, float]  # a value and a bound on its absolute error
 
 
 def approximate(tree: Tree, values: Mapping[str, Fraction], degrees: bool = False) -> Approximate:
@@ -76,11 +56,11 @@ def approximate(tree: Tree, values: Mapping[str, Fraction], degrees: bool = Fals
     Args:
         tree: the expression.
         values: a number for each symbol.
-        degrees: whether ``°`` means pi/180 here (inside a trigonometric function).
+        degrees: whether ``°`` means pi/180 (inside a trigonometric function).
 
     Raises:
-        Undefined: where there is no finite value.
-        TooHard: where a number is out of range.
+        Undefined: if there is no finite value.
+        TooHard: if a number is out of range.
     """
     try:
         value, error = _approximate(tree, values, degrees)
@@ -135,7 +115,7 @@ def _whole(tree: Tree, values: Mapping[str, Fraction]) -> Fraction:
     try:
         return exact(tree, values)
     except NotRational as error:
-        raise Undefined("a whole number is due") from error
+        raise Undefined("not a whole number") from error
 
 
 def _product(left: Approximate, right: Approximate) -> Approximate:
@@ -152,7 +132,7 @@ def _quotient(left: Approximate, right: Approximate) -> Approximate:
 
 
 def _on_axis(number: Approximate) -> Approximate:
-    """Drop an imaginary part that is rounding only: below zero its sign would pick the branch."""
+    """Drop an imaginary part that is only rounding, whose sign would pick the branch below zero."""
     value, error = number
     return (complex(value.real), error) if abs(value.imag) <= error else number
 
@@ -183,7 +163,8 @@ def _function(tree: Tree, values: Mapping[str, Fraction], degrees: bool) -> Appr
         return _real_function(name, arguments)
     value, error = _on_axis(arguments[0])
     result = _FUNCTIONS[name](value)
-    # The derivative, from a step far above rounding and far below the scale of the function.
+    # The derivative, with a step far larger than rounding and far smaller than the function's
+    # scale.
     step = 1e-6 * max(abs(value), 1e-6)
     try:
         slope = abs(_FUNCTIONS[name](value + step) - result) / step
@@ -206,7 +187,7 @@ def _root(radicand: Approximate, degree: Approximate) -> Approximate:
 
 def _real_function(name: str, arguments: list[Approximate]) -> Approximate:
     if any(abs(value.imag) > error for value, error in arguments):
-        raise Undefined("a real number is due")
+        raise Undefined("not a real number")
     reals = [(value.real, error) for value, error in arguments]
     if name in ("min", "max"):
         value, error = min(reals) if name == "min" else max(reals)
@@ -222,7 +203,7 @@ def _real_function(name: str, arguments: list[Approximate]) -> Approximate:
 def _unknown_function(
     name: str, argument: Approximate, values: Mapping[str, Fraction]
 ) -> Approximate:
-    """Give f(x) some fixed value that depends on x to nine digits and on nothing else."""
+    """Give f(x) a fixed value that depends only on the first nine digits of x."""
     seed = float(values[name])
     value = argument[0]
     key = f"{value.real:.9g}:{value.imag:.9g}"

@@ -1,15 +1,15 @@
 """A pool of killable grading processes.
 
-Symbolic comparison can hang, and a thread or an executor cannot be stopped: the only reliable end
-is SIGKILL. So each slot of the pool owns one worker process and one thread of this process. The
-thread sends an answer over the worker's own socket, waits until the deadline, and on expiry kills
-that worker, records a timeout and starts another. Verdicts come back as futures, each tied to its
-request, so nothing can shift or get lost.
+Symbolic comparison can hang, and a thread or an executor cannot be stopped; only SIGKILL is
+reliable. So each slot of the pool owns one worker process and one thread of this process. The
+thread sends an answer over the worker's socket and waits until the deadline; if it passes, the
+thread kills the worker, records a timeout and starts another. Verdicts are returned as futures,
+each tied to its request, so none can be mixed up or lost.
 
-A worker is a fresh interpreter started by ``exec`` (not ``fork``), which is safe in a process with
-threads or a CUDA context; it imports neither torch nor the caller's ``__main__`` (a script without
-an ``if __name__`` guard is fine). Inside a worker an alarm of whole seconds ends most hangs early
-and cheaply; see `reward.worker`.
+A worker is a new interpreter started by ``exec`` (not ``fork``), which is safe in a process with
+threads or a CUDA context. It imports neither torch nor the caller's ``__main__`` (a script needs no
+``if __name__`` guard). Inside a worker an alarm of whole seconds ends most hangs early and cheaply;
+see `reward.worker`.
 
     with VerifierPool(workers=2) as pool:
         future = pool.submit(response, gold)      # from any thread; streams back
@@ -18,6 +18,7 @@ and cheaply; see `reward.worker`.
 """
 
 import asyncio
+import logging
 import os
 import queue
 import threading
@@ -29,8 +30,19 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from types import TracebackType
 from typing import Any
 
-from reward.process import WorkerDied, WorkerExpired, WorkerProcess, WorkerSettings
-from reward.verdict import DEFAULT, Grade, Policy
+from reward.process import (
+    WorkerDied,
+    WorkerExpired,
+    WorkerProcess,
+    WorkerSettings,
+    WorkerUnavailable,
+)
+from reward.verdict import DEFAULT, Grade, GradingPolicy
+
+logger = logging.getLogger(__name__)
+
+_STARTS = 3
+"""Attempts to start a worker that dies while it starts, because something outside may kill it."""
 
 _STATUS_COUNTERS = {
     "timeout": "timeouts",
@@ -39,6 +51,7 @@ _STATUS_COUNTERS = {
     "unparsable_gold": "unparsable_golds",
     "unparsable_pred": "unparsable_preds",
     "no_answer": "no_answer",
+    "uncertain": "uncertain",
 }
 COUNTERS = (
     "graded",
@@ -46,12 +59,26 @@ COUNTERS = (
     "no_answer",
     "unparsable_preds",
     "unparsable_golds",
+    "uncertain",
     "timeouts",
     "crashes",
     "errors",
     "restarts",
 )
+Asked = tuple[str, str] | tuple[str, str, str | None]
+"""A response, its reference, and the grader if it is not the pool's."""
 _Request = tuple["Future[Any]", dict[str, str]]
+
+
+def verdict_counts(grades: Iterable[Grade]) -> Counter[str]:
+    """Count verdicts by what they say, under the names of `COUNTERS`."""
+    counts: Counter[str] = Counter()
+    for grade in grades:
+        counts["graded"] += 1
+        counts["correct"] += grade.correct
+        if grade.status in _STATUS_COUNTERS:
+            counts[_STATUS_COUNTERS[grade.status]] += 1
+    return counts
 
 
 class VerifierPool:
@@ -59,17 +86,19 @@ class VerifierPool:
 
     Args:
         workers: number of worker processes.
-        timeout: seconds one answer may take. The worker's own alarm fires at the whole seconds
-            below it (at least one); the parent kills the worker ``slack`` seconds after it.
-        grader: name of the grader, see `reward.graders.GRADERS`.
+        timeout: maximum seconds for one answer. The worker's alarm fires after this many seconds
+            rounded down (at least one); the parent kills the worker ``slack`` seconds after the
+            timeout.
+        grader: name of the grader, see `reward.graders`; a request may name another.
         policy: what counts as equal.
-        memory_gib: address-space limit of a worker; more than that is an ``error`` verdict.
-        recycle: a worker is replaced after that many answers (libraries beneath keep caches).
-        start_timeout: seconds a worker may take to start.
+        memory_gib: address-space limit of a worker; exceeding it gives an ``error`` verdict.
+        recycle: a worker is replaced after this many answers, because libraries keep caches.
+        start_timeout: maximum seconds for the start of a worker.
 
     Raises:
-        ValueError: for a worker count, timeout or grader that cannot be used.
-        RuntimeError: when a worker cannot be started (with what it wrote on the way).
+        ValueError: for an invalid worker count, timeout or grader.
+        RuntimeError: if a worker cannot be started; the message includes its output. Once no
+            worker is left and none can be started, every future gets this error.
     """
 
     def __init__(
@@ -77,7 +106,7 @@ class VerifierPool:
         workers: int = 1,
         timeout: float = 5.0,
         grader: str = "rlvr",
-        policy: Policy = DEFAULT,
+        policy: GradingPolicy = DEFAULT,
         memory_gib: float = 4.0,
         recycle: int = 5000,
         start_timeout: float = 60.0,
@@ -102,7 +131,7 @@ class VerifierPool:
         self._reset()
         os.register_at_fork(after_in_child=_resetter(self))
 
-    # -- life ---------------------------------------------------------------------------------
+    # -- start and end ------------------------------------------------------------------------
 
     def start(self) -> "VerifierPool":
         """Start the workers and wait until each is ready. Calling it again does nothing."""
@@ -110,14 +139,14 @@ class VerifierPool:
             if self._slots:
                 return self
             if self._closed:
-                raise RuntimeError("the verifier pool is closed; make a new one")
+                raise RuntimeError("the verifier pool is closed; create a new one")
             self._slots = [_Slot(self, index) for index in range(self.workers)]
         for slot in self._slots:
             slot.thread.start()
         for slot in self._slots:
-            if not slot.started.wait(self._start_timeout + 5):
+            if not slot.started.wait(_STARTS * (self._start_timeout + 5)):
                 self.close()
-                raise RuntimeError(f"verifier worker: not ready after {self._start_timeout} s")
+                raise WorkerUnavailable("verifier worker: its thread does not answer")
             if slot.failure is not None:
                 failure = slot.failure
                 self.close()
@@ -158,23 +187,37 @@ class VerifierPool:
 
     # -- grading ------------------------------------------------------------------------------
 
-    def submit(self, response: str, gold: str) -> "Future[Grade]":
-        """Queue one response; its future holds a `Grade` and never a grading error."""
-        return self._put({"response": response, "gold": gold})
+    def submit(self, response: str, gold: str, grader: str | None = None) -> "Future[Grade]":
+        """Queue one response; its future returns a `Grade` and never a grading error.
+
+        Raises:
+            ValueError: for an unknown ``grader``; None is the pool's.
+        """
+        return self._put({"response": response, "gold": gold, **_by(grader)})
 
     def submit_pair(self, pred: str, gold: str) -> "Future[Grade]":
-        """Queue one bare answer, compared as `reward.equivalent` does."""
+        """Queue one bare answer, which is compared as in `reward.equivalent`."""
         return self._put({"pred": pred, "gold": gold})
 
-    def grade_many(self, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
-        """Grade (response, gold) pairs; one verdict per pair, in the same order."""
-        futures = [self.submit(response, gold) for response, gold in pairs]
-        return [future.result() for future in futures]
+    def grade_many(
+        self,
+        pairs: Sequence[Asked],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[Grade]:
+        """Grade (response, gold) pairs; one verdict per pair, in the same order.
 
-    def grade_stream(
-        self, pairs: Iterable[tuple[str, str]], ahead: int = 64
-    ) -> Iterator[tuple[int, Grade]]:
-        """Yield (index, verdict) as verdicts arrive, reading at most ``ahead`` pairs ahead."""
+        A third entry names another grader than the pool's. ``progress`` is told how many are done,
+        out of how many.
+        """
+        futures = [self.submit(*pair) for pair in pairs]
+        grades = []
+        for future in futures:
+            grades.append(future.result())
+            progress(len(grades), len(futures))
+        return grades
+
+    def grade_stream(self, pairs: Iterable[Asked], ahead: int = 64) -> Iterator[tuple[int, Grade]]:
+        """Yield (index, verdict) as verdicts arrive; read at most ``ahead`` pairs in advance."""
         waiting: dict[Future[Grade], int] = {}
         source = enumerate(pairs)
         exhausted = False
@@ -193,15 +236,26 @@ class VerifierPool:
         """Grade one response from a coroutine without blocking its event loop."""
         return await asyncio.wrap_future(self.submit(response, gold))
 
-    def check_golds(self, golds: Sequence[str]) -> list[tuple[int, str]]:
-        """List (index, reason) of the gold answers that no answer could be compared with."""
-        futures = [self._put({"check": gold}) for gold in golds]
+    def check_golds(
+        self, golds: Sequence[str], graders: Sequence[str | None] | None = None
+    ) -> list[tuple[int, str]]:
+        """List (index, reason) of the gold answers that no answer could be compared with.
+
+        Args:
+            golds: the references.
+            graders: the grader of each, where it is not the pool's.
+        """
+        named = graders or [None] * len(golds)
+        futures = [
+            self._put({"check": gold, **_by(grader)})
+            for gold, grader in zip(golds, named, strict=True)
+        ]
         reasons = [future.result() for future in futures]
         return [(index, reason) for index, reason in enumerate(reasons) if reason is not None]
 
     @property
     def counters(self) -> dict[str, int]:
-        """A snapshot of what has happened so far (see `COUNTERS`)."""
+        """A snapshot of the counts so far (see `COUNTERS`)."""
         with self._lock:
             return {name: self._counts[name] for name in COUNTERS}
 
@@ -211,25 +265,27 @@ class VerifierPool:
         if not self._slots:
             self.start()
         future: Future[Any] = Future()
-        self._requests.put((future, message))
+        with self._lock:  # after the last slot has failed, nobody takes requests
+            if self._failure is not None:
+                future.set_exception(self._failure)
+                return future
+            self._requests.put((future, message))
         if self._closed:
             future.cancel()
         return future
 
     def _reset(self) -> None:
-        """Begin as new: at construction, and in a forked child, whose threads are not there."""
+        """Reset the state: at construction, and in a forked child, which has no threads."""
         self._lock = threading.Lock()
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._slots = []
         self._counts: Counter[str] = Counter()
         self._closed = False
+        self._failure: Exception | None = None
 
     def _count(self, grade: Grade) -> None:
         with self._lock:
-            self._counts["graded"] += 1
-            self._counts["correct"] += grade.correct
-            if grade.status in _STATUS_COUNTERS:
-                self._counts[_STATUS_COUNTERS[grade.status]] += 1
+            self._counts.update(verdict_counts([grade]))
 
     def _count_unparsable_gold(self) -> None:
         with self._lock:
@@ -239,9 +295,33 @@ class VerifierPool:
         with self._lock:
             self._counts["restarts"] += 1
 
+    def _give_up(self, slot: "_Slot", failure: Exception) -> None:
+        """Go on without a slot; without any, fail the waiting requests and those to come."""
+        with self._lock:
+            slot.failure = failure
+            left = sum(other.failure is None for other in self._slots)
+            if left:
+                logger.warning("%s; %d of %d workers are left", failure, left, self.workers)
+                return
+            self._failure = failure
+            while not self._requests.empty():
+                request = self._requests.get_nowait()
+                if request is not None and request[0].set_running_or_notify_cancel():
+                    request[0].set_exception(failure)
+
+
+def _by(grader: str | None) -> dict[str, str]:
+    """What a request says of its grader."""
+    from reward.graders import grader_by_name
+
+    if grader is None:
+        return {}
+    grader_by_name(grader)
+    return {"grader": grader}
+
 
 def _resetter(pool: VerifierPool) -> Callable[[], None]:
-    """Make the fork hook of a pool without keeping the pool alive."""
+    """Create the fork hook of a pool without keeping the pool alive."""
     reference = weakref.ref(pool)
 
     def reset() -> None:
@@ -266,111 +346,115 @@ class _Slot:
         self.worker: WorkerProcess | None = None
         self.started = threading.Event()
         self.stop = threading.Event()
-        self.failure: RuntimeError | None = None
+        self.standby: WorkerProcess | None = None
+        self.failure: Exception | None = None
         self.graded = 0
         self.thread = threading.Thread(target=self._run, name=f"verifier-slot-{index}", daemon=True)
 
     def _run(self) -> None:
-        standby: WorkerProcess | None = None
         try:
-            self.worker = self._start_worker()
-        except RuntimeError as error:
-            self.failure = error
-        self.started.set()
-        while not self.stop.is_set() and self.failure is None:
-            request = self.pool._requests.get()
-            if request is None:
-                break
-            future, message = request
-            if not future.set_running_or_notify_cancel():
-                continue
-            result = self._grade(message)
-            if self.failure is not None:
-                future.set_exception(self.failure)
-                break
-            future.set_result(result)
-            standby = self._recycle(standby)
-        for worker in (self.worker, standby):
-            if worker is not None:
-                worker.kill()
-        if self.failure is not None:
-            self._fail_the_rest()
+            self._start_worker()
+            self.started.set()
+            while not self.stop.is_set():
+                request = self.pool._requests.get()
+                if request is None:
+                    break
+                if request[0].set_running_or_notify_cancel():
+                    self._serve(*request)
+        except Exception as error:  # the thread's boundary: no request may wait for a dead thread
+            if not self.stop.is_set():
+                self.pool._give_up(self, error)
+        finally:
+            self.started.set()
+            for worker in (self.worker, self.standby):
+                if worker is not None:
+                    worker.kill()
+
+    def _serve(self, future: "Future[Any]", message: dict[str, str]) -> None:
+        """Resolve one request, whatever happens."""
+        try:
+            self._ensure_worker()
+            future.set_result(self._grade(message))
+        except Exception as error:  # handed to whoever asked
+            future.set_exception(error)
+            if isinstance(error, WorkerUnavailable):
+                raise
+        if not self.stop.is_set():
+            self._ensure_worker()
+            self._recycle()
 
     def _grade(self, message: dict[str, str]) -> Grade | str | None:
         reply = self._exchange(message)
         if "check" in message:
-            if reply["reason"] is not None:
-                self.pool._count_unparsable_gold()
             reason: str | None = reply["reason"]
+            if reason is not None:
+                self.pool._count_unparsable_gold()
             return reason
         grade = Grade(**reply)
         self.pool._count(grade)
         return grade
 
     def _exchange(self, message: dict[str, str]) -> dict[str, Any]:
-        """Send one request; whatever happens, return one reply and leave a live worker."""
+        """Send one request; always return one reply. A worker without one is killed."""
         assert self.worker is not None
-        if not self.worker.alive():
-            # It died between two answers (killed from outside): not this answer's fault.
-            self._replace()
         began = time.monotonic()
         try:
             reply = self.worker.exchange(message, self.pool._deadline)
             self.graded += 1
             return reply
         except WorkerExpired:
-            if not self.stop.is_set():
-                self._replace()
+            self._end_worker()
             seconds = time.monotonic() - began
-            return _verdict("timeout", f"worker killed after {seconds:.1f} s without a verdict")
+            reason = f"worker killed after {seconds:.1f} s without a verdict"
+            return _verdict("timeout", reason)
         except WorkerDied as died:
-            if not self.stop.is_set():
-                self._replace()
+            self._end_worker()
             return _verdict("crash", str(died))
 
-    def _start_worker(self) -> WorkerProcess:
-        worker = WorkerProcess(self.pool._settings)
-        worker.wait_ready(self.pool._start_timeout)
-        return worker
+    def _start_worker(self) -> None:
+        """Start a worker, again where it dies while it starts.
 
-    def _replace(self) -> None:
-        assert self.worker is not None
-        self.worker.kill()
-        self.pool._count_restart()
-        self.graded = 0
-        try:
-            self.worker = self._start_worker()
-        except RuntimeError as error:
-            self.failure = error
-
-    def _recycle(self, standby: WorkerProcess | None) -> WorkerProcess | None:
-        """Swap in a worker that was started a little earlier, so that nobody waits for it."""
-        if standby is None and self.graded >= self.pool._recycle - 200:
-            standby = WorkerProcess(self.pool._settings)
-        if standby is None or self.graded < self.pool._recycle:
-            return standby
-        try:
-            standby.wait_ready(self.pool._start_timeout)
-        except RuntimeError as error:
-            self.failure = error
-            return standby
-        assert self.worker is not None
-        self.worker.kill()
-        self.worker, self.graded = standby, 0
-        return None
-
-    def _fail_the_rest(self) -> None:
-        """Without any live slot, waiting callers must hear why instead of waiting for ever."""
-        assert self.failure is not None
-        if any(slot.failure is None for slot in self.pool._slots):
-            return
-        while True:
+        Raises:
+            WorkerUnavailable: It cannot be started, or is not ready in time.
+        """
+        for attempt in range(1, _STARTS + 1):
+            self.worker, self.graded = WorkerProcess(self.pool._settings), 0
             try:
-                request = self.pool._requests.get_nowait()
-            except queue.Empty:
+                self.worker.wait_ready(self.pool._start_timeout)
                 return
-            if request is not None and request[0].set_running_or_notify_cancel():
-                request[0].set_exception(self.failure)
+            except WorkerUnavailable as error:
+                expired = isinstance(error.__cause__, TimeoutError)
+                if expired or attempt == _STARTS or self.stop.is_set():
+                    raise
+
+    def _ensure_worker(self) -> None:
+        """Replace a worker that ended, or was killed from outside, between two answers."""
+        if self.worker is None or not self.worker.alive():
+            self._end_worker()
+            self._start_worker()
+
+    def _end_worker(self) -> None:
+        if self.worker is not None:
+            self.worker.kill()
+            self.worker = None
+            self.pool._count_restart()
+
+    def _recycle(self) -> None:
+        """Replace the worker with one that was started a little earlier, so that no caller
+        waits."""
+        try:
+            if self.standby is None and self.graded >= self.pool._recycle - 200:
+                self.standby = WorkerProcess(self.pool._settings)
+            if self.standby is None or self.graded < self.pool._recycle:
+                return
+            self.standby.wait_ready(self.pool._start_timeout)
+        except WorkerUnavailable as error:
+            logger.warning("%s; the worker that it was to replace goes on", error)
+            self.standby, self.graded = None, 0
+            return
+        assert self.worker is not None
+        self.worker.kill()
+        self.worker, self.standby, self.graded = self.standby, None, 0
 
 
 def _verdict(status: str, reason: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 r"""Intervals, inequalities and unions of them as sets of real numbers.
 
-A `Piece` is an interval with an end of either kind; a point is a closed interval of length zero.
+A `Interval` is an interval with an end of either kind; a point is a closed interval of length zero.
 Constant ends are sorted, merged and compared one by one; with symbols in the ends the pieces are
 matched as written. Inequalities that are linear in one symbol are solved.
 """
@@ -10,10 +10,11 @@ from fractions import Fraction
 
 from reward.exact import NotRational, Undefined, exact
 from reward.expression import Tree
-from reward.nodes import Bracket, Builder, Items, Node, Relation, Union, Value
+from reward.nodes import BareList, Bracket, Builder, Node, Relation, Union, Value
 from reward.numeric import symbols
+from reward.units import has_reason
 from reward.values import infinite, real_value, same_value
-from reward.verdict import Policy
+from reward.verdict import GradingPolicy
 
 _INFINITY: Tree = ("const", "inf")
 _MINUS: Tree = ("neg", _INFINITY)
@@ -21,8 +22,8 @@ _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!=", "=": "="}
 
 
 @dataclass(frozen=True)
-class Piece:
-    """An interval from ``low`` to ``high``; ``has_low`` and ``has_high`` tell closed ends."""
+class Interval:
+    """An interval from ``low`` to ``high``; ``has_low`` and ``has_high`` mark closed ends."""
 
     low: Tree
     has_low: bool
@@ -36,7 +37,7 @@ class Piece:
         return None if low is None or high is None else (low, high)
 
 
-def region(node: Node) -> list[Piece] | None:
+def region(node: Node) -> list[Interval] | None:
     """Read a node as a set of reals, or ``None`` if it is not one."""
     if isinstance(node, Builder):
         return region(node.condition)
@@ -46,13 +47,13 @@ def region(node: Node) -> list[Piece] | None:
         return _bracket(node)
     if isinstance(node, Relation):
         return _inequality(node)
-    if isinstance(node, Items):
+    if isinstance(node, BareList):
         return _joined(node)
     return None
 
 
-def open_at_infinity(pieces: list[Piece]) -> list[Piece]:
-    """Read a careless reference ``[0, infinity]`` as what it must mean."""
+def open_at_infinity(pieces: list[Interval]) -> list[Interval]:
+    """Read a careless reference ``[0, infinity]`` as half-open."""
     return [
         replace(
             piece,
@@ -64,7 +65,7 @@ def open_at_infinity(pieces: list[Piece]) -> list[Piece]:
 
 
 def is_region_like(node: Node) -> bool:
-    """Tell whether a node can only mean a set of reals (and not, say, a tuple or a list)."""
+    """Tell whether a node can only mean a set of reals (and not a tuple or a list)."""
     if isinstance(node, Union | Builder):
         return True
     if isinstance(node, Bracket):
@@ -75,14 +76,14 @@ def is_region_like(node: Node) -> bool:
         )
     if isinstance(node, Relation):
         return any(sign in ("<", ">", "<=", ">=", "!=") for sign in node.signs)
-    if isinstance(node, Items):
+    if isinstance(node, BareList):
         return any(is_region_like(item) for item in node.items) and all(
             is_region_like(item) or isinstance(item, Relation | Bracket) for item in node.items
         )
     return False
 
 
-def same_region(gold: list[Piece], pred: list[Piece], policy: Policy) -> bool:
+def same_region(gold: list[Interval], pred: list[Interval], policy: GradingPolicy) -> bool:
     """Compare two sets of reals end by end."""
     if all(piece.ends is not None for piece in [*gold, *pred]):
         gold, pred = _merged(gold), _merged(pred)
@@ -99,7 +100,7 @@ def same_region(gold: list[Piece], pred: list[Piece], policy: Policy) -> bool:
     return True
 
 
-def _same_piece(gold: Piece, pred: Piece, policy: Policy) -> bool:
+def _same_piece(gold: Interval, pred: Interval, policy: GradingPolicy) -> bool:
     return (
         gold.has_low == pred.has_low
         and gold.has_high == pred.has_high
@@ -108,16 +109,22 @@ def _same_piece(gold: Piece, pred: Piece, policy: Policy) -> bool:
     )
 
 
-def _bracket(node: Bracket) -> list[Piece] | None:
-    trees = [item.tree for item in node.items if isinstance(item, Value)]
+def _trees(nodes: tuple[Node, ...]) -> list[Tree]:
+    """Collect the values; one with a word behind it that is no unit is none."""
+    values = [node for node in nodes if isinstance(node, Value)]
+    return [value.tree for value in values if not value.unit or has_reason("", value.unit)]
+
+
+def _bracket(node: Bracket) -> list[Interval] | None:
+    trees = _trees(node.items)
     if len(trees) != len(node.items):
         return None
     if node.opening == "\\{":
-        return [Piece(tree, True, tree, True) for tree in trees]
+        return [Interval(tree, True, tree, True) for tree in trees]
     if len(trees) != 2 or node.opening not in "([" or node.closing not in ")]":
         return None
     low, high = trees
-    piece = Piece(
+    piece = Interval(
         low,
         node.opening == "[",
         high,
@@ -129,8 +136,8 @@ def _bracket(node: Bracket) -> list[Piece] | None:
     return [piece]
 
 
-def _union(node: Union) -> list[Piece] | None:
-    pieces: list[Piece] = []
+def _union(node: Union) -> list[Interval] | None:
+    pieces: list[Interval] = []
     for part in node.pieces:
         found = region(part)
         if found is None:
@@ -145,7 +152,7 @@ def _union(node: Union) -> list[Piece] | None:
     return pieces
 
 
-def _subtract(piece: Piece, hole: Piece) -> list[Piece]:
+def _subtract(piece: Interval, hole: Interval) -> list[Interval]:
     ends, gap = piece.ends, hole.ends
     assert ends is not None
     assert gap is not None
@@ -156,19 +163,19 @@ def _subtract(piece: Piece, hole: Piece) -> list[Piece]:
     return [rest for rest in (left, right) if _is_something(rest)]
 
 
-def _is_something(piece: Piece) -> bool:
+def _is_something(piece: Interval) -> bool:
     ends = piece.ends
     assert ends is not None
     return ends[0] < ends[1] or (ends[0] == ends[1] and piece.has_low and piece.has_high)
 
 
-def _merged(pieces: list[Piece]) -> list[Piece]:
+def _merged(pieces: list[Interval]) -> list[Interval]:
     """Sort pieces with constant ends and join those that touch or overlap."""
     keyed = sorted(
         ((piece.ends or (0.0, 0.0), piece) for piece in pieces),
         key=lambda item: (item[0][0], not item[1].has_low, item[0][1]),
     )
-    merged: list[Piece] = []
+    merged: list[Interval] = []
     for (low, high), piece in keyed:
         if merged:
             last = merged[-1]
@@ -181,7 +188,7 @@ def _merged(pieces: list[Piece]) -> list[Piece]:
     return merged
 
 
-def _joined(node: Items) -> list[Piece] | None:
+def _joined(node: BareList) -> list[Interval] | None:
     """Read ``x < 1 or x > 3`` as a union, ``x > 1 and x < 3`` as an intersection."""
     parts = [region(item) for item in node.items]
     found = [part for part in parts if part is not None]
@@ -199,23 +206,23 @@ def _joined(node: Items) -> list[Piece] | None:
     return pieces
 
 
-def _intersect(one: Piece, two: Piece) -> list[Piece]:
+def _intersect(one: Interval, two: Interval) -> list[Interval]:
     ends, others = one.ends, two.ends
     assert ends is not None
     assert others is not None
     low = max((ends[0], not one.has_low, one), (others[0], not two.has_low, two), key=_first_two)
     high = min((ends[1], one.has_high, one), (others[1], two.has_high, two), key=_first_two)
-    both = Piece(low[2].low, low[2].has_low, high[2].high, high[2].has_high)
+    both = Interval(low[2].low, low[2].has_low, high[2].high, high[2].has_high)
     return [both] if _is_something(both) else []
 
 
-def _first_two(item: tuple[float, bool, Piece]) -> tuple[float, bool]:
+def _first_two(item: tuple[float, bool, Interval]) -> tuple[float, bool]:
     return item[0], item[1]
 
 
-def _inequality(node: Relation) -> list[Piece] | None:
+def _inequality(node: Relation) -> list[Interval] | None:
     """Solve an inequality for its variable: ``a < x < b``, ``x > 5``, ``-x > -1``."""
-    trees = [part.tree for part in node.parts if isinstance(part, Value)]
+    trees = _trees(node.parts)
     if len(trees) != len(node.parts) or "in" in node.signs or "~" in node.signs:
         return None
     if len(trees) == 3:
@@ -238,17 +245,17 @@ def is_variable(tree: Tree) -> bool:
     return tree[0] == "fn" and tree[1].startswith("value of ")
 
 
-def _between(trees: list[Tree], signs: tuple[str, ...]) -> list[Piece] | None:
+def _between(trees: list[Tree], signs: tuple[str, ...]) -> list[Interval] | None:
     if not is_variable(trees[1]) or symbols(trees[1]) & (symbols(trees[0]) | symbols(trees[2])):
         return None
     if set(signs) <= {">", ">="}:
         trees, signs = trees[::-1], tuple(_FLIPPED[sign] for sign in signs[::-1])
     if not set(signs) <= {"<", "<="}:
         return None
-    return [Piece(trees[0], signs[0] == "<=", trees[2], signs[1] == "<=")]
+    return [Interval(trees[0], signs[0] == "<=", trees[2], signs[1] == "<=")]
 
 
-def _absolute(inside: Tree, bound: Tree, sign: str) -> list[Piece] | None:
+def _absolute(inside: Tree, bound: Tree, sign: str) -> list[Interval] | None:
     """Solve ``|x| < a`` and ``|b x + c| > a`` for a constant a above 0."""
     end = real_value(bound)
     if end is None or end <= 0:
@@ -263,23 +270,23 @@ def _absolute(inside: Tree, bound: Tree, sign: str) -> list[Piece] | None:
             return [*upper, *lower]
         return [both for one in upper for two in lower for both in _intersect(one, two)]
     if sign in ("<", "<="):
-        return [Piece(minus, closed, bound, closed)]
+        return [Interval(minus, closed, bound, closed)]
     if sign in (">", ">="):
-        return [Piece(_MINUS, False, minus, closed), Piece(bound, closed, _INFINITY, False)]
+        return [Interval(_MINUS, False, minus, closed), Interval(bound, closed, _INFINITY, False)]
     return None
 
 
-def _half_line(end: Tree, sign: str) -> list[Piece] | None:
+def _half_line(end: Tree, sign: str) -> list[Interval] | None:
     if sign in (">", ">="):
-        return [Piece(end, sign == ">=", _INFINITY, False)]
+        return [Interval(end, sign == ">=", _INFINITY, False)]
     if sign in ("<", "<="):
-        return [Piece(_MINUS, False, end, sign == "<=")]
+        return [Interval(_MINUS, False, end, sign == "<=")]
     if sign == "!=":
-        return [Piece(_MINUS, False, end, False), Piece(end, False, _INFINITY, False)]
-    return [Piece(end, True, end, True)]
+        return [Interval(_MINUS, False, end, False), Interval(end, False, _INFINITY, False)]
+    return [Interval(end, True, end, True)]
 
 
-def _linear(left: Tree, right: Tree, sign: str) -> list[Piece] | None:
+def _linear(left: Tree, right: Tree, sign: str) -> list[Interval] | None:
     """Solve a x + b < c x + d over fractions."""
     names = symbols(left) | symbols(right)
     if len(names) != 1:

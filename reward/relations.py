@@ -1,10 +1,11 @@
-"""Equations and inequalities as trees to compare: sides subtracted, signs all pointing one way."""
+"""Equations and inequalities as trees: subtract their sides and turn all signs one way."""
 
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from reward.expression import Tree
-from reward.nodes import Relation, Value
+from reward.nodes import Node, Relation, Value
 from reward.numeric import symbols
+from reward.units import has_reason
 
 Kind = Literal["<", "<=", "!="]
 
@@ -12,13 +13,13 @@ Kind = Literal["<", "<=", "!="]
 def difference(relation: Relation) -> Tree | None:
     """Return left side minus right side of a relation with two readable sides."""
     left, right = relation.parts
-    if not isinstance(left, Value) or not isinstance(right, Value):
+    if not _is_plain(left) or not _is_plain(right):
         return None
     return ("add", left.tree, ("neg", right.tree))
 
 
 def directed(relation: Relation) -> list[tuple[Kind, Tree]] | None:
-    """Write each sign of a chain as (kind, tree above zero), in rising order."""
+    """Write each sign of a chain as (kind, tree above zero), in increasing order."""
     pairs: list[tuple[Kind, Tree]] = []
     parts, signs = list(relation.parts), list(relation.signs)
     if set(signs) <= {">", ">="}:
@@ -26,11 +27,16 @@ def directed(relation: Relation) -> list[tuple[Kind, Tree]] | None:
     if not set(signs) <= {"<", "<=", "!="}:
         return None
     for left, right, sign in zip(parts, parts[1:], signs, strict=False):
-        if not isinstance(left, Value) or not isinstance(right, Value):
+        if not _is_plain(left) or not _is_plain(right):
             return None
         kind: Kind = "<" if sign == "<" else "<=" if sign == "<=" else "!="
         pairs.append((kind, ("add", right.tree, ("neg", left.tree))))
     return pairs
+
+
+def _is_plain(node: Node) -> TypeGuard[Value]:
+    """Tell whether a side is a value, with no word behind it that is no unit."""
+    return isinstance(node, Value) and (not node.unit or has_reason("", node.unit))
 
 
 def variables(relation: Relation) -> frozenset[str]:

@@ -1,12 +1,13 @@
-r"""math-verify as the judge of last resort, on single expressions that this package cannot read.
+r"""Use math-verify as a last resort, for single expressions that this package cannot read.
 
-It is called with LaTeX extraction only, so that an unparsable answer never collapses to a number
+It is called with LaTeX extraction only, so that an unparsable answer is never reduced to a number
 inside it, in its argument order (gold first), and without its own timeouts: those are alarms that
-work in a main thread only and cancel the caller's; the worker process has one alarm over all.
+work only in a main thread and cancel the caller's alarm; the worker process has one alarm for
+everything.
 
-Before it is called, a lexical screen refuses what is known to run away: unevaluated sums and
-integrals against a reference without one, towers of powers, huge exponents and factorials, deep
-nesting.
+Before the call, a lexical screen refuses expressions that are known to take forever: unevaluated
+sums and integrals if the reference has none, towers of powers, huge exponents and factorials, deep
+nesting, many more names and functions than the reference has.
 """
 
 import logging
@@ -16,37 +17,39 @@ from math_verify import LatexExtractionConfig, parse, verify
 from sympy import Basic, MatrixBase, nan, zoo
 
 from reward.limits import TooHard
-from reward.tokens import FUNCTIONS, GREEK
+from reward.tokens import HEDGES, UNREAD
 
 MAX_CHARACTERS = 400
 MAX_NESTING = 12
+MAX_PIECES = 40
 _CONFIG = [LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=True)]
 _OPERATORS = ("\\int", "\\sum", "\\prod", "\\lim", "\\iint", "\\oint")
 _HARD = [
-    (re.compile(r"\^\s*\{?\s*[-+]?\d{4,}"), "an exponent of four digits"),
-    (re.compile(r"\^\s*\{[^{}]*\^|\^[^{}\s]\^"), "a tower of powers"),
-    (re.compile(r"\d{3,}\s*\)?\s*!|!\s*\)?\s*!"), "a large factorial"),
-    (re.compile(r"\d{200,}"), "a number of too many digits"),
-    (re.compile(r"\\(?:d|t)?binom\s*\{\s*[^{}]*\d{4,}"), "a large binomial"),
+    (re.compile(r"\^\s*+\{?\s*+[-+]?\d{4}"), "an exponent with four digits"),
+    (re.compile(r"\^\s*+\{[^{}^]*+\^|\^[^{}\s]\^"), "a tower of powers"),
+    (re.compile(r"(?<!\d)\d{3,}+\s*+\)?\s*+!|!\s*+\)?\s*+!"), "a large factorial"),
+    (re.compile(r"(?<!\d)\d{200}"), "a number with too many digits"),
+    (re.compile(r"\\[dt]?binom\s*+\{[^{}]*?\d{4}"), "a large binomial"),
 ]
-_READ = "|".join(
-    sorted([*GREEK, *FUNCTIONS, "frac", "binom", "sqrt", "pi", "infty", "lfloor", "rfloor", "lceil",
-            "rceil", "overline", "vec", "hat", "bar", "text", "prime", "approx", "le", "ge", "ne",
-            "in", "cup", "mathbb", "emptyset", "setminus", "pm", "mp"])
-)  # fmt: skip
-_UNREAD = re.compile(rf"\\(?!(?:{_READ})(?![A-Za-z]))[A-Za-z]+|\|")
+_PIECE = re.compile(r"\\[A-Za-z]++|[A-Za-z]")
+# Commands that math-verify skips, though they say something.
+_SKIPPED = re.compile(rf"\\ldots(?![A-Za-z])|{HEDGES.pattern}")
+_GLUED = re.compile(r"\\(?:frac|sqrt|binom|[lr]floor|[lr]ceil)[A-Za-z]")  # \rfloorx is no command
 for _name in ("math_verify", "latex2sympy2_extended"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 def screen(pred: str, gold: str) -> None:
-    """Refuse an expression that math-verify should not be asked about.
+    """Refuse an expression that must not be given to math-verify.
 
     Raises:
         TooHard: with the reason in words.
     """
     if len(pred) > MAX_CHARACTERS or len(gold) > 2 * MAX_CHARACTERS:
         raise TooHard("an expression too long for symbolic comparison")
+    pieces = [len(_PIECE.findall(text)) for text in (pred, gold)]
+    if pieces[0] > max(MAX_PIECES, 2 * pieces[1]) or pieces[1] > 2 * MAX_PIECES:
+        raise TooHard("too many names and functions for symbolic comparison")
     for operator in _OPERATORS:
         if operator in pred and operator not in gold:
             raise TooHard(f"an unevaluated {operator[1:]}")
@@ -67,7 +70,7 @@ def _nesting(text: str) -> int:
 
 
 def _balanced(text: str) -> bool:
-    """Tell whether braces close in order; what does not parse, math-verify reads in part."""
+    """Tell whether braces close in order; math-verify reads a part of malformed expressions."""
     level = 0
     for token in re.findall(r"\\.|[{}]", text, re.DOTALL):
         level += (token == "{") - (token == "}")
@@ -77,13 +80,18 @@ def _balanced(text: str) -> bool:
 
 
 def symbolic_equal(gold: str, pred: str) -> bool | None:
-    """Compare two LaTeX expressions; ``None`` when one of them does not parse.
+    """Compare two LaTeX expressions; ``None`` if one of them does not parse.
 
     Raises:
-        TooHard: when the screen refuses the answer.
+        TooHard: if the screen refuses the answer.
     """
-    if not (_UNREAD.search(gold) or _UNREAD.search(pred)):
-        # Only known notation, so it is malformed; math-verify would read a part of it.
+    bars = "|" in gold and "|" not in pred
+    if not (bars or UNREAD.search(gold) or UNREAD.search(pred)):
+        # It uses only known notation, so it is malformed; math-verify would read a part of it.
+        return None
+    if _GLUED.search(pred) or _GLUED.search(gold):
+        return None
+    if {*_SKIPPED.findall(pred)} - {*_SKIPPED.findall(gold)}:
         return None
     screen(pred, gold)
     if not _balanced(pred) or not _balanced(gold):

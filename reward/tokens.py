@@ -1,7 +1,7 @@
 r"""Split an expression into tokens, and read numbers exactly.
 
-A token is a number, a command, a bracket, a sign or a single letter: a run of letters is split
-into known names (``12pi``, ``sinx``) and symbols, and refused where it looks like an English word.
+A token is a number, a command, a bracket, a sign or a single letter. A run of letters is split into
+known names (``12pi``, ``sinx``) and symbols, and refused if it looks like an English word.
 """
 
 import re
@@ -42,7 +42,7 @@ _TOKEN = re.compile(
 
 
 class NotAnExpression(ValueError):
-    """The text is not an expression this parser reads."""
+    """The text is not an expression that this parser reads."""
 
 
 def number(text: str) -> Fraction | None:
@@ -57,6 +57,35 @@ def number(text: str) -> Fraction | None:
     except NotAnExpression:
         return None
     return -value if negative else value
+
+
+_READ = "|".join(
+    sorted([*GREEK, *FUNCTIONS, "frac", "binom", "sqrt", "pi", "infty", "lfloor", "rfloor", "lceil",
+            "rceil", "overline", "vec", "hat", "bar", "text", "prime", "approx", "le", "ge", "ne",
+            "in", "cup", "mathbb", "emptyset", "setminus", "pm", "mp"])
+)  # fmt: skip
+UNREAD = re.compile(rf"\\(?!(?:{_READ})(?![A-Za-z]))[A-Za-z]+")
+# Commands that weaken or deny, or that a library skips though they say something.
+HEDGES = re.compile(r"\\(?:neg|not|sim|propto|cancel|forall|exists)(?![A-Za-z])")
+# Notation of a calculation that has only known commands: 5C2, P(X = 2), \mathbb{P}.
+_NAMED = re.compile(r"\\(?:mathbb|text|overline|vec|hat|bar|cup|setminus)(?![A-Za-z])")
+_CHOSEN = re.compile(r"[_^{}\s\d]*+[CPA]\s?(?:[_^]?\s?\{?\d{1,4}\}?\s?){1,2}")
+_VALUE_OF = re.compile(r"\s*+[A-Za-z]{1,4}\s?\([^()]*+(?:\([^()]*+\)[^()]*+)*+\)\s*+")
+
+
+def is_malformed(text: str) -> bool:
+    """Tell whether a text that is no expression is broken, and not notation that is not read."""
+    level = 0
+    for token in re.findall(r"\\.|[{}]", text, re.DOTALL):
+        level += (token == "{") - (token == "}")
+        if level < 0:
+            return True
+    open_ended = text.count("(") != text.count(")") and not re.search(r"[\[\]]", text)
+    if level or open_ended or HEDGES.search(text) or text.strip() == "\\ldots":
+        return True
+    if UNREAD.search(text) or _NAMED.search(text):
+        return False
+    return not (_CHOSEN.fullmatch(text) or _VALUE_OF.fullmatch(text))
 
 
 def tokenize(text: str) -> list[str]:
@@ -104,7 +133,20 @@ def _split_letters(run: str) -> list[str]:
     vowels = sum(letter in "aeiouEIOU" for letter in symbols)
     if (len(symbols) > 2 and vowels > symbols.count("a")) or (len(run) > 3 and vowels > 1):
         raise NotAnExpression(f"the word {run!r}")
-    if len(symbols) > 5 or run in ("no", "on", "or", "if", "is", "it", "to", "of", "No", "NO"):
+    if len(symbols) > 5 or run in (
+        "no",
+        "on",
+        "or",
+        "if",
+        "is",
+        "it",
+        "to",
+        "of",
+        "No",
+        "NO",
+        "minus",
+        "plus",
+    ):
         raise NotAnExpression(f"the word {run!r}")
     return tokens
 

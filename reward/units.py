@@ -1,11 +1,17 @@
-r"""Units, counted nouns and side conditions behind a value.
+r"""Units and counted nouns after a value.
 
 ``5 \text{ cm}^2``, ``10 weeks``, ``3 \text{ solutions}`` are a value and a unit. A unit that only
-one side of a comparison has is dropped; two known units must be the same; a noun that is no unit
-of measurement says nothing. A single plain letter is a variable, never a unit: ``2k`` is not 2.
+one side of a comparison has is dropped; two known units must be the same; a noun that is not a unit
+of measurement is ignored, but only if it is a known one or the reference has it (`has_reason`):
+words that change a value are many, and none of them may be dropped. A single plain letter is a
+variable, never a unit: ``2k`` is not 2.
 """
 
 import re
+
+from reward.denials import DENIAL
+from reward.nouns import ADJECTIVES, CLOSING, CONNECTIVES, DESCRIBED, is_noun, singulars
+from reward.word_answers import number_in_words
 
 _SYNONYMS = {
     "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre",
@@ -18,56 +24,80 @@ _SYNONYMS = {
     "v": "v volt", "hz": "hz hertz", "pa": "pa pascal", "ev": "ev", "k": "kelvin",
     "dollar": "dollar usd buck", "cent": "cent penny pennies", "euro": "euro eur",
     "yuan": "yuan rmb", "rad": "rad radian", "gal": "gal gallon", "mol": "mol mole",
-    "acre": "acre", "°": "degree deg",
+    "acre": "acre", "°": "degree deg", "hectare": "hectare ha", "dm": "dm decimeter decimetre",
+    "um": "um micrometer micron", "nm": "nm nanometer nanometre", "ms": "ms millisecond",
+    "us": "microsecond", "ns": "ns nanosecond", "decade": "decade", "century": "century centuries",
+    "pt": "pt pint", "qt": "qt quart", "tbsp": "tbsp tablespoon", "tsp": "tsp teaspoon",
+    "cal": "cal calorie", "kcal": "kcal kilocalorie", "kj": "kj kilojoule", "mj": "mj megajoule",
+    "erg": "erg ergs", "kn": "kn kilonewton", "kpa": "kpa kilopascal", "mpa": "mpa megapascal",
+    "atm": "atm atmosphere", "bar": "bar", "torr": "torr", "psi": "psi", "kw": "kw kilowatt",
+    "mw": "mw megawatt", "kwh": "kwh", "hp": "hp horsepower", "khz": "khz kilohertz",
+    "mhz": "mhz megahertz", "ghz": "ghz gigahertz", "a": "amp ampere", "ma": "ma milliampere",
+    "ohm": "ohm", "coulomb": "coulomb", "farad": "farad", "tesla": "tesla", "henry": "henry",
+    "celsius": "celsius", "fahrenheit": "fahrenheit", "byte": "byte", "kb": "kb kilobyte",
+    "mb": "mb megabyte", "gb": "gb gigabyte", "rpm": "rpm", "knot": "knot", "parsec": "parsec pc",
+    "ly": "ly lightyear", "rupee": "rupee", "yen": "yen", "peso": "peso", "franc": "franc",
+    "revolution": "revolution rev", "kmol": "kmol", "mmol": "mmol", "amu": "amu",
+    "db": "db decibel",
 }  # fmt: skip
 _KNOWN = {word: unit for unit, words in _SYNONYMS.items() for word in words.split()}
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cubed": 3}
-_FILLERS = {"per", "of", "a", "an", "the", "unit", "units", "each", "p"}
 
 _UNIT_PIECE = re.compile(
     r"(?:\\text\s?\{[^{}]{0,60}\}|(?<=[\d)}\]\s/*.])[A-Za-z]{2,20}\.?(?![A-Za-z({])"
     r"|(?<=/)\s?[A-Za-z](?![A-Za-z]))(?:\s?\^\s?(?:\{\s?-?\d\s?\}|-?\d))?"
 )
-_TAIL = re.compile(rf"\s*(?:{_UNIT_PIECE.pattern})(?:\s*[/*.]?\s*(?:{_UNIT_PIECE.pattern}))*\s*\Z")
+_BETWEEN_UNITS = re.compile(r"\s*+[/*.]?\s*+")
 _GLUED = re.compile(
     r"(?:(?<=[\d})])|(?<=\\pi)|(?<=\\pi ))\s{0,2}"
     r"((?:mm|cm|km|kg|mg|ml|mL|ft|lbs?|oz|mph|hrs?|sec|mins?|inches|in|s|L)"
     r"(?:\s?\^\s?\{?\s?[23]\s?\}?)?)\Z"
 )
 _WORD = re.compile(r"([A-Za-z°]+)\.?(?:\s?\^\s?\{?\s?(-?\d)\s?\}?)?")
-_CONDITION = re.compile(
-    r"(?:\s|\\text\s?\{|\(|,)+(?:where|for (?:all|any|some|every|each)|such that|"
-    r"\(?approx(?:imately|\.)?|or approximately|as required|respectively)(?![a-z])"
-    r"|(?:\(\s*\\text\s?\{|\\text\s?\{\s*\()\s*(?:about|approx|rounded|to |in |since|because|i\.e)"
-    r"|\\forall(?![a-z])",
-    re.IGNORECASE,
-)
 _NO_UNITS = {
     "pi", "sin", "cos", "tan", "log", "ln", "exp", "sqrt", "inf", "infinity",
     "or", "and", "more", "less", "fewer", "greater", "than", "not", "is", "least", "most", "but",
     "wrong", "if", "no", "never", "both", "either", "to", "between", "modulo", "mod", "plus",
     "minus", "times", "over", "million", "thousand", "billion", "hundred", "dozen", "half",
+    "squared", "cubed", "doubled", "tripled", "halved", "factorial", "reciprocal", "inverse",
+    "negative", "negated", "negatives", "opposite", "incorrect", "false", "invalid", "impossible",
+    "unless", "except", "without", "instead", "rather", "maybe", "perhaps", "possibly", "probably",
+    "almost", "nearly", "approximately", "roughly", "about", "around", "alternatively", "otherwise",
 }  # fmt: skip
 
 
 def split_unit(text: str) -> tuple[str, str]:
-    """Split a cleaned answer into its value and the unit behind it (may be empty)."""
-    match = _TAIL.search(text[-200:])
-    if match is None:
-        return text, ""
-    offset = max(0, len(text) - 200)
-    core, unit = text[: offset + match.start()].strip(), match.group()
-    if not core or any(word.lower() in _NO_UNITS for word in re.findall("[A-Za-z]+", unit)):
+    """Split a cleaned answer into its value and the unit after it, which may be empty."""
+    tail = text[-200:]
+    start = _run_at_end(tail, _UNIT_PIECE, _BETWEEN_UNITS)
+    core, unit = text[: len(text) - len(tail) + start].strip(), tail[start:]
+    said = re.findall(r"[A-Za-z]+", unit)
+    squared = any(word in ("squared", "cubed") for word in said[:1])
+    if not core or not said or squared or any(_changes_value(word.lower()) for word in said):
         return text, ""
     glued = re.match(r"[A-Za-z]+", unit)
-    if glued is not None and _known(glued.group().lower()) is None:
-        return text, ""  # "2ae" is no two of anything
+    spaced = text[len(text) - len(unit) - 1].isspace()
+    if glued is not None and not spaced and _known(glued.group().lower()) is None:
+        return text, ""  # "2ae" is not two of anything
     return core.rstrip("*/ "), re.sub(r"\\text|[{}]", " ", unit).strip() or "-"
 
 
-_ROMAN = re.compile(
-    r"\s*((?:\\text\s?\{\s*[A-Za-z]{1,12}\s*\}(?:\s?\^\s?\{?\s?-?\d\s?\}?)?[\s/*.]*)+)\Z"
-)
+def _changes_value(word: str) -> bool:
+    return word in _NO_UNITS and word not in ("squared", "cubed")
+
+
+def _run_at_end(text: str, piece: re.Pattern[str], between: re.Pattern[str]) -> int:
+    """Return where the longest run of pieces that ends ``text`` begins (its length if none)."""
+    start, end = len(text), -1
+    for match in piece.finditer(text):
+        if end < 0 or not between.fullmatch(text, end, match.start()):
+            start = match.start()
+        end = match.end()
+    return start if end >= 0 and not text[end:].strip() else len(text)
+
+
+_ROMAN = re.compile(r"\\text\s?\{\s*+[A-Za-z]{1,12}\s*+\}(?:\s?\^\s?\{?\s?-?\d\s?\}?)?")
+_BETWEEN_ROMAN = re.compile(r"[\s/*.]*+")
 _LETTERS = re.compile(
     r"(?<=[\d})])\s*([A-Za-z](?:\s?\^\s?\{?-?\d\}?)?(?:\s*/\s*[A-Za-z](?:\s?\^\s?\{?-?\d\}?)?)?)\Z"
 )
@@ -81,21 +111,23 @@ _RATE = re.compile(
 
 def split_roman_unit(text: str) -> tuple[str, str]:
     r"""Split off units set in roman type (``9.8 \text{m} \text{s}^{-2}``), single letters too."""
-    match = _ROMAN.search(text[-120:])
-    if match is None or re.search(r"\{\s*[ei]\s*\}", match.group()):
+    tail = text[-120:]
+    start = _run_at_end(tail, _ROMAN, _BETWEEN_ROMAN)
+    unit = re.sub(r"\\text|[{}]", " ", tail[start:])
+    said = set(re.findall(r"[A-Za-z]+", unit))
+    if not said or said & {"e", "i"} or any(_changes_value(word.lower()) for word in said):
         return text, ""
-    offset = max(0, len(text) - 120)
-    return text[: offset + match.start()].strip(), re.sub(r"\\text|[{}]", " ", match.group(1))
+    return text[: len(text) - len(tail) + start].strip(), unit
 
 
 def split_letter_unit(text: str) -> tuple[str, str]:
-    """Split off one plain letter as a unit: only where the other side shows that one is due."""
+    """Split off one plain letter as a unit, only if the other side has a unit."""
     match = _LETTERS.search(text)
     return (text, "") if match is None else (text[: match.start(1)].strip(), match.group(1))
 
 
 def split_rate(text: str) -> tuple[str, str]:
-    """Split off one known unit per another ("km/h"): only from an answer to a plain number."""
+    """Split off a known unit per another ("km/h"), only from an answer to a plain number."""
     match = _RATE.search(text[-80:])
     if match is None or not all(_known(word.lower()) for word in match.group(1, 2)):
         return text, ""
@@ -105,7 +137,8 @@ def split_rate(text: str) -> tuple[str, str]:
 
 
 def split_plural(text: str) -> tuple[str, str]:
-    """Split off a plural that could be a product ("25 ways"): only in answers to plain numbers."""
+    """Split off a plural that could be a product ("25 ways"), only from answers to plain
+    numbers."""
     match = _PLURAL.fullmatch(text[:200])
     return (match.group(1), match.group(2)) if match else (text, "")
 
@@ -120,16 +153,67 @@ def split_known_unit(text: str) -> tuple[str, str]:
 
 
 def same_unit(gold: str, pred: str, strict: bool) -> bool:
-    """Compare two unit texts; an absent or unknown one agrees unless ``strict``."""
+    """Compare two unit texts: the units of measurement in them, if both have any.
+
+    With ``strict`` all words count. A noun does not stand for a unit of the reference.
+    """
     if strict:
         return _measure(gold) == _measure(pred)
-    wanted, got = _measure(gold), _measure(pred)
-    known = set(_SYNONYMS)
-    if not wanted or not got:
-        return True
-    if set(dict(wanted)) <= known and set(dict(got)) <= known:
-        return wanted == got
-    return True
+    wanted, got = (
+        tuple((name, power) for name, power in _measure(unit) if name in _SYNONYMS)
+        for unit in (gold, pred)
+    )
+    if wanted and not got:
+        return not _measure(pred) or bool(_words(pred) & _words(gold))
+    return not wanted or not got or wanted == got
+
+
+def has_reason(gold: str, pred: str) -> bool:
+    """Tell whether each word of an answer's unit is a unit, a known noun or in the reference's.
+
+    An adjective or a connective needs a noun or a unit behind it; what a number of units or
+    things is of ("3 cups of oat milk") may be anything.
+    """
+    said = re.findall(r"[a-z]+", gold.lower())
+    theirs = {form for word in said for form in singulars(word)}
+    if _ODD.search(re.sub(r"\^\s?\{?\s?-?\d\s?\}?", "", pred)):
+        return False
+    headless, described, measured = True, False, False
+    pred = _THOUSANDS.sub("thousands", re.sub(r"\bK\b", "kelvin", pred))
+    for word in re.findall(r"[a-z°]+", _spelled_out(pred).replace(".", "")):
+        if word == "of" and not headless:
+            behind = _spelled_out(pred).partition(" of ")[2].split()
+            return bool(behind) and not any(
+                _changes_value(one) or DENIAL.search(one) or number_in_words(one) for one in behind
+            )
+        if (
+            _known(word)
+            or is_noun(word)
+            or (described and word in DESCRIBED)
+            or word in CLOSING
+            or singulars(word) & theirs
+        ):
+            headless = False
+        elif word in ADJECTIVES or word in CONNECTIVES:
+            headless = True
+        elif word not in _POWERS or headless or not (measured or word in ("square", "cubic")):
+            return False
+        measured = _known(word) is not None
+        described = word in ADJECTIVES
+    return not headless
+
+
+_THOUSANDS = re.compile(r"\b[kM]\b")  # not kelvin and metres
+_ODD = re.compile(r"[^A-Za-z°/*.,\s\-]")
+
+
+def _words(unit: str) -> set[str]:
+    return set(re.findall(r"[a-z]{2,}", unit.lower()))
+
+
+def is_measured_alike(gold: str, pred: str) -> bool:
+    """Tell whether two units are the same power of the same unit of measurement."""
+    return bool(_measure(gold)) and _measure(gold) == _measure(pred)
 
 
 def _known(word: str) -> str | None:
@@ -140,8 +224,7 @@ def _measure(unit: str) -> tuple[tuple[str, int], ...]:
     """Return the unit as sorted (name, power) pairs."""
     powers: dict[str, int] = {}
     sign, pending = 1, 1
-    spaced = unit.lower().replace("/", " per ").replace("mph", "mi per h")
-    for word, power in _WORD.findall(spaced):
+    for word, power in _WORD.findall(_spelled_out(unit)):
         if word in _POWERS:
             pending = _POWERS[word]
             if powers and word in ("squared", "cubed"):
@@ -150,7 +233,7 @@ def _measure(unit: str) -> tuple[tuple[str, int], ...]:
             continue
         if word == "per":
             sign = -1
-        if word in _FILLERS:
+        if word in CONNECTIVES or word in CLOSING:
             continue
         name = _known(word) or word
         powers[name] = powers.get(name, 0) + sign * pending * int(power or 1)
@@ -158,29 +241,22 @@ def _measure(unit: str) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(powers.items()))
 
 
-def strip_condition(text: str) -> str:
-    """Cut a side condition ("where ...", "for all ...", "(approximately ...)") off an answer."""
-    match = _CONDITION.search(text)
-    if match is None or match.start() == 0:
-        return text
-    head = text[: match.start()].strip().rstrip(",;").strip()
-    if not head or head.count("{") != head.count("}") or head.count("(") != head.count(")"):
-        return text
-    return head
+def _spelled_out(unit: str) -> str:
+    return unit.lower().replace("/", " per ").replace("mph", "mi per h")
 
 
 _CURRENCIES = {
     "dollar": re.compile(r"\\\$|\b(?:dollars?|usd)\b", re.IGNORECASE),
     "cent": re.compile(r"\u00a2|\b(?:cents?|penny|pennies)\b", re.IGNORECASE),
     "euro": re.compile(r"\u20ac|\beuros?\b", re.IGNORECASE),
-    "pound": re.compile(r"\u00a3"),  # the word is a weight as well
+    "pound": re.compile(r"\u00a3"),  # the word is also a weight
     "yen or yuan": re.compile(r"\u00a5|\b(?:yen|yuan|rmb)\b", re.IGNORECASE),
     "rupee": re.compile(r"\u20b9|\brupees?\b", re.IGNORECASE),
 }
 
 
 def other_currency(gold: str, pred: str) -> bool:
-    """Tell whether two answers, as written, name one currency each, and not the same."""
+    """Tell whether two answers, as written, name one currency each and these differ."""
     wanted, got = (
         {name for name, sign in _CURRENCIES.items() if sign.search(text)} for text in (gold, pred)
     )

@@ -1,31 +1,30 @@
-r"""Equality of two expressions: exact where it can be, with a relative tolerance where it must be.
+r"""Equality of two expressions: exact if possible, with a relative tolerance if necessary.
 
-Two constants written without a decimal point must be equal outright. A decimal stands for an
-irrational or unending value if it agrees to the policy's relative tolerance; between two finite
-decimals nothing is tolerated but a correct rounding of six digits or more. Two expressions with
-symbols must agree at every point where both have a value.
+Two constants written without a decimal point must be exactly equal. A decimal equals an irrational
+or unending value if they agree within the policy's relative tolerance; between two finite decimals
+only a correct rounding to six or more digits is accepted. `reward.identity` compares expressions
+with symbols.
 """
 
 import re
-from collections.abc import Iterator
 from fractions import Fraction
 
+from reward.certainty import note
 from reward.exact import NotRational, Undefined, exact
 from reward.expression import Tree
+from reward.identity import same_function
 from reward.limits import TooHard
 from reward.numeric import approximate, has_decimal, point, symbols
+from reward.precision import same_at
 from reward.tokens import number
-from reward.verdict import Policy
+from reward.verdict import GradingPolicy
 
-SLACK = 32.0  # how many error bounds two equal values may lie apart
+SLACK = 32.0  # how many error bounds two equal values may differ
 ROUNDING_DIGITS = 6
-_WHOLE = ("binom", "gcd", "lcm", "double factorial")
-_BRANCHING = {"root", "ln", "log", "arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc"}
-_STEPS = {"floor", "ceil"}
-_DECIMAL = re.compile(r"([+-]?)(\d*)\.?(\d*)(?:[eE]([+-]?\d+))?")
+_DECIMAL = re.compile(r"([+-]?)(\d*+)\.?(\d*+)(?:[eE]([+-]?\d++))?")
 
 
-def same_value(gold: Tree, pred: Tree, policy: Policy, gold_text: str = "") -> bool:
+def same_value(gold: Tree, pred: Tree, policy: GradingPolicy, gold_text: str = "") -> bool:
     """Compare two expression trees.
 
     Args:
@@ -35,7 +34,7 @@ def same_value(gold: Tree, pred: Tree, policy: Policy, gold_text: str = "") -> b
         gold_text: how the reference was written, for ``round_to_gold``.
 
     Raises:
-        TooHard: when a side asks for numbers out of bounds.
+        TooHard: if a side needs numbers out of bounds.
     """
     if gold == pred:
         return not _is_undefined(gold)
@@ -47,7 +46,8 @@ def same_value(gold: Tree, pred: Tree, policy: Policy, gold_text: str = "") -> b
     names = symbols(gold) | symbols(pred)
     try:
         if names:
-            return _same_function(gold, pred, names, policy)
+            tolerant = has_decimal(gold) or has_decimal(pred)
+            return same_function(gold, pred, policy.relative_tolerance if tolerant else 0.0)
         return _same_constant(gold, pred, policy, gold_text)
     except Undefined:
         return False
@@ -74,31 +74,26 @@ def real_value(tree: Tree) -> float | None:
     return value.real if abs(value.imag) <= SLACK * error + 1e-300 else None
 
 
-def same_up_to_factor(gold: Tree, pred: Tree, positive: bool) -> bool:
-    """Tell whether gold = c pred at every point, for one constant c (above 0 if ``positive``)."""
-    names = symbols(gold) | symbols(pred)
-    if not names:
+def is_near(exact_tree: Tree, tree: Tree, text: str) -> bool:
+    """Tell whether one expression can be given as an approximation of another.
+
+    It is rounded to its last written digit, or cut off there, or off by at most one percent.
+    """
+    names = symbols(exact_tree) | symbols(tree)
+    if names:
+        return all(_is_close(exact_tree, tree, point(names, index), 0.0) for index in range(8))
+    written = re.fullmatch(r"[-+]?(?=\.?\d)\d*+(?:\.(\d*+))?", text.strip())
+    return _is_close(exact_tree, tree, {}, 10.0 ** -len(written[1] or "") if written else 0.0)
+
+
+def _is_close(exact_tree: Tree, tree: Tree, values: dict[str, Fraction], last: float) -> bool:
+    try:
+        (wanted, _), (got, _) = (approximate(one, values) for one in (exact_tree, tree))
+    except (Undefined, TooHard):
         return False
-    ratio: complex | None = None
-    compared = 0
-    for values in _points(names, (gold, pred)):
-        try:
-            left, left_error = approximate(gold, values)
-            right, right_error = approximate(pred, values)
-        except (Undefined, TooHard):
-            continue
-        if abs(left) <= SLACK * left_error or abs(right) <= SLACK * right_error:
-            return False
-        current = left / right
-        bound = abs(current) * (left_error / abs(left) + right_error / abs(right))
-        compared += 1
-        if ratio is None:
-            ratio = current
-        elif abs(current - ratio) > SLACK * bound + 1e-12 * abs(ratio):
-            return False
-    if ratio is None or compared < 2 or abs(ratio.imag) > 1e-9 * abs(ratio):
-        return False
-    return ratio.real > 0 or not positive
+    gap = abs(wanted - got)
+    cut_off = last < 1 and abs(got) < abs(wanted) and gap < 0.999 * last
+    return cut_off or gap < 0.4999 * last or gap <= 0.01 * abs(wanted)
 
 
 def _is_undefined(tree: Tree) -> bool:
@@ -123,23 +118,26 @@ def _reducible(tree: Tree) -> bool:
     return bool(below and Fraction(above, below).denominator != below)
 
 
-def _same_constant(gold: Tree, pred: Tree, policy: Policy, gold_text: str) -> bool:
+def _same_constant(gold: Tree, pred: Tree, policy: GradingPolicy, gold_text: str) -> bool:
     wanted, got = _exact_or_none(gold), _exact_or_none(pred)
     decimals = has_decimal(gold), has_decimal(pred)
     if wanted is not None and got is not None:
         if wanted == got:
-            return True
-        if policy.round_to_gold and _rounds_to(got, wanted, gold_text):
-            return True
-        return any(decimals) and _same_decimal(wanted, got, decimals, policy)
+            return note("exact")
+        rounded = policy.round_to_gold and _rounds_to(got, wanted, gold_text)
+        near = rounded or (any(decimals) and _same_decimal(wanted, got, decimals, policy))
+        return near and note("rounding")
     left, left_error = approximate(gold, {})
     right, right_error = approximate(pred, {})
     gap = abs(left - right)
     if gap <= SLACK * (left_error + right_error):
-        return True
+        if any(decimals):
+            return note("rounding")
+        return same_at(gold, pred, {})[0] and note("digits")
     if policy.round_to_gold and wanted is not None and right.imag == 0:
-        return _rounds_to(Fraction(right.real), wanted, gold_text)
-    return any(decimals) and gap <= policy.relative_tolerance * abs(left)
+        return _rounds_to(Fraction(right.real), wanted, gold_text) and note("rounding")
+    near = any(decimals) and gap <= policy.relative_tolerance * abs(left)
+    return near and note("rounding")
 
 
 def _exact_or_none(tree: Tree) -> Fraction | None:
@@ -150,9 +148,9 @@ def _exact_or_none(tree: Tree) -> Fraction | None:
 
 
 def _same_decimal(
-    wanted: Fraction, got: Fraction, decimals: tuple[bool, bool], policy: Policy
+    wanted: Fraction, got: Fraction, decimals: tuple[bool, bool], policy: GradingPolicy
 ) -> bool:
-    """Compare two unequal fractions of which at least one was written with a decimal point."""
+    """Compare two unequal fractions, at least one of which was written with a decimal point."""
     gap = abs(wanted - got)
     if gap > Fraction(policy.relative_tolerance) * Fraction(1.000001) * abs(wanted):
         return False
@@ -163,7 +161,7 @@ def _same_decimal(
     if shorter == longer:
         return False
     if gap <= Fraction(1, 10**13) * abs(wanted):
-        return True  # the rest of a binary floating-point sum
+        return True  # the rounding error of a binary floating-point sum
     short, long = (wanted, got) if finite[0] < finite[1] else (got, wanted)
     significant = len(str(abs(short.numerator * 10**shorter // short.denominator)))
     return significant >= ROUNDING_DIGITS and abs(short - long) <= Fraction(1, 2 * 10**shorter)
@@ -180,7 +178,7 @@ def _digits_after_point(value: Fraction) -> int | None:
 
 
 def _rounds_to(value: Fraction, gold: Fraction, gold_text: str) -> bool:
-    """Tell whether ``value`` is ``gold`` at the digits that the gold answer gives."""
+    """Tell whether ``value`` rounds to ``gold`` at the digits of the gold answer."""
     compact = re.sub(r"\s|[{}]", "", gold_text)
     compact = re.sub(r"\*10\^([+-]?\d+)\Z", r"e\1", compact)
     match = _DECIMAL.fullmatch(compact)
@@ -188,103 +186,3 @@ def _rounds_to(value: Fraction, gold: Fraction, gold_text: str) -> bool:
         return False
     last = Fraction(10) ** (int(match.group(4) or 0) - len(match.group(3)))
     return abs(value - gold) <= last / 2
-
-
-def _points(names: frozenset[str], trees: tuple[Tree, Tree]) -> Iterator[dict[str, Fraction]]:
-    """Yield the points to compare at: whole numbers where only those make sense."""
-    if any(_wants_integers(tree) for tree in trees):
-        ordered = sorted(names)
-        for offset in (0, 1, 3):
-            for order in (ordered, ordered[::-1]):
-                yield {
-                    name: Fraction(2 + offset + 3 * index)  # neighbours differ in parity
-                    for index, name in enumerate(order)
-                }
-        return
-    if any(node[0] == "fn" and node[1] in _STEPS for tree in trees for node in _nodes(tree)):
-        # Two step functions may differ at a few whole numbers only: sqrt(n) steps at squares.
-        for whole in range(2, 28):
-            yield {name: Fraction(whole + 5 * index) for index, name in enumerate(sorted(names))}
-    for index, scale in zip((0, 2, 4, 6, 8, 10), _scales(trees), strict=False):
-        yield {name: value * scale for name, value in point(names, index).items()}
-    if not any(_branches(tree) for tree in trees):
-        yield point(names, 1)
-        yield point(names, 3)
-
-
-def _nodes(tree: Tree) -> Iterator[Tree]:
-    stack = [tree]
-    while stack:
-        node = stack.pop()
-        yield node
-        if node[0] == "fn":
-            stack.extend(node[2:])
-        elif node[0] not in ("num", "sym", "const"):
-            stack.extend(node[1:])
-
-
-def _wants_integers(tree: Tree) -> bool:
-    """Tell whether a tree has factorials, binomials, or a power of a negative number."""
-    for node in _nodes(tree):
-        if node[0] == "fact" or (node[0] == "fn" and node[1] in _WHOLE):
-            return True
-        if node[0] == "pow" and node[1][0] == "neg" and symbols(node[2]):
-            return not symbols(node[1])
-    return False
-
-
-def _branches(tree: Tree) -> bool:
-    """Tell whether a tree has roots or logarithms, whose sign rules hold above zero only."""
-    for node in _nodes(tree):
-        if node[0] == "fn" and node[1] in _BRANCHING:
-            return True
-        if node[0] == "pow" and not _is_whole(node[2]):
-            return True
-    return False
-
-
-def _scales(trees: tuple[Tree, Tree]) -> tuple[Fraction, ...]:
-    """Choose how far from zero to compare (points lie between 1/4 and 5/2)."""
-    names = {node[1] for tree in trees for node in _nodes(tree) if node[0] == "fn"}
-    if names & {"arcsin", "arccos"}:  # their arguments lie in the unit interval
-        return (Fraction(1, 3),) * 3
-    if names & {"floor", "ceil", "min", "max"}:  # steps that small numbers do not reach
-        return tuple(Fraction(scale) for scale in (1, 3, 11, 37, 101, 337))
-    return (Fraction(1),) * 3
-
-
-def _is_whole(tree: Tree) -> bool:
-    while tree[0] == "neg":
-        tree = tree[1]
-    return bool(tree[0] == "num" and tree[1].denominator == 1)
-
-
-def _same_function(gold: Tree, pred: Tree, names: frozenset[str], policy: Policy) -> bool:
-    compared = 0
-    tolerant = has_decimal(gold) or has_decimal(pred)
-    for values in _points(names, (gold, pred)):
-        try:
-            equal = _same_at(gold, pred, values, policy, tolerant)
-        except Undefined:
-            continue
-        if not equal:
-            return False
-        compared += 1
-    return compared >= 2
-
-
-def _same_at(
-    gold: Tree, pred: Tree, values: dict[str, Fraction], policy: Policy, tolerant: bool
-) -> bool:
-    try:
-        wanted, got = exact(gold, values), exact(pred, values)
-    except (NotRational, TooHard):
-        left, left_error = approximate(gold, values)
-        right, right_error = approximate(pred, values)
-        gap = abs(left - right)
-        if gap <= SLACK * (left_error + right_error):
-            return True
-        return tolerant and gap <= policy.relative_tolerance * abs(left)
-    if wanted == got:
-        return True
-    return tolerant and abs(wanted - got) <= Fraction(policy.relative_tolerance) * abs(wanted)

@@ -1,15 +1,24 @@
-"""What a grading says (`Grade`) and the choices it is made under (`Policy`).
+"""The result of grading (`Grade`) and the choices behind it (`GradingPolicy`).
 
-A `Policy` names every question on which public graders contradict each other; its defaults are
-those for a training reward, where a false accept costs more than a false reject. Evaluation of a
-benchmark with rounded golds would switch `round_to_gold` on. `docs/verifier.md` has the list.
+A `GradingPolicy` covers every question on which public graders contradict each other. Its defaults
+are for a training reward, where a false accept costs more than a false reject. Set `round_to_gold`
+to evaluate a benchmark with rounded references. `docs/verifier.md` has the list.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
+from reward.certainty import LEVELS, Evidence
+
 Status = Literal[
-    "ok", "no_answer", "unparsable_pred", "unparsable_gold", "timeout", "crash", "error"
+    "ok",
+    "no_answer",
+    "unparsable_pred",
+    "unparsable_gold",
+    "uncertain",
+    "timeout",
+    "crash",
+    "error",
 ]
 
 Extraction = Literal["boxed", "marked", "last_math", "last_number", "bracketed"]
@@ -20,8 +29,11 @@ class Grade:
     """The verdict on one answer.
 
     ``kind`` is the kind of the gold answer (integer, fraction, interval, text, ...), ``path`` the
-    rule that decided, ``reason`` a short sentence for people. ``status`` is ``ok`` whenever the
-    answer could be judged; everything else is counted by the pool, and is never correct.
+    rule that decided, ``reason`` a short explanation, ``certainty`` what a correct verdict rests
+    on (a key of `reward.certainty.MEANING`; empty otherwise). ``status`` is ``ok`` if the answer
+    could be graded, ``uncertain`` if it equals the reference but on less evidence than the policy
+    asks for; the pool counts all statuses but ``ok``, which are never correct. ``score`` is the
+    share of the credit, from 0 to 1, in domains that give partial credit, else None.
     """
 
     correct: bool
@@ -30,32 +42,44 @@ class Grade:
     path: str
     reason: str
     status: Status = "ok"
+    certainty: str = ""
+    score: float | None = None
+
+    @property
+    def credit(self) -> float:
+        """The share of the credit: ``score``, or 1 if the answer is correct and 0 if not."""
+        return float(self.correct) if self.score is None else self.score
 
 
 @dataclass(frozen=True)
-class Policy:
-    """The choices under which two answers count as equal.
+class GradingPolicy:
+    """The rules that decide when two answers count as equal.
 
     Attributes:
-        extraction: ``boxed`` reads the last box only; ``marked`` also an ``<answer>`` tag or an
-            ``Answer:`` line where there is no box. For evaluation only, because they reward
-            "Step 3": ``last_number`` falls back to the last number, ``last_math`` to the last
-            formula or number; ``bracketed`` to the last ``[...]``.
+        extraction: ``boxed`` reads only the last box; ``marked`` also reads an ``<answer>`` tag or
+            an ``Answer:`` line if there is no box. Three modes are only for evaluation, because
+            they would reward "Step 3": ``last_number`` falls back to the last number, ``last_math``
+            to the last formula or number, ``bracketed`` to the last ``[...]``.
         join_boxes: read several boxes on the last boxed line as one list; otherwise the last box.
-        percent: ``gold`` reads ``X%`` as X or X/100 when the gold has a percent sign, else only as
-            X/100; ``both`` accepts either reading always; ``value`` reads X/100 always.
+        percent: ``gold`` reads ``X%`` as X or X/100 if the gold has a percent sign, otherwise only
+            as X/100; ``both`` always accepts either reading; ``value`` always reads X/100.
         unreduced_fractions: accept 2/4 for 1/2.
         ordered_lists: compare bare lists ``1, 2`` in order; otherwise as multisets.
         relative_tolerance: largest relative difference between an exact value and a decimal
             approximation of it. Never absolute, never between two integers or exact forms.
-        round_to_gold: accept a value that rounds to a decimal gold at the gold's own digits.
+        round_to_gold: accept a value that rounds to a decimal gold at the gold's digits.
         units: ``strip`` drops a unit that only one side has; ``strict`` requires the same.
         base_required: refuse an answer without the base subscript that the gold has.
-        chain: of a chain ``x = 2+3 = 5`` every numeric member must agree (``every``), or only the
-            last counts (``last``).
+        chain: in a chain ``x = 2+3 = 5`` every numeric member must agree (``every``), or only the
+            last one counts (``last``).
         decimal_comma: read ``2,74`` as 2.74.
         tuple_without_brackets: accept ``1, 2`` for ``(1, 2)`` (in order).
         set_for_tuple: accept ``{1, 2}`` for ``(1, 2)``.
+        certainty: the least evidence on which an answer is correct, in the order of
+            `reward.certainty.LEVELS`: with ``points``, one that is equal within rounding or by
+            math-verify only is not. The default, ``library``, asks for none.
+        thoughts: pairs of markers (opening, closing) of a thought, besides those of
+            `reward.thoughts.KNOWN`.
     """
 
     extraction: Extraction = "boxed"
@@ -71,7 +95,16 @@ class Policy:
     decimal_comma: bool = False
     tuple_without_brackets: bool = True
     set_for_tuple: bool = False
+    certainty: Evidence = "library"
+    thoughts: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.certainty not in LEVELS:
+            raise ValueError(f"certainty={self.certainty!r}: choose one of {', '.join(LEVELS)}")
+        # A worker receives the policy as JSON, which has lists only.
+        pairs = tuple((opening, closing) for opening, closing in self.thoughts)
+        object.__setattr__(self, "thoughts", pairs)
 
 
-DEFAULT = Policy()
-EVALUATION = Policy(extraction="marked", round_to_gold=True)
+DEFAULT = GradingPolicy()
+EVALUATION = GradingPolicy(extraction="marked", round_to_gold=True)

@@ -1,12 +1,13 @@
-"""The worker process of the pool: reads answers from a socket, grades them in its main thread.
+"""The worker process of the pool: it reads answers from a socket and grades them in its main
+thread.
 
-Messages are JSON lines behind a four-byte length, never pickles: the text inside comes from a
-model. The first message carries the grader's name, the policy and the limits; the worker replies
-``ready`` once everything is imported. After that each request is answered by exactly one reply.
+Messages are JSON preceded by a four-byte length, never pickles, because their text comes from a
+model. The first message contains the grader's name, the policy and the limits; the worker replies
+``ready`` when everything is imported. After that each request gets exactly one reply.
 
 The process ends when its socket closes, and on Linux the kernel kills it when the parent's thread
-dies, so that none outlives the parent even if that one is killed. Ctrl-C at the terminal is for
-the parent alone.
+dies, so that it does not outlive the parent even if the parent is killed. It ignores Ctrl-C, which
+the parent handles.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from functools import partial
 from typing import Any
 
 from reward.limits import Expired, alarm
-from reward.verdict import Grade, Policy
+from reward.verdict import GradingPolicy
 
 PR_SET_PDEATHSIG = 1
 MAX_MESSAGE_BYTES = 512 * 2**20
@@ -40,8 +41,8 @@ def receive_message(connection: socket.socket) -> dict[str, Any]:
     """Receive one message.
 
     Raises:
-        EOFError: when the other side has closed.
-        TimeoutError: when the socket's timeout passes first.
+        EOFError: if the other side has closed.
+        TimeoutError: if the socket's timeout passes first.
     """
     (length,) = struct.unpack(">I", _receive_exactly(connection, 4))
     if length > MAX_MESSAGE_BYTES:
@@ -60,10 +61,14 @@ def _receive_exactly(connection: socket.socket, count: int) -> bytes:
     return bytes(pieces)
 
 
-def main() -> None:
-    """Serve one connection, whose file descriptor and parent process id are the arguments."""
+def main(serve: Callable[[socket.socket], None] | None = None) -> None:
+    """Serve one connection, whose file descriptor and parent process id are the arguments.
+
+    Args:
+        serve: what is done with it; None grades.
+    """
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
-    # Ctrl-C, and a scheduler's notice to every process of a job, are for the parent to act on.
+    # The parent handles Ctrl-C and a scheduler's signal to every process of a job.
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     _die_with_parent(parent)
@@ -71,7 +76,7 @@ def main() -> None:
         contextlib.suppress(EOFError, ConnectionError),
         socket.socket(fileno=descriptor) as connection,
     ):
-        _serve(connection)
+        (serve or _serve)(connection)
 
 
 def _die_with_parent(parent: int) -> None:
@@ -83,49 +88,46 @@ def _die_with_parent(parent: int) -> None:
 
 def _serve(connection: socket.socket) -> None:
     setup = receive_message(connection)
-    from reward.graders import check_gold, grader_by_name, pair_grader_by_name, warm_up
+    from reward.graders import grader_by_name, warm_up
 
-    grader, policy = grader_by_name(setup["grader"]), Policy(**setup["policy"])
-    pair_grader = pair_grader_by_name(setup["grader"])
+    policy = GradingPolicy(**setup["policy"])
+    grader_by_name(setup["grader"])
     warm_up()
     _limit_memory(setup["memory_gib"])
     send_message(connection, {"ready": os.getpid()})
-    _silence()
+    silence()
     while True:
         request = receive_message(connection)
-        if "check" in request:
-            work = partial(_checked, check_gold, request["check"])
-        elif "pred" in request:
-            work = partial(_graded, pair_grader, request["pred"], request["gold"], policy)
-        else:
-            work = partial(_graded, grader, request["response"], request["gold"], policy)
+        work = partial(_answered, {"grader": setup["grader"], **request}, policy)
         send_message(connection, guarded(work, setup["alarm"]))
 
 
-def _checked(check: Callable[[str], str | None], gold: str) -> dict[str, Any]:
-    return {"reason": check(gold)}
+def _answered(request: dict[str, str], policy: GradingPolicy) -> dict[str, Any]:
+    """Do what one request asks for, by the grader that it names."""
+    from reward.graders import checker_by_name, grader_by_name, pair_grader_by_name
 
-
-def _graded(
-    grader: Callable[[str, str, Policy], Grade], response: str, gold: str, policy: Policy
-) -> dict[str, Any]:
-    return asdict(grader(response, gold, policy))
+    name = request["grader"]
+    if "check" in request:
+        return {"reason": checker_by_name(name)(request["check"])}
+    if "pred" in request:
+        return asdict(pair_grader_by_name(name)(request["pred"], request["gold"], policy))
+    return asdict(grader_by_name(name)(request["response"], request["gold"], policy))
 
 
 def guarded(work: Callable[[], dict[str, Any]], seconds: int) -> dict[str, Any]:
-    """Run ``work`` under the alarm; turn whatever goes wrong inside into a reply."""
+    """Run ``work`` under the alarm; turn any exception into a reply."""
     try:
         with alarm(seconds):
             return work()
     except Expired as expired:
         return failure("timeout", str(expired))
     except Exception as error:
-        # The process boundary: a defect in one answer must not cost the next one its verdict.
+        # Process boundary: a fault in one answer must not affect the verdict of the next one.
         return failure("error", f"{type(error).__name__}: {str(error)[:200]}")
 
 
 def failure(status: str, reason: str) -> dict[str, Any]:
-    """Build the reply for an answer that got no verdict."""
+    """Build the reply for an answer without a verdict."""
     return {
         "correct": False,
         "extracted": None,
@@ -137,7 +139,7 @@ def failure(status: str, reason: str) -> dict[str, Any]:
 
 
 def _limit_memory(gib: float) -> None:
-    """Cap the address space, so that one answer cannot take the machine's memory."""
+    """Limit the address space, so that one answer cannot use all memory of the machine."""
     limit = int(gib * 2**30)
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard != resource.RLIM_INFINITY:
@@ -145,8 +147,8 @@ def _limit_memory(gib: float) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
-def _silence() -> None:
-    """Send what parsers print about malformed input to nowhere; the reply says it all."""
+def silence() -> None:
+    """Discard what parsers print about malformed input; the reply contains the reason."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)

@@ -1,10 +1,10 @@
-"""What is installed, what this machine has, what of it works, and the remedy where it does not.
+"""Check what is installed, what this machine has and whether it works, and name remedies.
 
 Imports that may crash, hang or take seconds (transformers' models, vLLM, DeepSpeed) are tried in
-processes of their own with a time limit, so that a broken package is a finding and not the end of
-the examination. The findings never hold a secret: of a token only whether there is one.
+separate processes with a time limit, so that a broken package is a finding and does not end the
+check. The findings never contain a secret: of a token they only say whether it exists.
 
-Not covered: whether a GPU is fast, whether a model fits into its memory.
+It does not check whether a GPU is fast or whether a model fits into its memory.
 """
 
 import concurrent.futures
@@ -28,7 +28,7 @@ from packaging.version import InvalidVersion, Version
 from rich.console import Console
 from rich.table import Table
 
-from rlvr.remedies import VLLM_INSTALL, VLLM_PACKAGES, fault_and_remedy, vllm_reinstall
+from rlvr.install_hints import VLLM_INSTALL, VLLM_PACKAGES, fault_and_remedy, vllm_reinstall
 
 Status = Literal["ok", "missing", "broken", "note"]
 
@@ -43,7 +43,7 @@ _STYLES: dict[Status, str] = {"ok": "green", "missing": "red", "broken": "red", 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at; a remedy where there is something to do."""
+    """One thing that was checked, with a remedy if something must be done."""
 
     name: str
     status: Status
@@ -51,12 +51,12 @@ class Finding:
     remedy: str | None = None
 
 
-def examine(folder: Path = Path("."), timeout_s: float = 120.0) -> list[Finding]:
-    """Look at Python, packages, devices, disk, optional engines, browser and Hub access.
+def diagnose(folder: Path = Path("."), timeout_s: float = 120.0) -> list[Finding]:
+    """Check Python, packages, devices, disk, optional engines, browser and Hub access.
 
     Args:
-        folder: Where runs will be written (its disk is looked at).
-        timeout_s: Limit for each import that is tried in a process of its own.
+        folder: Where runs will be written; its disk is checked.
+        timeout_s: Time limit in seconds for each import that is tried in a separate process.
     """
     groups, origin = _requirements()
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -77,13 +77,14 @@ def examine(folder: Path = Path("."), timeout_s: float = 120.0) -> list[Finding]
     return [*found, _browser_finding(), *_hub_findings(os.environ)]
 
 
-def healthy(findings: Iterable[Finding]) -> bool:
-    """Whether nothing needed is missing or broken; the command exits with 0 then, else with 1."""
+def is_healthy(findings: Iterable[Finding]) -> bool:
+    """Whether nothing required is missing or broken; the command then exits with 0, otherwise with
+    1."""
     return all(finding.status in ("ok", "note") for finding in findings)
 
 
-def table(findings: Iterable[Finding]) -> Table:
-    """The findings as a rich table."""
+def findings_table(findings: Iterable[Finding]) -> Table:
+    """The findings as a table for rich."""
     result = Table("", "what", "found", "remedy", box=None, pad_edge=False)
     for finding in findings:
         status = f"[{_STYLES[finding.status]}]{finding.status}[/]"
@@ -91,19 +92,19 @@ def table(findings: Iterable[Finding]) -> Table:
     return result
 
 
-def render(findings: Sequence[Finding], width: int = 120) -> str:
-    """The table as plain text, with one line of conclusion."""
+def render_findings(findings: Sequence[Finding], width: int = 120) -> str:
+    """The table as plain text, with a final line that sums it up."""
     console = Console(file=io.StringIO(), width=width, no_color=True, highlight=False)
-    console.print(table(findings))
+    console.print(findings_table(findings))
     faults = [item for item in findings if item.status in ("missing", "broken")]
     names = ", ".join(item.name for item in faults)
-    console.print(f"{len(faults)} to mend: {names}" if faults else "all that is needed works")
+    console.print(f"{len(faults)} to fix: {names}" if faults else "everything required works")
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
 def _plain(text: str) -> str:
-    """Square brackets are markup to rich; here they are extras of packages."""
+    """Escape square brackets, which are extras of packages here but markup for rich."""
     return text.replace("[", r"\[")
 
 
@@ -114,16 +115,16 @@ def _python_finding(version: Sequence[int]) -> Finding:
     text = ".".join(str(part) for part in version)
     least = ".".join(str(part) for part in _LEAST_PYTHON)
     if tuple(version[:2]) < _LEAST_PYTHON:
-        remedy = f"make an environment with Python {least} or later"
+        remedy = f"create an environment with Python {least} or later"
         return Finding("python", "broken", f"{text} is older than {least}", remedy)
     return Finding("python", "ok", f"{text} on {platform.system()} {platform.machine()}")
 
 
 def _requirements() -> tuple[dict[str, list[Requirement]], Finding]:
-    """What the distribution asks for, by extra ("" for all that is needed anyway).
+    """Requirements of the distribution by extra ("" for the required ones).
 
-    Of a checkout that is not installed: what its pyproject.toml asks for. The engines' extras are
-    left out, since one excludes the other; they have a finding of their own.
+    For a checkout that is not installed, they come from its pyproject.toml. The engines' extras are
+    skipped, because one excludes the other; they have a separate finding.
     """
     try:
         version = metadata.version(_DISTRIBUTION)
@@ -184,7 +185,7 @@ def _extra_finding(extra: str, members: Sequence[Requirement]) -> Finding:
 
 
 def _reinstall(name: str) -> str:
-    """The command that brings back the package at the version that is asked for."""
+    """The command that reinstalls the package in the required version."""
     asked = _requirements()[0].get("", [])
     pin = next((str(item.specifier) for item in asked if item.name == name), "")
     return f"pip install --force-reinstall --no-deps '{name}{pin}'"
@@ -215,7 +216,7 @@ def _device_findings() -> Iterator[Finding]:
     memory = psutil.virtual_memory()
     detail = f"{memory.total / _GIB:.1f} GiB, {memory.available / _GIB:.1f} GiB of it free"
     if memory.available < _LOW_MEMORY_GIB * _GIB:
-        yield Finding("memory", "note", detail, "end other programs or choose a smaller model")
+        yield Finding("memory", "note", detail, "close other programs or choose a smaller model")
     else:
         yield Finding("memory", "ok", detail)
     yield from _gpu_findings()
@@ -248,7 +249,7 @@ def _gpu_findings() -> Iterator[Finding]:
         yield Finding(
             "gpu",
             "broken",
-            f"a driver is there, but torch ({build}) sees no GPU",
+            f"there is a driver, but torch ({build}) sees no GPU",
             "install torch from PyPI's CUDA build and check nvidia-smi",
         )
     else:
@@ -258,7 +259,7 @@ def _gpu_findings() -> Iterator[Finding]:
 def _gpu_finding(torch: Any, index: int) -> Finding:  # noqa: ANN401  (a module)
     properties = torch.cuda.get_device_properties(index)
     free, total = torch.cuda.mem_get_info(index)
-    # bf16 in hardware came with compute capability 8.
+    # Hardware supports bf16 from compute capability 8 on.
     bf16 = "bf16" if properties.major >= 8 else "no bf16 (train in float32 or float16)"
     detail = f"{properties.name}, {total / _GIB:.0f} GiB, {free / _GIB:.0f} GiB free, {bf16}"
     return Finding(f"gpu {index}", "ok" if properties.major >= 8 else "note", detail)
@@ -271,7 +272,7 @@ def _disk_finding(folder: Path) -> Finding:
     free = shutil.disk_usage(place).free / _GIB
     detail = f"{free:.1f} GiB free at {place}"
     if free < _LOW_DISK_GIB:
-        return Finding("disk", "note", detail, "free space, or keep fewer checkpoints")
+        return Finding("disk", "note", detail, "free some space, or keep fewer checkpoints")
     return Finding("disk", "ok", detail)
 
 
@@ -283,12 +284,12 @@ def _shared_memory_finding() -> Finding:
     return Finding("shared memory", "ok", f"{free:.1f} GiB free at {place}")
 
 
-# What only a process of its own should try.
+# Checks that must run in a separate process.
 
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """How trying some code ended: its output, or the reason why there is none."""
+    """The result of running some code: its output, or the reason why there is none."""
 
     output: str | None
     reason: str = ""
@@ -296,7 +297,7 @@ class _Attempt:
 
 
 def _attempt(code: str, timeout_s: float, extra_env: Mapping[str, str] | None = None) -> _Attempt:
-    """Run code in a fresh interpreter, and end all that it started when the time is up."""
+    """Run code in a new interpreter, and kill everything that it started when the time is up."""
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         env={**os.environ, **(extra_env or {})},
@@ -316,14 +317,14 @@ def _attempt(code: str, timeout_s: float, extra_env: Mapping[str, str] | None = 
     if process.returncode == 0:
         return _Attempt(_last_line(output))
     if process.returncode < 0:
-        reason = f"the import was ended by {signal.Signals(-process.returncode).name}"
+        reason = f"the import was killed by {signal.Signals(-process.returncode).name}"
     else:
         reason = _last_line(errors)
     return _Attempt(None, reason, errors)
 
 
 def _failed(name: str, attempt: _Attempt, remedy: str) -> Finding:
-    """The finding of a failed attempt; faults that are known get their own remedy."""
+    """The finding of a failed attempt; known faults have specific remedies."""
     known = fault_and_remedy(attempt.errors)
     if known is not None:
         return Finding(name, "broken", *known)
@@ -369,7 +370,7 @@ def _deepspeed_finding(timeout_s: float) -> Finding:
         detail = f"{version} can be imported, but lacks {' and '.join(absent)} to build its kernels"
         return Finding("deepspeed ops", "note", detail, "apt-get install g++; pip install ninja")
     return Finding(
-        "deepspeed ops", "ok", f"{version} can be imported, ninja and a compiler are there"
+        "deepspeed ops", "ok", f"{version} can be imported, ninja and a compiler are available"
     )
 
 
@@ -409,7 +410,7 @@ def _hub_findings(environment: Mapping[str, str]) -> Iterator[Finding]:
     from huggingface_hub import get_token
 
     present = get_token() is not None
-    detail = "present" if present else "none; private models and pushing need one"
+    detail = "present" if present else "none; private models and uploads need one"
     yield Finding(
         "hub token",
         "ok" if present else "note",

@@ -1,13 +1,15 @@
-"""The processes of a job, and the few things they say to each other.
+"""The processes of a job and their collective operations.
 
-One process is the common case: every exchange is then the identity and costs nothing. Objects
-travel as JSON in tensors and not pickled, so that reading one can never run code; everything here
-goes over a group of CPU tensors (gloo), beside whatever the gradients use.
+With one process, the common case, every operation is the identity and costs nothing. Objects are
+sent as JSON in tensors, not pickled, so that reading one can never run code. All operations use a
+group for CPU tensors (gloo), separate from the group of the gradients.
 """
 
+import atexit
 import json
 import os
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,12 +17,12 @@ import torch.distributed as dist
 
 
 class Ranks:
-    """This process's place in the job; a collective call has to be made on every rank.
+    """This process's rank in the job; every rank must make each collective call.
 
-    Two threads must not share one: give each its own :meth:`group`.
+    Two threads must not share an instance: give each its own :meth:`group`.
 
     Args:
-        timeout_s: Longest wait for another rank in a collective, in seconds.
+        timeout_s: Maximum wait for another rank in a collective call, in seconds.
     """
 
     def __init__(self, timeout_s: float = 1800.0) -> None:
@@ -31,27 +33,28 @@ class Ranks:
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0")) if joined else 0
         self._group: Any = None
         if self.count > 1:
+            _leave_at_exit()
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that writes files and speaks to people."""
+        """Whether this is rank 0, which writes files and prints messages."""
         return self.rank == 0
 
     def group(self) -> "Ranks":
-        """The same ranks over connections of their own, for another thread; collective."""
+        """The same ranks with separate connections, for another thread; a collective call."""
         return Ranks(self.timeout_s)
 
     def share(self, count: int) -> range:
-        """This rank's contiguous part of ``count`` things, spread as evenly as they divide."""
+        """This rank's contiguous share of ``count`` items, divided as evenly as possible."""
         return range(count * self.rank // self.count, count * (self.rank + 1) // self.count)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Elementwise sum over ranks of a CPU tensor of equal shape everywhere."""
+        """Elementwise sum over ranks of a CPU tensor with the same shape on all ranks."""
         return self._reduce(values, dist.ReduceOp.SUM)
 
     def maximum(self, values: torch.Tensor) -> torch.Tensor:
-        """Elementwise maximum over ranks of a CPU tensor of equal shape everywhere."""
+        """Elementwise maximum over ranks of a CPU tensor with the same shape on all ranks."""
         return self._reduce(values, dist.ReduceOp.MAX)
 
     def _reduce(self, values: torch.Tensor, operation: Any) -> torch.Tensor:  # noqa: ANN401
@@ -62,7 +65,7 @@ class Ranks:
         return total
 
     def gather(self, value: Any) -> list[Any]:  # noqa: ANN401
-        """Every rank's value, by rank; a value is whatever JSON can carry."""
+        """Every rank's JSON value, by rank."""
         if self.count == 1:
             return [value]
         body = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -82,10 +85,24 @@ class Ranks:
         return found
 
     def broadcast(self, value: Any) -> Any:  # noqa: ANN401
-        """The first rank's value, on every rank."""
+        """Rank 0's value, on every rank."""
         return self.gather(value if self.first else None)[0]
 
     def barrier(self) -> None:
-        """Wait until every rank has come here."""
+        """Wait until every rank has called this."""
         if self.count > 1:
             dist.barrier(group=self._group)
+
+
+@cache
+def _leave_at_exit() -> None:
+    """Have this process leave the job before the interpreter is taken down.
+
+    Else threads of the groups are, which aborts the process now and then after all is done.
+    """
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

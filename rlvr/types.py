@@ -2,32 +2,31 @@
 
 Shape letters, used as suffixes of tensor names:
 
-====== =====================================================================================
-letter axis
-====== =====================================================================================
-B      sequences (completions) in a batch or micro-batch
-T      completion positions, padded on the right to the longest completion of the batch
-L      input positions of a micro-batch row (prompt and completion, or a packed row)
-R      rows of a micro-batch as the model sees them (B when padded, 1 when packed)
-N      completion tokens of a micro-batch, flattened without padding
-C      tokens of one chunk of N
-V      vocabulary
-D      hidden size
-G      completions (samples) of one prompt
-M      layers with a mixture of experts
-E      experts of such a layer
-K      experts that a token goes to; completions of a preference (K = 2 of a pair)
-====== =====================================================================================
+    B   sequences (completions) in a batch or micro-batch
+    T   completion positions, padded on the right to the longest completion of the batch
+    L   input positions of a micro-batch row (prompt and completion, or a packed row)
+    R   rows of a micro-batch as the model sees them (B when padded, 1 when packed)
+    N   completion tokens of a micro-batch, flattened without padding
+    C   tokens of one chunk of N
+    V   vocabulary
+    D   hidden size
+    G   completions (samples) of one prompt
+    M   layers with a mixture of experts
+    E   experts of such a layer
+    K   experts that a token goes to; completions of a preference (K = 2 of a pair)
 """
 
-from dataclasses import dataclass, field, fields
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypedDict
 
-import torch
+from rlvr.lazy import torch
 
 
 class Message(TypedDict):
-    """One chat turn."""
+    """One chat turn; it may have further keys, which a chat template may print."""
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -38,13 +37,21 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A prompt with a reference answer that a verifier can check a response against."""
+    """A prompt with a reference answer that a verifier can check a response against.
+
+    ``answer`` is "" where the data have none. ``columns`` is the row that it came from, where
+    somebody wants it; ``conversational`` says that the row holds the prompt as messages.
+    ``grader`` judges answers (`reward.graders`).
+    """
 
     id: str
     messages: tuple[Message, ...]
     answer: str
     source: str
     metadata: dict[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    conversational: bool = field(default=False, compare=False)
+    grader: str = "rlvr"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +91,9 @@ class Batch:
     from lengths, so a tokenizer whose padding token is its end token changes nothing.
     ``rollout_logprobs_BT`` are the engine's log-probabilities of what it sampled,
     ``old_logprobs_BT`` the learner's under the weights that the update starts from,
-    ``reference_logprobs_BT`` those of the frozen reference; each where something needs them. Of the
-    same old policy are ``old_entropy_BT``, ``log_kept_mass_BT`` and ``kept_BT`` (its proxy
-    distribution's mass, and whether that holds the token) and ``proxy_rows``: for each completion,
-    the entries of its proxy distributions as column, token and log-probability, and ``experts``, of
-    a mixture of experts: for each completion the choices [P, M, K] at all positions of prompt and
-    completion but the last. A critic's
-    ``old_values_BT`` belong to the states before the tokens, and ``returns_BT`` are what it is
-    trained towards. For an implicit process reward model, ``labels_B`` are outcomes in [0, 1],
-    ``prm_reference_BT`` its reference's log-probabilities at temperature 1, ``process_rewards_BT``
-    the rewards that it gave each token, and ``token_rewards_BT`` what a critic is to make
-    advantages of instead of ``rewards_B``; ``prm_rivals_B2`` are what each completion's score is
-    compared with, and its weight, where the reward model learns by comparison.
+    ``reference_logprobs_BT`` those of the frozen reference; each where something needs them.
+    ``columns`` are what single methods need, by name: tensors [B, ...], or tuples with something
+    for each completion. Whoever adds one says what it means.
     """
 
     prompt_ids: tuple[tuple[int, ...], ...]
@@ -107,24 +105,30 @@ class Batch:
     rollout_logprobs_BT: torch.Tensor | None = None
     old_logprobs_BT: torch.Tensor | None = None
     reference_logprobs_BT: torch.Tensor | None = None
-    old_entropy_BT: torch.Tensor | None = None
-    log_kept_mass_BT: torch.Tensor | None = None
-    kept_BT: torch.Tensor | None = None
-    old_values_BT: torch.Tensor | None = None
-    returns_BT: torch.Tensor | None = None
-    labels_B: torch.Tensor | None = None
-    prm_reference_BT: torch.Tensor | None = None
-    process_rewards_BT: torch.Tensor | None = None
-    token_rewards_BT: torch.Tensor | None = None
-    prm_rivals_B2: torch.Tensor | None = None
-    proxy_rows: tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], ...] | None = None
-    experts: tuple[torch.Tensor, ...] | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.completion_ids)
 
     @property
-    def columns(self) -> dict[str, torch.Tensor]:
-        """The tensor columns that are there, by name."""
-        found = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    def rows_with_tokens(self) -> list[int]:
+        """The completions that are not masked out whole."""
+        rows: list[int] = self.mask_BT.any(-1).nonzero()[:, 0].tolist()
+        return rows
+
+    def with_columns(self, **columns: Any) -> Batch:  # noqa: ANN401
+        """The batch with more named columns."""
+        return replace(self, columns={**self.columns, **columns})
+
+    def select(self, rows: Sequence[int]) -> Batch:
+        """The given rows, in that order."""
+        index = torch.tensor(rows, dtype=torch.long)
+
+        def chosen(column: Any) -> Any:  # noqa: ANN401
+            if isinstance(column, tuple):
+                return tuple(column[row] for row in rows)
+            return None if column is None else column[index]
+
+        columns = {name: chosen(column) for name, column in self.columns.items()}
+        common = [item.name for item in fields(self) if item.name != "columns"]
+        return Batch(**{name: chosen(getattr(self, name)) for name in common}, columns=columns)

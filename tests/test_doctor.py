@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rlvr import doctor
-from rlvr.doctor import Finding, examine, healthy, render
+from rlvr.doctor import Finding, diagnose, is_healthy, render_findings
 
 TORCHVISION_FAULT = 'raise RuntimeError("operator torchvision::nms does not exist")\n'
 TORCHVISION_REMEDY = "pip uninstall -y torchvision torchaudio torchcodec"
@@ -108,7 +108,7 @@ def test_a_vllm_that_lacks_what_is_used_is_broken(site):
 def test_an_import_that_crashes_is_a_finding(site):
     site.add("vllm", "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     finding = doctor._vllm_finding(60)
-    assert (finding.status, finding.detail) == ("broken", "the import was ended by SIGSEGV")
+    assert (finding.status, finding.detail) == ("broken", "the import was killed by SIGSEGV")
 
 
 def test_an_import_that_hangs_is_ended_with_all_it_started(site, tmp_path):
@@ -310,8 +310,9 @@ def test_without_a_gpu_the_cpu_is_named(commands, monkeypatch):
 
 
 def test_a_torch_that_cannot_be_imported_is_broken(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    (finding,) = doctor._gpu_findings()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch", None)
+        (finding,) = doctor._gpu_findings()
     assert finding.status == "broken"
     assert "torch cannot be imported" in finding.detail
     assert re.search(r"'torch==[\d.]+'$", finding.remedy)
@@ -324,7 +325,7 @@ def test_the_disk_of_a_folder_to_be_is_looked_at(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: usage(1, 1, 2 * 1024**3))
     full = doctor._disk_finding(tmp_path)
     assert (full.status, full.detail) == ("note", f"2.0 GiB free at {tmp_path}")
-    assert "free space" in full.remedy
+    assert "free some space" in full.remedy
 
 
 # Browser and Hub.
@@ -355,7 +356,7 @@ def test_of_a_token_only_its_presence_is_told(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_VerySecretValue")
     token = list(doctor._hub_findings(os.environ))[1]
     assert (token.status, token.detail) == ("ok", "present")
-    assert "VerySecret" not in render([token])
+    assert "VerySecret" not in render_findings([token])
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     token = list(doctor._hub_findings(os.environ))[1]
@@ -367,10 +368,10 @@ def test_of_a_token_only_its_presence_is_told(monkeypatch, tmp_path):
 
 def test_only_what_is_missing_or_broken_is_unhealthy():
     fine = [Finding("a", "ok", ""), Finding("b", "note", "")]
-    assert healthy(fine)
-    assert healthy([])
-    assert not healthy([*fine, Finding("c", "missing", "")])
-    assert not healthy([*fine, Finding("c", "broken", "")])
+    assert is_healthy(fine)
+    assert is_healthy([])
+    assert not is_healthy([*fine, Finding("c", "missing", "")])
+    assert not is_healthy([*fine, Finding("c", "broken", "")])
 
 
 def test_the_table_shows_status_finding_and_remedy_and_ends_with_what_to_mend():
@@ -379,17 +380,17 @@ def test_the_table_shows_status_finding_and_remedy_and_ends_with_what_to_mend():
         Finding("vllm", "broken", "fell over", "pip install 'rlvr[vllm]'"),
         Finding("peft", "missing", "not installed", "pip install peft"),
     ]
-    text = render(findings)
+    text = render_findings(findings)
     assert "pip install 'rlvr[vllm]'" in text
     assert re.search(r"broken +vllm +fell over", text)
-    assert text.rstrip().endswith("2 to mend: vllm, peft")
+    assert text.rstrip().endswith("2 to fix: vllm, peft")
     assert "\x1b" not in text
-    assert render(findings[:1]).rstrip().endswith("all that is needed works")
+    assert render_findings(findings[:1]).rstrip().endswith("everything required works")
 
 
 def test_the_whole_examination_looks_at_everything(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_VerySecretValue")
-    findings = examine(tmp_path, timeout_s=120)
+    findings = diagnose(tmp_path, timeout_s=120)
     names = [item.name for item in findings]
     assert len(names) == len(set(names))
     assert {
@@ -410,4 +411,4 @@ def test_the_whole_examination_looks_at_everything(tmp_path, monkeypatch):
     } <= set(names)
     assert any(name.startswith("gpu") for name in names)
     assert all(item.remedy for item in findings if item.status in ("missing", "broken"))
-    assert "VerySecret" not in render(findings)
+    assert "VerySecret" not in render_findings(findings)

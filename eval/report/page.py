@@ -1,14 +1,15 @@
-"""``write_report``: scored evaluations in, one HTML page out that needs nothing else.
+"""``write_report`` turns scored evaluations into one self-contained HTML page.
 
-Several evaluations (the checkpoints of a run, or models to compare) share the page: a line each in
-the plots, a row each in the heat map of problems.
+Several evaluations (the checkpoints of a run, or models to compare) share the page: each has a line
+in the plots and a row in the heat map of problems.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.files import PAGE, Row
+from eval.compare import Compared, comparison_rows
+from eval.evaluation_folder import PAGE, Row
 from eval.metrics import shown_ks
 from eval.report.samples import choose_samples
 from eval.results import interval, percent, read_results
@@ -17,15 +18,18 @@ from rlvr.page import embed, render, write_page
 SCRIPTS = ("plots.js", "samples.js", "main.js")
 
 
-def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(
+    folders: Sequence[Path], out: Path | None = None, compared: Compared | None = None
+) -> Path:
     """Write the page of scored evaluations.
 
     Args:
-        folders: At least one; in the order in which they are shown.
+        folders: At least one folder, in the order in which they are shown.
         out: File to write; None is ``report.html`` in the first folder.
+        compared: Tests of the others against the first, to be shown too.
 
     Raises:
-        ValueError: A folder holds no scored evaluation, or ``out`` is a folder.
+        ValueError: A folder contains no scored evaluation, or ``out`` is a folder.
     """
     out = folders[0] / PAGE if out is None else out
     if out.is_dir():
@@ -43,6 +47,8 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         "table": [
             row for label, item in zip(labels, results, strict=True) for row in _table(label, item)
         ],
+        "tests": [] if compared is None else comparison_rows(compared),
+        "tests_notes": [] if compared is None else list(compared.notes),
         "manifests": [_manifest(item) for item in results],
         "benchmarks": _benchmarks(results),
         "problems": {name: _heat(name, chosen.values) for name in _names(results)},
@@ -85,8 +91,8 @@ def _notes(results: Sequence[Row], labels: Sequence[str]) -> list[str]:
         manifest = item["manifest"]
         if manifest.get("limit") or manifest.get("only"):
             notes.append(
-                f"{label}: a trial on part of the problems; it does not compare with "
-                "published scores."
+                f"{label}: a trial on part of the problems; it is not comparable with published "
+                "scores."
             )
         notes += [f"{label}: {note}" for note in manifest["notes"]]
     return notes
@@ -124,7 +130,7 @@ def _at(item: Row, metric: str, k: str) -> str | None:
 
 
 def _manifest(results: Row) -> list[list[str]]:
-    """What was evaluated and how, as name and text."""
+    """What was evaluated and how, as pairs of name and text."""
     manifest = results["manifest"]
     model = manifest["model"]
     facts = [
@@ -153,7 +159,7 @@ def _manifest(results: Row) -> list[list[str]]:
 
 
 def _benchmarks(results: Sequence[Row]) -> dict[str, Any]:
-    """What the plots need, by benchmark; one entry per run, None where it has none."""
+    """Data of the plots by benchmark; one entry per run, None if the run lacks the benchmark."""
     found: dict[str, Any] = {}
     for name in _names(results):
         items = [item["benchmarks"].get(name) for item in results]
@@ -188,7 +194,7 @@ def _groups(items: Sequence[Row | None], key: str) -> list[Row]:
 
 
 def _heat(name: str, values: Sequence[dict[tuple[str, str], float]]) -> Row:
-    """Share of right samples of every problem in every run; None where it was not asked."""
+    """Share of right samples of every problem in every run; None if the run lacks the problem."""
     ids = list(dict.fromkeys(problem for run in values for bench, problem in run if bench == name))
     return {
         "ids": ids,

@@ -1,27 +1,27 @@
-"""Which samples a page carries, and their values for the heat map.
+"""Choose the samples of a page, and compute the values of the heat map.
 
-A page of everything would not open: problems are taken evenly from every benchmark and evaluation
-until the budget is spent, whole problems at a time, and what stayed out is told.
+A page with all samples would be too large: whole problems are chosen evenly from every benchmark
+and evaluation until the budget is used, and the page says what was omitted.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.files import PROBLEMS, SAMPLES, SCORES, Row, key_of, read_lines
+from eval.evaluation_folder import PROBLEMS, SAMPLES, SCORES, Row, key_of, read_lines
 from rlvr.page import embed
 
 MAX_SAMPLES = 4000
 MAX_CHARACTERS = 16_000_000
 _LONGEST = 60_000
-"""Characters of a response that are shown; the file has all of it."""
+"""Maximum characters of a response that are shown; the file has all of it."""
 
 Place = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """JSON by element id, an index of it, per-problem values by run, and what was left out."""
+    """JSON by element id, an index of it, per-problem values by run, and what was omitted."""
 
     files: dict[str, str]
     index: list[Row]
@@ -36,8 +36,8 @@ def choose_samples(
 
     Args:
         folders: The evaluations.
-        most: Samples in all.
-        characters: Characters of JSON in all.
+        most: Maximum number of samples.
+        characters: Maximum characters of JSON.
     """
     files: dict[str, str] = {}
     index: list[Row] = []
@@ -48,7 +48,10 @@ def choose_samples(
         names = list(dict.fromkeys(name for name, _ in groups))
         share = max(1, most // (len(folders) * max(1, len(names))))
         room = characters // (len(folders) * max(1, len(names)))
-        problems = {(r["benchmark"], r["problem"]): r for r in read_lines(folder / PROBLEMS).rows}
+        problems = {
+            (r["benchmark"], r["problem"]): r
+            for r in read_lines(folder / PROBLEMS, ended=True).objects
+        }
         for name in names:
             mine = {place: rows for place, rows in groups.items() if place[0] == name}
             kept = _within(mine, problems, share, room)
@@ -57,7 +60,7 @@ def choose_samples(
             index.append({"run": number, "benchmark": name, "id": key, "problems": len(kept)})
             if len(kept) < len(mine):
                 notes.append(
-                    f"To keep the page small it holds the samples of {len(kept)} of {len(mine)} "
+                    f"To keep the page small it contains the samples of {len(kept)} of {len(mine)} "
                     f"{name} problems; all are in {SAMPLES}."
                 )
     return Chosen(files, index, values, list(dict.fromkeys(notes)))
@@ -65,9 +68,9 @@ def choose_samples(
 
 def _grouped(folder: Path) -> dict[Place, list[Row]]:
     """Samples with their verdicts, by problem."""
-    verdicts = {key_of(row): row for row in read_lines(folder / SCORES).rows}
+    verdicts = {key_of(row): row for row in read_lines(folder / SCORES, ended=True).objects}
     groups: dict[Place, list[Row]] = {}
-    for row in read_lines(folder / SAMPLES).rows:
+    for row in read_lines(folder / SAMPLES, ended=True).objects:
         verdict = verdicts.get(key_of(row))
         if verdict is not None:
             groups.setdefault((row["benchmark"], row["problem"]), []).append({**row, **verdict})
@@ -82,7 +85,7 @@ def _value(rows: Sequence[Row]) -> float:
 def _within(
     groups: dict[Place, list[Row]], problems: dict[Place, Row], most: int, characters: int
 ) -> list[str]:
-    """JSON of problems, evenly spread, as many as fit; at least one."""
+    """JSON of as many problems as fit, spread evenly; at least one."""
     places = list(groups)
     each = max(len(rows) for rows in groups.values())
     count = max(1, min(len(places), most // each))

@@ -1,4 +1,4 @@
-"""What this machine can do at best, measured in the same run as what is compared with it."""
+"""The limits of this machine, measured in the same run as the figures compared with them."""
 
 import statistics
 import time
@@ -10,13 +10,13 @@ import torch
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Rates of the bare machine.
+    """Highest rates of the machine.
 
     Attributes:
-        matmul_flops: Floating point operations a second of matrix products in the model's shapes
+        matmul_flops: Floating-point operations per second of matrix products in the model's shapes
             and precision.
-        copy_bytes: Bytes a second written by copying memory.
-        vllm_tokens: Tokens a second of vLLM's own ``LLM.generate``; None where it was not asked.
+        copy_bytes: Bytes per second written by copying memory.
+        vllm_tokens: Tokens per second of vLLM's ``LLM.generate``; None if not measured.
     """
 
     matmul_flops: float
@@ -42,7 +42,7 @@ def measure_ceilings(
 
 
 def _seconds(work: Callable[[], object], device: torch.device, least_s: float = 0.2) -> float:
-    """Median seconds of one call, of several blocks that take long enough to be timed."""
+    """Median seconds of one call, from several blocks that are long enough to be timed."""
 
     def block(calls: int) -> float:
         began = time.perf_counter()

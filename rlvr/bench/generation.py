@@ -1,6 +1,6 @@
-"""Tokens a second of a rollout engine, and of vLLM with nothing of ours around it.
+"""Tokens per second of a rollout engine, and of vLLM without our code.
 
-All requests run to the limit, so that everybody draws as many tokens.
+All requests run to the token limit, so that all engines draw the same number of tokens.
 """
 
 import json
@@ -14,23 +14,27 @@ from typing import Any
 
 import torch
 
-from rlvr.bench.updates import Size
-from rlvr.policy import ModelSettings, Policy
-from rlvr.rollout import Request, Sampling, build_engine
-from rlvr.rollout.build import EngineSettings
+from rlvr.bench.size import Size
+from rlvr.policy.model import Policy
+from rlvr.policy.settings import ModelSettings
+from rlvr.policy.vocabulary import vocab_size
+from rlvr.rollout.build import build_engine
+from rlvr.rollout.engine import Request
+from rlvr.rollout.sampling import Sampling
+from rlvr.rollout.settings import EngineSettings
 from rlvr.rollout.vllm_child import child_environment
 from rlvr.rollout.vllm_engine import engine_seed
 
 
-def requests_of(size: Size, vocabulary: int, seed: int) -> list[Request]:
-    """Random prompts, each with the seeds of its samples."""
+def requests_of(size: Size, vocab_size: int, seed: int) -> list[Request]:
+    """Random prompts with one seed per sample."""
     generator = torch.Generator().manual_seed(seed)
 
     def whole(limit: int, count: int) -> tuple[int, ...]:
         return tuple(torch.randint(limit, (count,), generator=generator).tolist())
 
     return [
-        Request(whole(vocabulary, size.prompt_tokens), whole(2**62, size.samples))
+        Request(whole(vocab_size, size.prompt_tokens), whole(2**62, size.samples))
         for _ in range(size.prompts)
     ]
 
@@ -38,8 +42,8 @@ def requests_of(size: Size, vocabulary: int, seed: int) -> list[Request]:
 def time_generation(
     settings: EngineSettings, policy: Policy, size: Size, repeats: int
 ) -> dict[str, float]:
-    """Start an engine, warm it up, and time ``repeats`` rollouts of ``size``; it is closed."""
-    vocabulary = policy.causal_lm.get_input_embeddings().num_embeddings
+    """Start an engine, warm it up, time ``repeats`` rollouts of ``size``, and close it."""
+    vocabulary = vocab_size(policy)
     began = time.perf_counter()
     engine = build_engine(settings, policy, [], size.prompt_tokens + size.tokens)
     try:
@@ -48,7 +52,7 @@ def time_generation(
         syncs, seconds = [], []
         for turn in range(repeats + 1):
             began = time.perf_counter()
-            engine.sync(policy, turn)  # forgets what was cached of prompts, too
+            engine.sync(policy, turn)  # this also drops the cached prompts
             syncs.append(time.perf_counter() - began)
             began = time.perf_counter()
             engine.generate(requests_of(size, vocabulary, turn), sampling)
@@ -67,10 +71,10 @@ def time_generation(
 
 
 def raw_vllm_tokens(model: ModelSettings, size: Size, repeats: int) -> float:
-    """Tokens a second of ``LLM.generate`` on the same requests, in a process of its own.
+    """Tokens per second of ``LLM.generate`` on the same requests, in a separate process.
 
     Raises:
-        ValueError: vLLM does not run here.
+        ValueError: vLLM does not run on this machine.
     """
     asked = {
         "model": str(model.path),
@@ -87,13 +91,13 @@ def raw_vllm_tokens(model: ModelSettings, size: Size, repeats: int) -> float:
         timeout=3600,
     )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise ValueError(f"vLLM's LLM.generate failed here: {last}; see rlvr doctor")
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
 def raw_llm(model: str, precision: str, longest: int) -> Any:  # noqa: ANN401
-    """vLLM in this process, set up as our engine sets it up."""
+    """vLLM in this process, with our engine's settings."""
     from vllm import LLM
 
     return LLM(
@@ -116,7 +120,7 @@ def raw_generate(
     pairs: Sequence[tuple[Sequence[int], int]],
     **sampling: Any,  # noqa: ANN401
 ) -> int:
-    """Tokens that ``LLM.generate`` gives to (prompt, seed) pairs."""
+    """Number of tokens that ``LLM.generate`` returns for (prompt, seed) pairs."""
     from vllm import SamplingParams
 
     prompts = [{"prompt_token_ids": list(prompt)} for prompt, _ in pairs]
@@ -131,10 +135,10 @@ def raw_generate(
 def _raw(asked: dict[str, Any]) -> float:
     size = Size(*asked["size"])
     llm = raw_llm(asked["model"], asked["precision"], size.prompt_tokens + size.tokens)
-    vocabulary = llm.llm_engine.model_config.get_vocab_size()
+    vocab_size = llm.llm_engine.model_config.get_vocab_size()
     rates = []
     for turn in range(asked["repeats"] + 1):
-        wanted = requests_of(size, vocabulary, turn)
+        wanted = requests_of(size, vocab_size, turn)
         pairs = [(request.prompt_ids, seed) for request in wanted for seed in request.seeds]
         llm.reset_prefix_cache()
         began = time.perf_counter()

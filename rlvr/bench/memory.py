@@ -1,4 +1,4 @@
-"""Peak memory of a process and all that it starts, each shared page counted once."""
+"""Peak memory of a process and all its descendants; each shared page is counted once."""
 
 import threading
 from types import TracebackType
@@ -7,10 +7,10 @@ import psutil
 
 
 class PeakMemory:
-    """Watches a process tree while the block runs; ``gib`` is the most it held at once.
+    """Watches a process tree while the block runs; ``gib`` is its peak memory.
 
-    Proportional set sizes are added up (resident ones where the system does not tell them), so that
-    a page which two processes share is not counted twice.
+    It adds up proportional set sizes (or resident ones if the system does not report them), so that
+    a page shared by two processes is not counted twice.
     """
 
     def __init__(self, pid: int, every_s: float = 0.25) -> None:
@@ -39,7 +39,7 @@ class PeakMemory:
 
 
 def tree_gib(process: psutil.Process) -> float:
-    """Memory of a process and its descendants now, GiB."""
+    """Current memory of a process and its descendants, in GiB."""
     try:
         family = [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:

@@ -1,26 +1,28 @@
-r"""How long a step takes on so many GPUs, and how to split them: a discrete-event model.
+r"""How long a step takes on a number of GPUs, and how to split them: a discrete-event model.
 
-Rollout GPUs decode, learner GPUs train, and the two run side by side as ``rollout.max_staleness``
-allows (rlvr/train/ahead.py). Everything follows from phase times that were measured:
+Rollout GPUs decode and learner GPUs train. They work at the same time as far as
+``rollout.max_staleness`` allows (rlvr/rl/rollouts.py). The model uses measured times of the phases:
 
-- **An engine** with b completions in flight takes ``decode_s + decode_row_s * b`` for a token of
-  each. Completions wait in one queue; an engine that has a place free takes the next, reads its
-  prompt (``prompt_tokens / prefill_tokens_per_s``, which holds the others up) and decodes it to its
-  length. Between two such events b is constant, so an engine's time is worked out event by event.
+- **An engine** with b completions in flight takes ``decode_s + decode_row_s * b`` for one token of
+  each. Completions wait in one queue; an engine with a free slot takes the next one, reads its
+  prompt (``prompt_tokens / prefill_tokens_per_s``, which delays the others) and decodes it to its
+  length. Between two such events b is constant, so an engine's time is computed event by event.
 - **Lengths** are log-normal with a mean and a 95 % quantile, cut at ``max_tokens``.
-- **The learner** trains tokens at ``trained_tokens_per_s`` a GPU; doubling its GPUs keeps
-  ``learner_scaling`` of the rate of each.
-- **A sync** takes ``sync_s`` whatever the number of engines (a broadcast).
+- **The learner** trains ``trained_tokens_per_s`` tokens per second and GPU; when the number of GPUs
+  doubles, each keeps ``learner_scaling`` of its rate.
+- **A sync** takes ``sync_s`` for any number of engines (it is a broadcast).
 
 With u_s the end of update s, g_s the end of rollout s and y the sync, for staleness k:
 
-    rollout s begins at  max(g_{s-1}, u_{s-1-k} + y)        its weights are old enough
+    rollout s begins at  max(g_{s-1}, u_{s-1-k} + y)        when its weights exist
     update s begins at   max(g_s, u_{s-1})
-    colocated:           rollout, update and sync take turns on all GPUs
+    colocated:           rollout, update and sync run one after another on all GPUs
 
-Left out: network contention, failures, evaluation and checkpoints, prompts shared by a group's
-completions in an engine's cache beyond the first, and pipelining within a rollout.
+The model ignores network contention, failures, evaluation and checkpoints, the sharing of a prompt
+by a group's completions in an engine's cache, and pipelining within a rollout.
 """
+
+from __future__ import annotations
 
 import heapq
 import math
@@ -28,9 +30,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-import numpy as np
 from pydantic import Field, model_validator
 
+from rlvr.lazy import np
 from rlvr.settings import Settings
 
 
@@ -38,18 +40,18 @@ class Lengths(Settings):
     """Distribution of completion lengths."""
 
     mean: float = Field(gt=0)
-    """Mean tokens of a completion, before the limit cuts it."""
+    """Mean number of tokens of a completion, before the limit cuts it."""
     p95: float = Field(gt=0)
-    """Length that 95 % of completions stay below."""
+    """95 % quantile of the length."""
     max_tokens: int = Field(ge=1)
-    """Limit at which completions are cut."""
+    """Maximum number of tokens of a completion."""
 
     @model_validator(mode="after")
-    def _possible(self) -> "Lengths":
+    def _possible(self) -> Lengths:
         if self.p95 < self.mean or self._spread() is None:
             raise ValueError(
                 f"no log-normal distribution has mean {self.mean:g} and 95 % quantile "
-                f"{self.p95:g}; the quantile is between the mean and 3.87 times the mean"
+                f"{self.p95:g}; the quantile must be between the mean and 3.87 times the mean"
             )
         return self
 
@@ -60,7 +62,7 @@ class Lengths(Settings):
         return None if inside < 0 else quantile - math.sqrt(inside)
 
     def draw(self, count: int, seed: int) -> np.ndarray:
-        """Lengths of ``count`` completions, whole tokens from 1 to the limit."""
+        """Lengths of ``count`` completions in tokens, from 1 to the limit."""
         sigma = self._spread()
         assert sigma is not None
         mu = math.log(self.mean) - sigma**2 / 2
@@ -69,52 +71,52 @@ class Lengths(Settings):
 
 
 class Measured(Settings):
-    """What was measured of one rollout GPU and one learner GPU (``rlvr bench`` says them)."""
+    """Measured figures of one rollout GPU and one learner GPU (``rlvr bench`` prints them)."""
 
     prompts_per_step: int = Field(ge=1)
-    """Prompts of a step."""
+    """Number of prompts in a step."""
     samples_per_prompt: int = Field(ge=1)
-    """Completions of each."""
+    """Number of completions of each prompt."""
     prompt_tokens: int = Field(ge=0)
-    """Tokens of a prompt."""
+    """Number of tokens of a prompt."""
     lengths: Lengths
-    """Tokens of the completions."""
+    """Distribution of completion lengths."""
     decode_s: float = Field(ge=0)
-    """Seconds of a decoding step with nothing in it: reading the weights, launching kernels."""
+    """Seconds of an empty decoding step: reading the weights, launching kernels."""
     decode_row_s: float = Field(ge=0)
     """Seconds that each completion in flight adds to a decoding step."""
     prefill_tokens_per_s: float = Field(gt=0)
-    """Prompt tokens read a second."""
+    """Prompt tokens prefilled per second."""
     max_num_seqs: int = Field(128, ge=1)
-    """Completions an engine has in flight."""
+    """Maximum number of completions in flight per engine."""
     gpus_per_engine: int = Field(1, ge=1)
-    """GPUs of an engine (tensor parallel)."""
+    """Number of GPUs of an engine (tensor parallelism)."""
     trained_tokens_per_s: float = Field(gt=0)
-    """Tokens, prompts included, that one learner GPU trains on a second."""
+    """Tokens, including prompts, on which one learner GPU trains per second."""
     learner_scaling: float = Field(0.95, gt=0, le=1)
-    """Share of a learner GPU's rate that is kept when their number doubles."""
+    """Share of its rate that a learner GPU keeps when the number of GPUs doubles."""
     gpus_per_learner: int = Field(1, ge=1)
-    """Least GPUs that hold the training state."""
+    """Minimum number of GPUs that can hold the training state."""
     sync_s: float = Field(ge=0)
-    """Seconds of giving new weights to the engines."""
+    """Seconds to send new weights to the engines."""
     overhead_s: float = Field(0.0, ge=0)
-    """Seconds of a step that neither generate nor train."""
+    """Seconds of a step outside generation and training."""
 
     @property
     def completions(self) -> int:
-        """Completions of a step."""
+        """Number of completions in a step."""
         return self.prompts_per_step * self.samples_per_prompt
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A split of the GPUs and what a step takes with it.
+    """A split of the GPUs and the times of a step with it.
 
     Attributes:
-        gpus: All of them.
-        rollout: Those that decode; 0 is colocated, all do both in turn.
-        learner: Those that train.
-        step_s: Seconds of a step, mean over the simulated ones.
+        gpus: Total number of GPUs.
+        rollout: GPUs that decode; 0 means colocated: all GPUs do both, one after the other.
+        learner: GPUs that train.
+        step_s: Seconds of a step, averaged over the simulated steps.
         rollout_s: Seconds of a rollout alone.
         update_s: Seconds of an update alone.
         idle: Share of GPU seconds in which a GPU waits for others.
@@ -130,19 +132,21 @@ class Prediction:
 
     @property
     def bound_by(self) -> str:
-        """What is to be made faster."""
+        """The phase that limits the speed."""
         if not self.rollout:
-            return "both in turn"
+            return "colocated"
         return "rollout" if self.rollout_s > self.update_s else "update"
 
 
 def rollout_seconds(lengths: Sequence[int], measured: Measured, engines: int) -> list[float]:
-    """When each engine is done with its share of a rollout, seconds from its begin.
+    """When each engine finishes its share of a rollout, in seconds from its start.
 
-    One queue, as our worker keeps it: whoever has a place free takes the next completion.
+    All engines share one queue, as in our rollout: an engine with a free slot takes the next
+        completion.
     """
     waiting = list(lengths)[::-1]
-    # Of each engine: the time, tokens decoded since its begin, ends of what is in flight.
+    # For each engine: the time, the tokens decoded since its start, the ends of completions in
+    # flight.
     times, decoded = [0.0] * engines, [0.0] * engines
     flying: list[list[float]] = [[] for _ in range(engines)]
     reading = measured.prompt_tokens / measured.prefill_tokens_per_s
@@ -176,7 +180,7 @@ def rollout_seconds(lengths: Sequence[int], measured: Measured, engines: int) ->
 
 
 def update_seconds(tokens: int, measured: Measured, gpus: int) -> float:
-    """Seconds of an update of so many tokens on so many learner GPUs."""
+    """Seconds of an update of ``tokens`` tokens on ``gpus`` learner GPUs."""
     kept = measured.learner_scaling ** math.log2(gpus)
     return tokens / (measured.trained_tokens_per_s * gpus * kept)
 
@@ -187,7 +191,7 @@ def predict(
     """Simulate ``steps`` steps of one split; ``rollout`` 0 is colocated on the learner's GPUs.
 
     Raises:
-        ValueError: A split without learners, or with fewer GPUs than an engine or learner needs.
+        ValueError: The split has no learner, or fewer GPUs than an engine or learner needs.
     """
     _check_split(measured, rollout, learner)
     gpus = rollout + learner
@@ -223,10 +227,10 @@ def predict(
 
 
 def best_split(measured: Measured, gpus: int, staleness: int, steps: int = 20) -> Prediction:
-    """The fastest way to use so many GPUs: the best split, or all for both in turn.
+    """The fastest use of a number of GPUs: the best split, or colocated.
 
     Raises:
-        ValueError: Too few GPUs for a learner or an engine.
+        ValueError: There are too few GPUs for a learner or an engine.
     """
     least = max(measured.gpus_per_learner, measured.gpus_per_engine)
     if gpus < least:
@@ -234,7 +238,8 @@ def best_split(measured: Measured, gpus: int, staleness: int, steps: int = 20) -
     found = [predict(measured, 0, gpus, staleness, steps)]
     unit = measured.gpus_per_engine
     most = (gpus - measured.gpus_per_learner) // unit
-    # Where rollout and update take equally long is near the best; a coarse grid, then around it.
+    # The best split is near the one where rollout and update take equally long: search a coarse
+    # grid, then around it.
     stride = max(1, most // 16)
     tried = set(range(1, most + 1, stride))
     for _ in range(2):

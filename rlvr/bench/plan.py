@@ -1,4 +1,4 @@
-"""``rlvr plan``: a table of predictions."""
+"""``rlvr plan``: print a table of predictions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +11,11 @@ def plan_table(path: Path, overrides: Sequence[str], gpus: str, staleness: int, 
     """The best split for each number of GPUs, as text.
 
     Raises:
-        ValueError: The file or the list of numbers cannot be read, or there are too few GPUs.
+        ValueError: The file or the list of numbers is invalid, or there are too few GPUs.
     """
     measured = load_settings(Measured, path, overrides)
     lines = [
-        f"{measured.completions} completions a step, staleness {staleness}",
+        f"{measured.completions} completions per step, staleness {staleness}",
         "  GPUs  rollout  learner    s/step  rollout s  update s   idle  speed-up  bound by",
     ]
     first: float | None = None
@@ -32,8 +32,8 @@ def plan_table(path: Path, overrides: Sequence[str], gpus: str, staleness: int, 
 
 
 def numbers(text: str) -> list[int]:
-    """1,2,8 as [1, 2, 8]."""
+    """Parse "1,2,8" as [1, 2, 8]."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdigit() and int(part) for part in parts):
-        raise ValueError(f"--gpus {text!r} is no list of numbers such as 1,8,64")
+        raise ValueError(f"--gpus {text!r} is not a list of numbers such as 1,8,64")
     return [int(part) for part in parts]

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rlvr.files import write_atomically
+
 _LABELS = {
     "start_seconds": "start s",
     "sync_seconds": "sync s",
@@ -26,15 +28,13 @@ _LABELS = {
 
 
 def write_json(found: dict[str, Any], path: Path) -> None:
-    """Write the figures, whole or not at all."""
+    """Write the figures atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, json.dumps(found, indent=1) + "\n")
 
 
 def render(found: dict[str, Any], console: Console) -> None:
-    """Show every part that was measured."""
+    """Print every part that was measured."""
     ceilings = found["ceilings"]
     console.print(
         f"machine: matrix products {ceilings['matmul_flops'] / 1e9:.1f} GFLOP/s, copying "
@@ -83,7 +83,7 @@ def _show_run(console: Console, run: dict[str, Any]) -> None:
         f"start {run['start_seconds']:.1f} s"
         + _given(", evaluation {:.1f} s", run["evaluate_seconds"])
         + _given(", checkpoint {:.1f} s", run["checkpoint_seconds"])
-        + _given(", {:.1f} tokens a completion", run["completion_length"])
+        + _given(", {:.1f} tokens per completion", run["completion_length"])
         + _given(", padding {:.1%}", run["pad_fraction"])
         + f", neither generation nor update {run['neither_generation_nor_update']:.1%}"
         + f", peak memory {run['peak_gib']:.2f} GiB",

@@ -1,6 +1,5 @@
-"""Where a training run's seconds go: a recipe, run for a few steps in a process of its own."""
+"""Where a training run's seconds go: run a recipe for a few steps in a separate process."""
 
-import json
 import os
 import statistics
 import subprocess
@@ -13,23 +12,24 @@ from typing import Any
 
 from rlvr.bench.ceilings import Ceilings
 from rlvr.bench.memory import PeakMemory
+from rlvr.files import read_lines
 
 PHASES = ("generate", "verify", "wait", "statistics", "update", "sync")
-"""What a step consists of; evaluation and checkpoints are beside it."""
+"""The phases of a step; evaluation and checkpoints are separate."""
 
 
 def benchmark_run(recipe: Path, overrides: Sequence[str], steps: int) -> dict[str, Any]:
-    """Train for ``steps`` steps and say how long each phase took.
+    """Train for ``steps`` steps and return how long each phase took.
 
-    The run's folder is temporary. The first step, in which much happens for the first time, counts
-    to the start and not to the medians.
+    The run's folder is temporary. The first step warms up; it counts as part of the start and not
+    in the medians.
 
     Raises:
-        ValueError: The run failed; with its last line.
+        ValueError: The run failed; the message contains its last line.
     """
     if steps < 2:
         raise ValueError(
-            f"{steps} steps leave nothing after the first, which only warms up; take 2"
+            f"{steps} steps leave none after the first, which only warms up; use at least 2"
         )
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
@@ -43,25 +43,23 @@ def benchmark_run(recipe: Path, overrides: Sequence[str], steps: int) -> dict[st
             output.seek(0)
             said = output.read().decode(errors="replace").strip().splitlines()
         if code:
-            raise ValueError(f"rlvr train {recipe} failed: {(said or ['it said nothing'])[-1]}")
-        return summary(folder, began, time.time() - began) | {"peak_gib": memory.gib}
+            raise ValueError(f"rlvr train {recipe} failed: {(said or ['no output'])[-1]}")
+        return phase_medians(folder, began, time.time() - began) | {"peak_gib": memory.gib}
 
 
-def summary(folder: Path, began: float, total_s: float) -> dict[str, Any]:
+def phase_medians(folder: Path, began: float, total_s: float) -> dict[str, Any]:
     """Median seconds of each phase of a finished run.
 
     Args:
-        folder: The run's.
-        began: When its process was started, seconds since the epoch.
-        total_s: How long it took, all in all.
+        folder: Folder of the run.
+        began: Start time of its process, in seconds since the epoch.
+        total_s: Total seconds of the process.
     """
     steps: dict[int, dict[str, float]] = {}
-    for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(text)
+    for row in read_lines(folder / "metrics.jsonl").objects:
         steps.setdefault(row["step"], {}).update(row)
     counted = [row for step, row in sorted(steps.items()) if step > 1]
-    spans = (folder / "timeline.jsonl").read_text(encoding="utf-8").splitlines()
-    first = min(json.loads(span)["begin"] for span in spans)
+    first = min(span["begin"] for span in read_lines(folder / "timeline.jsonl").objects)
 
     def middle(name: str, rows: Sequence[dict[str, float]] = counted) -> float | None:
         found = [row[name] for row in rows if name in row]
@@ -95,9 +93,10 @@ def summary(folder: Path, began: float, total_s: float) -> dict[str, Any]:
 
 
 def shares(found: dict[str, Any], ceilings: Ceilings, parameters: int) -> dict[str, float]:
-    """Each phase as a share of what the bare machine could do, where there is such a rate.
+    """Each phase as a share of the machine's limit, if the limit was measured.
 
-    Generation against vLLM's own tokens a second; a sync against one copy of float32 weights.
+    Generation is compared with vLLM's tokens per second, and a sync with one copy of the float32
+    weights.
     """
     shares: dict[str, float] = {}
     generated = found["generated_tokens_per_second"]

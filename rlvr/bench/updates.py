@@ -1,43 +1,32 @@
-"""Seconds and memory of the learner's update on batches of forced lengths."""
+"""Seconds and memory of the learner's update on batches with fixed lengths."""
 
 import statistics
-from dataclasses import dataclass
 
 import psutil
 
 from rlvr.bench.ceilings import Ceilings
+from rlvr.bench.size import Size
 from rlvr.bench.workloads import completion_lengths, made_up_batch
-from rlvr.learner import Learner, LearnerSettings
-from rlvr.objective import Clip, Objective, TokenMean
-from rlvr.policy import Policy
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is generated and trained on in a step."""
-
-    prompts: int = 2
-    samples: int = 8
-    prompt_tokens: int = 32
-    tokens: int = 64
-
-    @property
-    def completions(self) -> int:
-        """Completions of a step."""
-        return self.prompts * self.samples
+from rlvr.learner.learner import Learner
+from rlvr.learner.settings import LearnerSettings
+from rlvr.objective.objective import Objective
+from rlvr.objective.policy_losses.clip import Clip
+from rlvr.objective.reducers import TokenMean
+from rlvr.policy.model import Policy
+from rlvr.policy.vocabulary import vocab_size
 
 
 def time_updates(
     policy: Policy, workloads: list[str], size: Size, repeats: int, ceilings: Ceilings
 ) -> list[dict[str, float | str]]:
-    """Median update of each workload; a row each.
+    """The median update of each workload, one row each.
 
-    ``share_of_matmul`` is 6 x parameters x real tokens (prompts counted once a completion) over
-    what matrix products reach: above 1 is possible, since a prompt is run once for its group.
+    ``share_of_matmul`` is 6 x parameters x real tokens (prompts counted once per completion)
+    divided by the rate of matrix products. It can exceed 1, because a prompt is run once per group.
     """
     learner = Learner(policy, Objective(Clip(), (), TokenMean()), LearnerSettings(lr=1e-9))
     parameters = sum(weight.numel() for weight in policy.model.parameters())
-    vocabulary = policy.causal_lm.get_input_embeddings().num_embeddings
+    vocabulary = vocab_size(policy)
     rows: list[dict[str, float | str]] = []
     for workload in workloads:
         lengths = completion_lengths(workload, size.completions, size.tokens)
@@ -45,7 +34,7 @@ def time_updates(
             lengths,
             prompt_tokens=size.prompt_tokens,
             group_size=size.samples,
-            vocabulary=vocabulary,
+            vocab_size=vocabulary,
         )
         found = [learner.update(batch) for _ in range(repeats + 1)][1:]
         seconds = [metrics["time/update"] for metrics in found]

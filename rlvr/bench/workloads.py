@@ -1,7 +1,7 @@
-"""Work of a fixed size: how long the completions are, and a batch of them.
+"""Workloads of fixed size: lengths of completions, and batches with these lengths.
 
-Lengths are forced, so that two systems, or two versions of one, do exactly the same. Which shape a
-run has decides what batching can save:
+Lengths are fixed, so that two systems, or two versions of one, do exactly the same work. The shape
+of the workload determines how much batching can save:
 
     uniform     all equal: no padding to save
     lognormal   half of a padded batch is padding, as in reasoning traces
@@ -10,27 +10,26 @@ run has decides what batching can save:
 
 import math
 from statistics import NormalDist
-from typing import Literal, get_args
 
 import torch
 
+from rlvr.bench.size import WORKLOADS
 from rlvr.types import Batch
-
-Workload = Literal["uniform", "lognormal", "outlier"]
-WORKLOADS: tuple[str, ...] = get_args(Workload)
 
 
 def completion_lengths(workload: str, count: int, longest: int) -> list[int]:
-    """Lengths of ``count`` completions of which the longest has ``longest`` tokens.
+    """Lengths of ``count`` completions, the longest of which has ``longest`` tokens.
 
-    The log-normal ones are its quantiles (no draw, so the same everywhere), its spread such that
-    their mean is half of the longest.
+    The log-normal lengths are quantiles (not random, so the same everywhere); the spread is chosen
+    such that their mean is half of the longest.
 
     Raises:
-        ValueError: An unknown workload, or no tokens.
+        ValueError: The workload is unknown, or there are no tokens.
     """
     if count < 1 or longest < 1:
-        raise ValueError(f"{count} completions of {longest} tokens are no work; both from 1 on")
+        raise ValueError(
+            f"{count} completions of {longest} tokens are no work; both must be at least 1"
+        )
     if workload == "uniform":
         return [longest] * count
     if workload == "outlier":
@@ -56,31 +55,31 @@ def _half_padding(count: int, longest: int) -> list[int]:
         else:
             high = middle
     found = lengths(high)
-    # In an order that sorts nothing: batching must find the lengths that go together itself.
+    # In a shuffled order: batching itself must find lengths that go together.
     return [found[(place * 5 + 3) % count] if count % 5 else found[place] for place in range(count)]
 
 
 def made_up_batch(
-    lengths: list[int], *, prompt_tokens: int, group_size: int, vocabulary: int, seed: int = 0
+    lengths: list[int], *, prompt_tokens: int, group_size: int, vocab_size: int, seed: int = 0
 ) -> Batch:
-    """A batch of random tokens and advantages, completions of these lengths.
+    """A batch of random tokens and advantages with completions of these lengths.
 
     Args:
-        lengths: Tokens of each completion.
-        prompt_tokens: Tokens of each prompt; completions of a group share theirs.
-        group_size: Completions of a prompt.
-        vocabulary: Ids are drawn from [0, vocabulary).
-        seed: Of tokens and advantages.
+        lengths: Number of tokens of each completion.
+        prompt_tokens: Number of tokens of each prompt; completions of a group share a prompt.
+        group_size: Number of completions per prompt.
+        vocab_size: Ids are drawn from [0, vocab_size).
+        seed: Seed of tokens and advantages.
 
     Raises:
-        ValueError: The lengths do not part into whole groups.
+        ValueError: The lengths do not divide into whole groups.
     """
     if len(lengths) % group_size:
-        raise ValueError(f"{len(lengths)} completions do not part into groups of {group_size}")
+        raise ValueError(f"{len(lengths)} completions do not divide into groups of {group_size}")
     generator = torch.Generator().manual_seed(seed)
 
     def ids(count: int) -> tuple[int, ...]:
-        return tuple(torch.randint(vocabulary, (count,), generator=generator).tolist())
+        return tuple(torch.randint(vocab_size, (count,), generator=generator).tolist())
 
     prompts = [ids(prompt_tokens) for _ in range(len(lengths) // group_size)]
     mask_BT = torch.zeros(len(lengths), max(lengths))

@@ -11,6 +11,7 @@ import typer
 
 from rlvr.cli import (
     bench,
+    converting,
     distill,
     evaluation,
     export,
@@ -18,6 +19,8 @@ from rlvr.cli import (
     machine,
     preference,
     prm,
+    reporting,
+    sweeping,
     training,
 )
 
@@ -33,7 +36,20 @@ app = typer.Typer(
     ),
 )
 
-for room in (training, launching, evaluation, preference, prm, distill, export, bench, machine):
+for room in (
+    training,
+    reporting,
+    sweeping,
+    converting,
+    launching,
+    evaluation,
+    preference,
+    prm,
+    distill,
+    export,
+    bench,
+    machine,
+):
     app.add_typer(room.app)
 
 
@@ -43,7 +59,7 @@ def main() -> None:
     # (docs/benchmarks/learner.md). torch reads it when it makes its first tensor.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="rlvr", standalone_mode=False)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except (ValueError, OSError) as error:

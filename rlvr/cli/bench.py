@@ -36,7 +36,7 @@ def bench(
     steps: Annotated[int, typer.Option(min=2, help="Steps of it; the first warms up.")] = 4,
     out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
 ) -> None:
-    """Say where the seconds of a step go, beside what this machine could do at best.
+    """Say where the seconds of a step go, next to what this machine could do at best.
 
     Generation and update do a fixed amount of work: completions all run to their forced lengths, so
     two versions, or two machines, do the same. The ceilings (matrix products in the model's shapes,
@@ -47,17 +47,20 @@ def bench(
     Where a recipe's seconds go: rlvr bench ./smollm2 --parts run --recipe
     recipes/smollm2_arithmetic.yaml model.path=./smollm2
     """
+    from rlvr.bench.size import Size, check_names
+
+    names, shapes = parts.split(","), workloads.split(",")
+    check_names(names, shapes, engine, recipe)
     quiet_libraries()
     from rich.console import Console
 
-    from rlvr.bench import render, write_json
     from rlvr.bench.command import run_benchmark
-    from rlvr.bench.updates import Size
+    from rlvr.bench.render import render, write_json
 
     found = run_benchmark(
         model,
-        parts=parts.split(","),
-        workloads=workloads.split(","),
+        parts=names,
+        workloads=shapes,
         engine=engine,
         precision=precision,
         size=Size(prompts, samples, prompt_tokens, tokens),
@@ -80,7 +83,7 @@ def plan(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's."),
     ] = None,
-    gpus: Annotated[str, typer.Option(help="Numbers of GPUs, parted by commas.")] = (
+    gpus: Annotated[str, typer.Option(help="Numbers of GPUs, separated by commas.")] = (
         "1,2,4,8,16,32,64,128,256,512"
     ),
     staleness: Annotated[

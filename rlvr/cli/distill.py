@@ -1,5 +1,6 @@
 """The verbs of distillation: ``rlvr distill`` generate, filter, surprisal, page, settings."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -26,8 +27,10 @@ _Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KEY=VALUE]...",
-        help="Settings that replace the recipe's, such as rule.threshold=0.03 or samples=4; "
-        "`rlvr distill settings` lists all.",
+        help=(
+            "Settings that replace the recipe's, such as acceptance_rule.threshold=0.03; `rlvr "
+            "distill settings` lists all."
+        ),
     ),
 ]
 
@@ -53,18 +56,21 @@ def distill_generate(
 
     Example: rlvr distill generate recipes/distill/tiny.yaml samples=4
     """
-    quiet_libraries()
-    from rlvr.distill.generate import generate
-    from rlvr.distill.plan import render_plan
     from rlvr.distill.recipe import DistillRecipe
     from rlvr.settings import load_settings
 
     resolved = load_settings(DistillRecipe, recipe, overrides or [])
+    quiet_libraries()
     if dry_run:
+        from rlvr.distill.plan import render_plan
+
         typer.echo(render_plan(resolved))
         return
+    from rlvr.distill.generate import generate
+
     typer.echo(f"traces: {generate(resolved, resume=resume)}")
-    typer.echo(f"next:   rlvr distill filter {recipe} {' '.join(overrides or [])}".rstrip())
+    filtering = ["rlvr", "distill", "filter", str(recipe), *(overrides or [])]
+    typer.echo(f"next:   {shlex.join(filtering)}")
 
 
 @distill_app.command("filter")
@@ -82,12 +88,13 @@ def distill_filter(
 
     Example: rlvr distill filter recipes/distill/tiny.yaml filter.keep=random
     """
-    quiet_libraries()
-    from rlvr.distill.filter import KEPT, run_filter
     from rlvr.distill.recipe import DistillRecipe
     from rlvr.settings import load_settings
 
     resolved = load_settings(DistillRecipe, recipe, overrides or [])
+    quiet_libraries()
+    from rlvr.distill.filter import KEPT, run_filter
+
     summary = run_filter(resolved, partial=partial)
     dropped = ", ".join(f"{count} {name}" for name, count in summary["dropped"].items())
     typer.echo(
@@ -116,7 +123,8 @@ def distill_settings(
 _Traces = Annotated[
     list[Path],
     typer.Argument(
-        help="JSONL files of traces, or of prompts with responses, or of messages; run folders."
+        exists=True,
+        help="JSONL files of traces, or of prompts with responses, or of messages; run folders.",
     ),
 ]
 _Template = Annotated[
@@ -143,7 +151,7 @@ def distill_surprisal(
     template: _Template = "raw",
     reencode: _Reencode = False,
     bins: Annotated[int, typer.Option(min=1, help="Points of the curve along the trace.")] = 20,
-    words: Annotated[int, typer.Option(min=0, help="Tokens to name: the worst.")] = 20,
+    top: Annotated[int, typer.Option(min=0, help="How many improbable tokens to list.")] = 20,
     tokens: Annotated[int, typer.Option(min=1, help="Most input positions run at once.")] = 4096,
     out: Annotated[Path | None, typer.Option(help="JSON file for all figures.")] = None,
 ) -> None:
@@ -158,11 +166,18 @@ def distill_surprisal(
     """
     quiet_libraries()
     from rlvr.distill.surprisal import score_traces, surprisal, surprisal_table, write_surprisal
+    from rlvr.progress import watching
 
-    scored = score_traces(
-        traces, model, template=template, reencode=reencode, tokens_per_micro_batch=tokens
-    )
-    found = surprisal(scored, threshold=threshold, bins=bins, words=words)
+    with watching(f"scoring by {model}") as progress:
+        scored = score_traces(
+            traces,
+            model,
+            template=template,
+            reencode=reencode,
+            tokens_per_micro_batch=tokens,
+            progress=progress,
+        )
+    found = surprisal(scored, threshold=threshold, bins=bins, top=top)
     typer.echo(surprisal_table(found))
     if out is not None:
         write_surprisal(found, out, {"student": model, "sources": [str(path) for path in traces]})
@@ -178,7 +193,7 @@ def distill_page(
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="Whose tokens they are, where no recipe beside them names the student."),
+        typer.Option(help="Whose tokens they are, where no recipe next to them names the student."),
     ] = None,
     threshold: _Threshold = 0.01,
     template: _Template = "raw",

@@ -1,16 +1,67 @@
 """The verbs of measuring: eval, score, compare, grade."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from rlvr.cli.options import grouped, option
 from rlvr.cli.quiet import quiet_libraries
 
 app = typer.Typer(rich_markup_mode=None)
 
 
+@dataclass(frozen=True)
+class EvalOptions:
+    """Fields of :class:`eval.plan.EvalSettings`; ``engine`` is the name of one."""
+
+    benchmarks: str = option(
+        "Names separated by commas, 'all', or your own files: math500,mine=problems.jsonl.",
+        "--benchmarks",
+        "-b",
+        default="math500",
+    )
+    protocol: str = option("Prompt, decoding and grader by name.", default="rlvr")
+    template: str | None = option("Prompt template instead of the protocol's: name or YAML.")
+    samples: int | None = option("Samples of each problem.", "--n", min=1)
+    greedy: bool = option("Also one greedy completion of each problem.", "--greedy", default=False)
+    temperature: float | None = option("0 is greedy.", min=0)
+    top_p: float | None = option("Mass of the tokens kept.")
+    max_tokens: int | None = option("Limit of a completion.", min=1)
+    seed: int = option("Seed of all sampling.", default=0, min=0)
+    engine: str = option(
+        "transformers, vllm or vllm_server (docs/rollout.md).", default="transformers"
+    )
+    data: Path | None = option("Folder of benchmark files instead of the Hub (or RLVR_BENCHMARKS).")
+    limit: int | None = option("Only so many problems of each: a trial.", min=1)
+    task_loss: bool = option(
+        "Also bits per byte of the reference answers.", "--task-loss", default=False
+    )
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """As the settings are written."""
+        data = None if self.data is None else str(self.data)
+        return {**vars(self), "engine": {"name": self.engine}, "data": data}
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """What is evaluated, and what is shown of it."""
+
+    out: Path | None = option("Folder; by default evals/<MODEL>.")
+    ks: str | None = option("The k of pass@k, such as 1,4,8; by default all up to n.", "--k")
+    all_checkpoints: bool = option(
+        "Every checkpoint of a run, with one engine.", "--all-checkpoints", default=False
+    )
+    show_prompt: bool = option(
+        "Print the first prompt of each, and stop.", "--show-prompt", default=False
+    )
+
+
 @app.command("eval")
+@grouped
 def evaluate(
     model: Annotated[
         str, typer.Argument(help="Model folder, Hub id, run folder, or a checkpoint of a run.")
@@ -23,49 +74,9 @@ def evaluate(
             "workers=4 (docs/evaluation.md).",
         ),
     ] = None,
-    benchmarks: Annotated[
-        str,
-        typer.Option(
-            "--benchmarks",
-            "-b",
-            help="Names parted by commas, 'all', or your own files: math500,mine=problems.jsonl.",
-        ),
-    ] = "math500",
-    out: Annotated[Path | None, typer.Option(help="Folder; by default evals/<MODEL>.")] = None,
-    protocol: Annotated[str, typer.Option(help="Prompt, decoding and grader by name.")] = "rlvr",
-    template: Annotated[
-        str | None, typer.Option(help="Prompt template instead of the protocol's: name or YAML.")
-    ] = None,
-    n: Annotated[int | None, typer.Option(min=1, help="Samples of each problem.")] = None,
-    k: Annotated[
-        str | None, typer.Option(help="The k of pass@k, such as 1,4,8; by default all up to n.")
-    ] = None,
-    greedy: Annotated[
-        bool, typer.Option("--greedy", help="Also one greedy completion of each problem.")
-    ] = False,
-    temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Mass of the tokens kept.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Limit of a completion.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all sampling.")] = 0,
-    engine: Annotated[
-        str, typer.Option(help="transformers, vllm or vllm_server (docs/rollout.md).")
-    ] = "transformers",
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder of benchmark files instead of the Hub (or RLVR_BENCHMARKS)."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Only so many problems of each: a trial.")
-    ] = None,
-    all_checkpoints: Annotated[
-        bool, typer.Option("--all-checkpoints", help="Every checkpoint of a run, with one engine.")
-    ] = False,
-    task_loss: Annotated[
-        bool, typer.Option("--task-loss", help="Also bits per byte of the reference answers.")
-    ] = False,
-    show_prompt: Annotated[
-        bool, typer.Option("--show-prompt", help="Print the first prompt of each, and stop.")
-    ] = False,
+    *,
+    how: EvalOptions,
+    show: ShowOptions,
     list_known: Annotated[
         bool, typer.Option("--list", help="List benchmarks and protocols, and stop.")
     ] = False,
@@ -95,37 +106,20 @@ def evaluate(
         return
     if not model:
         raise ValueError("give a model folder, Hub id or run folder; see rlvr eval --help")
+    from eval.settings import build_settings
+    from rlvr.policy.settings import check_local
+
+    check_local(model)
+    settings = build_settings(model, how.given, overrides or [])
     quiet_libraries()
     from eval.command import run_evaluation
 
-    run_evaluation(
-        model,
-        {
-            "benchmarks": benchmarks,
-            "protocol": protocol,
-            "template": template,
-            "samples": n,
-            "greedy": greedy,
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_tokens": max_tokens,
-            "seed": seed,
-            "engine": {"name": engine},
-            "data": None if data is None else str(data),
-            "limit": limit,
-            "task_loss": task_loss,
-        },
-        overrides or [],
-        out=out,
-        ks=k,
-        all_checkpoints=all_checkpoints,
-        show_prompt=show_prompt,
-    )
+    run_evaluation(*settings, **vars(show))
 
 
 @app.command()
 def score(
-    folder: Annotated[Path, typer.Argument(help="Folder of a finished evaluation.")],
+    folder: Annotated[Path, typer.Argument(exists=True, help="Folder of a finished evaluation.")],
     grader: Annotated[
         str | None,
         typer.Option(help="rlvr, one_shot_rlvr, qwen, exact or math_verify; by default as before."),
@@ -147,7 +141,9 @@ def score(
 
 @app.command()
 def compare(
-    folders: Annotated[list[Path], typer.Argument(help="Two or more scored evaluations.")],
+    folders: Annotated[
+        list[Path], typer.Argument(exists=True, help="Two or more scored evaluations.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="HTML page to write, with the problems side by side.")
     ] = None,
@@ -207,25 +203,30 @@ def grade(
     """
     from reward.command import explain as explain_pair
     from reward.command import grade_file
+    from rlvr.progress import watching
 
     # Unknown options are let through because an answer may begin with a minus sign.
     mistyped = [item for item in items if item.startswith("--")]
     if mistyped:
         raise ValueError(f"no such option {mistyped[0]!r}; see rlvr grade --help")
     if len(items) != (2 if explain else 1):
-        wanted = "--explain takes an answer and a reference" if explain else "give one file"
+        wanted = "--explain takes an answer and a reference"
+        if not explain:
+            wanted = "give one file, or --explain with an answer and a reference"
         raise ValueError(f"{wanted}, not {len(items)} values: {items}")
     if explain:
         typer.echo(explain_pair(items[0], items[1]))
         return
-    grade_file(
-        items[0],
-        out,
-        response_field=response_field,
-        pred_field=pred_field,
-        gold_field=gold_field,
-        grader=grader,
-        workers=workers,
-        timeout=timeout,
-        echo=typer.echo,
-    )
+    with watching(f"grading {items[0]}") as progress:
+        grade_file(
+            items[0],
+            out,
+            response_field=response_field,
+            pred_field=pred_field,
+            gold_field=gold_field,
+            grader=grader,
+            workers=workers,
+            timeout=timeout,
+            echo=typer.echo,
+            progress=progress,
+        )

@@ -13,7 +13,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command("import-gguf")
 def import_gguf(
-    file: Annotated[Path, typer.Argument(help="GGUF file.")],
+    file: Annotated[Path, typer.Argument(exists=True, help="GGUF file.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; must not hold files.")],
 ) -> None:
     """Turn a GGUF file into a Hugging Face folder with float32 safetensors weights."""
@@ -80,9 +80,9 @@ def doctor() -> None:
     It looks at versions, processors and memory, and tries vLLM and DeepSpeed in processes of their
     own. Exit code 1 means that something installed is broken.
     """
-    from rlvr.doctor import examine, healthy, render
+    from rlvr.doctor import diagnose, is_healthy, render_findings
 
-    findings = examine()
-    typer.echo(render(findings))
-    if not healthy(findings):
+    findings = diagnose()
+    typer.echo(render_findings(findings))
+    if not is_healthy(findings):
         raise typer.Exit(1)

@@ -8,7 +8,6 @@ import typer
 from rlvr.cli.quiet import quiet_libraries
 
 prm_app = typer.Typer(
-    callback=quiet_libraries,
     no_args_is_help=True,
     rich_markup_mode=None,
     help=(
@@ -24,7 +23,9 @@ app.add_typer(prm_app, name="prm")
 
 _Responses = Annotated[
     list[Path],
-    typer.Argument(help="JSONL files of responses (prompt, response, correct), or run folders."),
+    typer.Argument(
+        exists=True, help="JSONL files of responses (prompt, response, correct), or run folders."
+    ),
 ]
 _Reference = Annotated[
     str | None,
@@ -85,7 +86,8 @@ def prm_score(
     reference and gives one reward. Labels are not needed. Example:
     rlvr prm score samples.jsonl --model runs/prm/model --reference tiny --out scored.jsonl
     """
-    from rlvr.train.prm_score import Scoring, score_file
+    quiet_libraries()
+    from rlvr.tasks.tools.score import Scoring, score_file
 
     options = (tokens, engine, reference_engine, tuple(engine_set or ()))
     how = Scoring(model, reference, no_reference, template, steps, *options)
@@ -127,16 +129,17 @@ def prm_rank(
         Path | None, typer.Option(help="HTML file for the curves and the reliability plot.")
     ] = None,
 ) -> None:
-    """Best of N by a reward model, beside majority vote, pass@N and a random choice.
+    """Best of N by a reward model, next to majority vote, pass@N and a random choice.
 
     Works on any JSONL of several labelled responses to each problem: columns prompt, response and
     correct (or answer, a reference that the verifier judges by); extracted for votes; problem_id
     where prompts repeat. Rows that rlvr prm score has scored need no model. Example:
     rlvr prm rank samples.jsonl --model runs/prm/model --reference tiny
     """
+    quiet_libraries()
     from rlvr.report.ranking import write_ranking_page
-    from rlvr.train.prm_rank import method_labels, rank, rank_table, write_figures
-    from rlvr.train.prm_score import Scoring, read_scored
+    from rlvr.tasks.tools.rank import method_labels, rank, rank_table, write_figures
+    from rlvr.tasks.tools.score import Scoring, read_scored
 
     options = (tokens, engine, reference_engine, tuple(engine_set or ()))
     how = Scoring(model, reference, no_reference, template, steps, *options) if model else None
@@ -158,7 +161,9 @@ def prm_rank(
 def prm_locate(
     solutions: Annotated[
         list[Path],
-        typer.Argument(help="JSONL files of solutions (prompt or problem, steps, label)."),
+        typer.Argument(
+            exists=True, help="JSONL files of solutions (prompt or problem, steps, label)."
+        ),
     ],
     model: Annotated[str, typer.Option(help="Folder or Hub id of the reward model.")],
     reference: _Reference = None,
@@ -191,9 +196,10 @@ def prm_locate(
     measured on the other. Example:
     rlvr prm locate solutions.jsonl --model runs/prm/model --reference tiny
     """
-    from rlvr.train.prm_locate import locate, locate_table
-    from rlvr.train.prm_rank import write_figures
-    from rlvr.train.prm_score import Scoring
+    quiet_libraries()
+    from rlvr.tasks.tools.locate import locate, locate_table
+    from rlvr.tasks.tools.rank import write_figures
+    from rlvr.tasks.tools.score import Scoring
 
     options = (tokens, engine, reference_engine, tuple(engine_set or ()))
     how = Scoring(model, reference, no_reference, template, steps, *options)
@@ -232,15 +238,16 @@ def prm_prefixes(
     the verifier finds right (column answer) against sigmoid(beta x value). Example:
     rlvr prm prefixes samples.jsonl --model runs/prm/model --reference tiny --policy tiny
     """
-    from rlvr.data.responses import load_responses
-    from rlvr.train.prm_prefixes import (
+    quiet_libraries()
+    from rlvr.data.labelled_responses import load_responses
+    from rlvr.tasks.tools.prefixes import (
         completion_rates,
         measure,
         prefixes_of,
         summary,
         write_figures,
     )
-    from rlvr.train.prm_score import Scoring
+    from rlvr.tasks.tools.score import Scoring
 
     how = Scoring(model, reference, no_reference, template, steps, tokens)
     prefixes = prefixes_of(load_responses(responses, labelled=False), how, limit)

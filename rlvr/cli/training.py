@@ -1,13 +1,17 @@
-"""The verbs around a run: train, quickstart, report, select, settings."""
+"""The verbs around a run: train, quickstart, select, settings."""
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rlvr.cli.options import DryRun, From, Resume
 from rlvr.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
+    from rlvr.runs.parent import Parent
     from rlvr.settings import Settings
     from rlvr.types import Problem
 
@@ -17,7 +21,9 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="YAML file (see recipes/).")],
+    recipe: Annotated[
+        str | None, typer.Argument(help="YAML file (see recipes/); with --from it may be left out.")
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -26,32 +32,99 @@ def train(
             "policy_loss.name=clip; `rlvr settings` lists all.",
         ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint, if there is one.")
-    ] = False,
-    dry_run: Annotated[
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    dashboard: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print the resolved recipe and derived numbers, then stop."),
+        typer.Option("--dashboard", help="Show the run in a browser meanwhile (rlvr dashboard)."),
     ] = False,
+    from_: From = None,
 ) -> None:
-    """Train as a recipe says; the recipe's task (rl, preference, prm, reward_model) chooses
-    the loop.
+    """Train as a recipe says; the recipe's task (rl, preference, prm, ...) chooses the loop.
+
+    A recipe may inherit from another: base: other.yaml. --dry-run prints the resolved whole.
+
+    --from RUN@STEP begins a new run with weights, optimizer and place in the data of a checkpoint
+    of RUN, and with whatever settings are changed (docs/going_on.md); without RECIPE, with RUN's.
 
     Example: rlvr train recipes/smollm2_arithmetic.yaml model.path=./smollm2 steps=20
+    Example: rlvr train --from runs/first@100 learner.lr=5e-7 steps=200 output=runs/slower
     """
     from rlvr.settings import load_settings
-    from rlvr.train.tasks import task_of
+    from rlvr.tasks.registry import task_of
 
-    task = task_of(recipe, overrides or [])
-    resolved = load_settings(task.schema, recipe, overrides or [])
-    if dry_run:
-        typer.echo(task.plan(resolved))
-        return
+    words = [*([] if recipe is None else [recipe]), *(overrides or [])]
+    parent = None if from_ is None else _parent(from_)
+    file = _recipe_file(words, parent)
+    task = task_of(file, words)
+    resolved = load_settings(task.schema, file, words)
     quiet_libraries()
+    if dry_run:
+        _check_launch(resolved)
+        typer.echo(task.plan(resolved))
+        if parent is not None:
+            _show_branch(resolved, parent)
+        return
+    from rlvr.hub.background import uploading
     from rlvr.report import write_report
+    from rlvr.report.beside import dashboard_beside
 
-    folder = task.train(resolved, resume=resume)
+    output: Path = getattr(resolved, "output")  # noqa: B009  (a recipe of any task has one)
+    with dashboard_beside(output, typer.echo) if dashboard else nullcontext():
+        folder = task.train(resolved, resume=resume, uploading=uploading, parent=parent)
     typer.echo(f"model:  {folder / 'model'}\nreport: {write_report(folder)}")
+
+
+def _parent(text: str) -> "Parent":
+    from rlvr.runs.parent import Parent
+
+    return Parent.parse(text)
+
+
+def _recipe_file(words: list[str], parent: "Parent | None") -> Path:
+    """The recipe, taken off the command's words; without one that of the parent.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if words and ("=" not in words[0] or Path(words[0]).is_file()):
+        return Path(words.pop(0))
+    if parent is not None:
+        return parent.recipe
+    raise ValueError(
+        "give a recipe, rlvr train RECIPE.yaml [KEY=VALUE]..., or the run to branch from with "
+        "--from RUN; recipes/ holds some"
+    )
+
+
+def _show_branch(recipe: Any, parent: "Parent") -> None:  # noqa: ANN401
+    """Say where a branch would begin and what it changes.
+
+    Raises:
+        ValueError: It could not begin.
+    """
+    from rlvr.runs.parent import Branch
+    from rlvr.runs.run_folder import check_other_folder
+
+    check_other_folder(recipe.output, parent)
+    branch = Branch.of(parent)
+    branch.check(recipe)
+    typer.echo(f"# branches after step {branch.step} from {branch.checkpoint}")
+    for line in branch.changes(recipe):
+        typer.echo(f"# changed: {line}")
+
+
+def _check_launch(recipe: Any) -> None:  # noqa: ANN401  (of any task)
+    """Refuse what the processes would refuse under the launcher that started this one.
+
+    Raises:
+        ValueError: The recipe does not go with them.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true", "yes")
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0") if deepspeed else "0"
+    for fault in recipe.launch_faults(processes, int(stage) if stage.isdigit() else 0):
+        raise ValueError(fault)
 
 
 @app.command()
@@ -73,23 +146,10 @@ def quickstart(
     balanced, and the report shows how tokens go through it.
     """
     quiet_libraries()
-    from rlvr.train.quickstart import quickstart as run
+    from rlvr.quickstart import quickstart as run
 
     name = f"quickstart{'-moe' if moe else ''}-seed{seed}"
     run(seed, out or Path("runs") / name, moe=moe)
-
-
-@app.command()
-def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    out: Annotated[
-        Path | None, typer.Option(help="HTML file to write; by default RUN/report.html.")
-    ] = None,
-) -> None:
-    """Write a run's report: one HTML page with curves and a browser of completions."""
-    from rlvr.report import write_report
-
-    typer.echo(write_report(run, out))
 
 
 @app.command()
@@ -111,11 +171,11 @@ def select(
 
     Example: rlvr select runs/full --ranks 1,13 --out data/pi1_pi13.jsonl
     """
-    from rlvr.data import rank_by_variance, read_history, write_selection
+    from rlvr.data import rank_by_variance, read_accuracy_history, write_selection
 
     if by != "variance":
         raise ValueError(f"--by {by!r} is unknown; the known one is variance")
-    ranking = rank_by_variance(read_history(history))
+    ranking = rank_by_variance(read_accuracy_history(history))
     problems = _problems_of(history, data)
     for found in write_selection(out, ranking, _whole_numbers(ranks), problems):
         typer.echo(
@@ -137,16 +197,16 @@ def settings(
     ] = "rl",
 ) -> None:
     """List every setting of a recipe with its type, default and meaning."""
-    from rlvr.train.tasks import find_task
+    from rlvr.tasks.registry import find_task
 
     show_settings(find_task(task).schema, prefix, markdown=markdown)
 
 
 def show_settings(schema: "type[Settings]", prefix: str, *, markdown: bool) -> None:
     """Print the settings of a schema that begin with ``prefix``."""
-    from rlvr.settings import describe, markdown_table
+    from rlvr.settings import INHERIT, describe, markdown_table
 
-    found = [item for item in describe(schema) if item.key.startswith(prefix)]
+    found = [item for item in (INHERIT, *describe(schema)) if item.key.startswith(prefix)]
     if not found:
         raise ValueError(f"no setting begins with {prefix!r}; `rlvr settings` lists all")
     if markdown:
@@ -160,8 +220,8 @@ def show_settings(schema: "type[Settings]", prefix: str, *, markdown: bool) -> N
 def _problems_of(history: Path, data: Path | None) -> "list[Problem]":
     """The problems that a history is about: of a file, or of the run's recipe."""
     from rlvr.data import FileSource, load_problems
+    from rlvr.rl.recipe import RLRecipe
     from rlvr.settings import load_settings
-    from rlvr.train.recipe import RLRecipe
 
     if data is not None:
         return load_problems(FileSource(path=data))

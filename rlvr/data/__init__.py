@@ -1,22 +1,22 @@
-"""Problems in: sources, chat and prompt templates, the resumable sampler.
+"""Data: sources of problems, chat and prompt templates, and the resumable sampler.
 
-Importing this package is light: readers (datasets, pyarrow, reasoning-gym) load when used.
+Importing this package is cheap: readers (datasets, pyarrow, reasoning-gym) are loaded when used.
 """
 
-from rlvr.data.arithmetic import ArithmeticSource
-from rlvr.data.encode import EncodedPrompts, Prompt, encode_prompts
-from rlvr.data.files import FileSource
-from rlvr.data.gym import GymSource
-from rlvr.data.hub import HubSource
-from rlvr.data.rows import Fields
-from rlvr.data.sampler import ProblemSampler
-from rlvr.data.selection import (
+from rlvr.data.accuracy_ranking import (
     Ranked,
     accuracy_counts,
     rank_by_variance,
-    read_history,
+    read_accuracy_history,
     write_selection,
 )
+from rlvr.data.arithmetic import ArithmeticSource
+from rlvr.data.encode import EncodedPrompts, Prompt, encode_prompts
+from rlvr.data.gym import GymSource
+from rlvr.data.hub import HubSource
+from rlvr.data.local_file import FileSource
+from rlvr.data.rows import Fields, RowsWanted
+from rlvr.data.sampler import ProblemSampler
 from rlvr.data.sources import Source, load_problems, overlap
 from rlvr.data.templates import (
     Example,
@@ -38,6 +38,7 @@ __all__ = [
     "ProblemSampler",
     "Prompt",
     "Ranked",
+    "RowsWanted",
     "Source",
     "Template",
     "TemplateChoice",
@@ -48,7 +49,7 @@ __all__ = [
     "load_template",
     "overlap",
     "rank_by_variance",
-    "read_history",
+    "read_accuracy_history",
     "template_names",
     "write_selection",
 ]

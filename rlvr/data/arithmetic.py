@@ -1,13 +1,13 @@
-"""Generated arithmetic, with training and held-out problems that cannot overlap.
+"""Generated arithmetic whose training and held-out problems cannot overlap.
 
 All problems that the settings allow are numbered 0 .. N-1 for each operation. A keyed permutation
-of that range (a Feistel network over the next power of four, walked until it lands inside: Black
-and Rogaway, "Ciphers with arbitrary finite domains", 2002) puts them in a shuffled order without
-listing them, so that ten digits cost no more than two. The first ``held_out`` share of the order is
-the held-out set, the rest is the training set, and any size asked for is a prefix of its part:
-another size changes which problems are added, never which side a problem is on.
+of that range (a Feistel network over the next power of four, applied until the result is in range:
+Black and Rogaway, "Ciphers with arbitrary finite domains", 2002) shuffles them without listing
+them, so that ten digits cost no more than two. The first ``held_out`` share of this order is the
+held-out set and the rest is the training set. A data set of any size is a prefix of its set, so the
+size never changes the set to which a problem belongs.
 
-54+94 and 94+54 are two problems, and may be on different sides.
+54+94 and 94+54 are two problems and may be in different sets.
 """
 
 import hashlib
@@ -28,40 +28,41 @@ _SIGNS: dict[Operation, str] = {
     "multiply": "*",
     "multiply_by_digit": "*",
 }
-# Times 0 and times 1 teach nothing.
+# Products with 0 and 1 teach nothing.
 _DIGITS = range(2, 10)
 _ROUNDS = 4
 
 
 class ArithmeticSource(Settings):
-    """Generated arithmetic problems, training and held-out parts disjoint by construction."""
+    """Generated arithmetic problems; training and held-out sets are disjoint by construction."""
 
     name: Literal["arithmetic"] = "arithmetic"
     """Generated arithmetic."""
 
     operations: tuple[Operation, ...] = ("add",)
-    """Which operations, in equal shares. ``multiply_by_digit`` has a second operand of 2 to 9."""
+    """Operations, in equal shares. The second operand of ``multiply_by_digit`` is 2 to 9."""
 
     digits: int = Field(default=2, ge=1, le=15)
-    """Operands are below ten to this power."""
+    """Operands are below 10 to this power."""
 
     least_operand: int = Field(default=0, ge=0)
-    """Operands are at least this (10 with two digits: both truly have two)."""
+    """Smallest operand; with 10 and digits 2, both operands have exactly two digits."""
 
     negative_results: bool = False
-    """Let subtraction go below zero; off, the first operand is the larger one."""
+    """Allow negative differences; if false, the first operand is not smaller than the second."""
 
     question: str = "{a}{sign}{b}="
-    """The problem's text; ``{a}``, ``{sign}`` and ``{b}`` are filled in."""
+    """Text of the problem; ``{a}``, ``{sign}`` and ``{b}`` are replaced."""
 
     size: int = Field(default=1000, ge=1)
-    """How many problems."""
+    """Number of problems."""
 
     seed: int = 0
-    """Order of all problems, and with it the two parts. Training and evaluation share it."""
+    """Seed of the order of all problems, and so of the two sets. Training and evaluation must share
+    it."""
 
     split: Literal["train", "held_out"] = "train"
-    """Which part."""
+    """Which set to generate."""
 
     held_out: float = Field(default=0.2, gt=0, lt=1)
     """Share of all possible problems that is held out."""
@@ -69,26 +70,28 @@ class ArithmeticSource(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.operations or len(set(self.operations)) < len(self.operations):
-            raise ValueError("operations must be a list of different names, at least one")
+            raise ValueError("operations must list at least one name, and no name twice")
         if self.least_operand >= 10**self.digits:
             raise ValueError(
-                f"least_operand={self.least_operand} leaves no operand of digits={self.digits}; "
+                f"least_operand={self.least_operand} leaves no operand with digits={self.digits}; "
                 f"it must be below {10**self.digits}"
             )
         if [self.question.count(part) for part in ("{a}", "{b}")] != [1, 1]:
-            raise ValueError("question must hold {a} and {b}, each once")
-        # Otherwise two different problems could read the same, and be on both sides.
+            raise ValueError("question must contain {a} and {b} exactly once each")
+        # Otherwise two different problems could have the same text and be in both sets.
         if not re.search(r"\{[ab]\}.*\D.*\{[ab]\}", self.question.replace("{sign}", "+"), re.S):
-            raise ValueError("question must part {a} and {b} by something that is not a digit")
+            raise ValueError("question must separate {a} and {b} by something other than a digit")
         if len({_SIGNS[name] for name in self.operations}) > 1 and "{sign}" not in self.question:
-            raise ValueError("question must hold {sign}, since there are several operations")
+            raise ValueError("question must contain {sign}, because there are several operations")
         if {"multiply", "multiply_by_digit"} <= set(self.operations):
-            raise ValueError("multiply holds the problems of multiply_by_digit; choose one of them")
+            raise ValueError(
+                "multiply includes the problems of multiply_by_digit; choose one of the two"
+            )
         return self
 
 
-class _Task(NamedTuple):
-    """One operation: how many problems there are, and how many of them are held out."""
+class _Operation(NamedTuple):
+    """One operation: its number of problems, and how many of them are held out."""
 
     operation: Operation
     total: int
@@ -96,24 +99,24 @@ class _Task(NamedTuple):
 
 
 def load_arithmetic(source: ArithmeticSource) -> list[Problem]:
-    """Generate ``size`` problems of one part, the operations taking turns.
+    """Generate ``size`` problems of one set, alternating between the operations.
 
     Raises:
-        ValueError: More problems asked for than there are; the number available is named.
+        ValueError: ``size`` is larger than the number of problems, which the message names.
     """
-    tasks = [_task(source, operation) for operation in source.operations]
+    tasks = [_operation(source, operation) for operation in source.operations]
     parts = [task.held if source.split == "held_out" else task.total - task.held for task in tasks]
     available = min(parts) * len(tasks)
     if source.size > available:
         raise ValueError(
             f"arithmetic: size={source.size}, but split {source.split!r} has {available} problems "
             f"of {', '.join(source.operations)} with digits={source.digits} and "
-            f"least_operand={source.least_operand}; ask for fewer, or for more digits"
+            f"least_operand={source.least_operand}; lower size or raise digits"
         )
     return [_problem(source, tasks[i % len(tasks)], i // len(tasks)) for i in range(source.size)]
 
 
-def _task(source: ArithmeticSource, operation: Operation) -> _Task:
+def _operation(source: ArithmeticSource, operation: Operation) -> _Operation:
     operands = 10**source.digits - source.least_operand
     if operation == "multiply_by_digit":
         count = operands * len(_DIGITS)
@@ -121,27 +124,29 @@ def _task(source: ArithmeticSource, operation: Operation) -> _Task:
         count = operands * (operands + 1) // 2
     else:
         count = operands * operands
-    return _Task(operation, count, min(count - 1, max(1, int(count * source.held_out))))
+    return _Operation(operation, count, min(count - 1, max(1, int(count * source.held_out))))
 
 
-def _problem(source: ArithmeticSource, task: _Task, position: int) -> Problem:
+def _problem(source: ArithmeticSource, task: _Operation, position: int) -> Problem:
     start = 0 if source.split == "held_out" else task.held
     key = f"{source.seed}/{task.operation}/{source.digits}/{source.least_operand}/{task.total}"
     a, b = _operands(source, task.operation, permuted(start + position, task.total, key))
     result = {"add": a + b, "subtract": a - b}.get(task.operation, a * b)
     text = source.question.replace("{a}", str(a)).replace("{b}", str(b))
     text = text.replace("{sign}", _SIGNS[task.operation])
+    metadata = {"operation": task.operation, "a": a, "b": b, "split": source.split}
     return Problem(
         id=f"{task.operation}-{a}-{b}",
         messages=(Message(role="user", content=text),),
         answer=str(result),
         source="arithmetic",
-        metadata={"operation": task.operation, "a": a, "b": b, "split": source.split},
+        metadata=metadata,
+        columns={"problem": text, "answer": str(result), **metadata},
     )
 
 
 def _operands(source: ArithmeticSource, operation: Operation, index: int) -> tuple[int, int]:
-    """The pair of operands with this number."""
+    """The pair of operands with this index."""
     least, operands = source.least_operand, 10**source.digits - source.least_operand
     if operation == "multiply_by_digit":
         first, second = divmod(index, len(_DIGITS))
@@ -155,7 +160,7 @@ def _operands(source: ArithmeticSource, operation: Operation, index: int) -> tup
 
 
 def permuted(index: int, count: int, key: str) -> int:
-    """Where a keyed permutation of range(count) sends ``index``."""
+    """The value of ``index`` under a keyed permutation of range(count)."""
     half = max(1, (max(count - 1, 1).bit_length() + 1) // 2)
     while True:
         index = _feistel(index, half, key)

@@ -1,4 +1,4 @@
-"""Problems as a whole: ids that differ, no contradictions, duplicates settled, never none."""
+"""Checks of a set of problems: unique ids, no contradictions, no duplicates, not empty."""
 
 import json
 import warnings
@@ -10,32 +10,45 @@ from pydantic import Field
 from rlvr.settings import Settings
 from rlvr.types import Message, Problem
 
+Grader = Literal[
+    "rlvr", "exact", "math_verify", "one_shot_rlvr", "qwen", "choice", "text", "quantity",
+    "json_schema", "pattern", "instructions", "sorting", "sudoku", "countdown", "n_queens",
+    "reasoning_gym",
+]  # fmt: skip
+"""The names of `reward.graders`, which is slow to import."""
+MATHEMATICS = ("rlvr", "exact", "math_verify", "one_shot_rlvr", "qwen")
+"""Graders whose reference answers are one text; those of the others may be lists and objects."""
+
 
 class RowSettings(Settings):
-    """What all sources have in common: which rows to take, and what to do with faulty ones."""
+    """Settings of all sources: which rows to use, and what to do with faulty ones."""
+
+    grader: Grader = "rlvr"
+    """What judges answers: "rlvr" is the verifier of mathematics; "choice", "text" and so on are
+    other kinds of answers, each with its own kind of reference (docs/domains.md)."""
 
     skip: int = Field(default=0, ge=0)
-    """Leave out the first rows (with ``limit``, a simple way to part one file)."""
+    """Number of rows to skip at the start; with ``limit`` it splits one file into sets."""
 
     limit: int | None = Field(default=None, ge=1)
-    """Take at most this many rows."""
+    """Maximum number of rows to use."""
 
     duplicates: Literal["drop", "keep", "error"] = "drop"
-    """A problem that stands twice with the same answer: keep the first with a warning, keep all
-    with a warning, or refuse."""
+    """A problem that occurs twice with the same answer: "drop" keeps the first with a warning,
+    "keep" keeps all with a warning, "error" refuses."""
 
     bad_rows: Literal["error", "drop"] = "error"
-    """Rows without a usable problem or answer, and problems that stand with two different answers:
-    refuse, or drop them with a warning that counts them."""
+    """Rows without a usable problem or answer, and problems that occur with two different answers:
+    "error" refuses them, "drop" drops them with a warning that counts them."""
 
 
 def check_problems(
     labelled: Sequence[tuple[str, Problem]], settings: RowSettings, where: str
 ) -> list[Problem]:
-    """Refuse ids that stand twice and contradictions; settle duplicates; refuse an empty result.
+    """Refuse repeated ids and contradictions; handle duplicates; refuse an empty result.
 
     Args:
-        labelled: Problems with the words that lead to their rows.
+        labelled: Problems, each with the location of its row for messages.
         settings: What to do with duplicates and contradictions.
         where: The file or data set, for messages.
     """
@@ -43,17 +56,17 @@ def check_problems(
     consistent = _without_contradictions(labelled, settings, where)
     problems = _settle_duplicates(consistent, settings, where)
     if not problems:
-        raise ValueError(f"{where}: no usable problem is left; look at the rows or choose others")
+        raise ValueError(f"{where}: no usable problem is left; check the rows or choose others")
     return problems
 
 
 def prompt_key(messages: Sequence[Message]) -> str:
-    """What makes two prompts the same: roles and contents, outer white space aside."""
+    """A key that is equal for equal prompts: roles and contents without outer white space."""
     return json.dumps([[turn["role"], turn["content"].strip()] for turn in messages])
 
 
 def short(value: object) -> str:
-    """A value as an error message shows it: at most 60 characters."""
+    """A value shortened to at most 60 characters for an error message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -63,7 +76,7 @@ def _refuse_repeated_ids(labelled: Sequence[tuple[str, Problem]], where: str) ->
     for label, problem in labelled:
         if problem.id in first:
             raise ValueError(
-                f"{where}, {label}: problem id {problem.id!r} stands already in "
+                f"{where}, {label}: problem id {problem.id!r} already occurs in "
                 f"{first[problem.id]}; ids must differ: correct it or name another field as "
                 "fields.id"
             )
@@ -82,7 +95,7 @@ def _without_contradictions(
             continue
         if settings.bad_rows == "error":
             raise ValueError(
-                f"{where}, {label}, id {problem.id!r}: the same problem stands in {other_label} "
+                f"{where}, {label}, id {problem.id!r}: the same problem occurs in {other_label} "
                 f"(id {other.id!r}) with another answer, {short(other.answer)} instead of "
                 f"{short(problem.answer)}; correct one, or set bad_rows: drop"
             )
@@ -91,7 +104,7 @@ def _without_contradictions(
     if contradictory:
         warnings.warn(
             f"{where}: dropped {len(labelled) - len(kept)} rows of {len(contradictory)} problems "
-            "that stand with different answers",
+            "that occur with different answers",
             stacklevel=3,
         )
     return kept
@@ -114,7 +127,7 @@ def _settle_duplicates(
         return unique
     if settings.duplicates == "error":
         raise ValueError(
-            f"{where}: {len(repeated)} problems stand twice with the same answer ({repeated[0]}); "
+            f"{where}: {len(repeated)} problems occur twice with the same answer ({repeated[0]}); "
             "remove them, or set duplicates: drop or keep"
         )
     verb = "dropped" if settings.duplicates == "drop" else "kept"

@@ -1,6 +1,6 @@
-"""All prompts of a run, encoded once; those over the limit dropped and counted, never cut.
+"""Encode all prompts of a run once; prompts over the limit are dropped and counted, never cut.
 
-A cut prompt is another problem with the same answer, which would teach the policy to guess.
+A cut prompt is a different problem with the same answer, which would teach the policy to guess.
 """
 
 import warnings
@@ -32,7 +32,7 @@ class EncodedPrompts:
 
     @property
     def notice(self) -> str | None:
-        """One line about dropped prompts for a log; None if there are none."""
+        """One line for the log about dropped prompts; None if there are none."""
         if not self.dropped:
             return None
         return (
@@ -50,8 +50,8 @@ def encode_prompts(
 ) -> EncodedPrompts:
     """Encode every problem, dropping prompts of more than ``max_prompt_tokens`` tokens.
 
-    Warns once if problems hold the tokenizer's own special tokens as text, in chat mode: they would
-    end a turn in the middle of a problem.
+    In chat mode it warns once if problems contain special tokens of the tokenizer as text, because
+    they would end a turn in the middle of a problem.
 
     Raises:
         ValueError: The limit is not positive; no prompt is within it; the template does not fit the
@@ -99,8 +99,8 @@ def _warn_of_special_tokens(problems: Sequence[Problem], tokenizer: Any) -> None
     ]
     if hits:
         warnings.warn(
-            f"{len(hits)} problems hold a special token of the tokenizer as text, the first "
-            f"{hits[0][0]!r} ({hits[0][1]!r}); the model will take it for the token itself",
+            f"{len(hits)} problems contain a special token of the tokenizer as text, the first is "
+            f"{hits[0][0]!r} ({hits[0][1]!r}); the model will read it as the token itself",
             stacklevel=3,
         )
 

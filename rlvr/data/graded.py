@@ -1,29 +1,31 @@
-"""Preferences out of graded completions, such as a run keeps: right against wrong answers."""
+"""Make preferences from graded completions of a run: right against wrong answers."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlvr.data.cells import as_number, as_truth
 from rlvr.data.consistency import short
-from rlvr.data.files import read_rows
+from rlvr.data.hub import is_saved
+from rlvr.data.local_file import read_rows
 from rlvr.data.rows import Row
 
 
 def write_preferences(
     sources: Sequence[Path], out: Path, *, per_prompt: int = 1, labelled: bool = False
 ) -> int:
-    """Write a JSONL file of preferences; returns how many there are.
+    """Write a JSONL file of preferences; return their number.
 
     Args:
-        sources: JSONL files of graded completions; a run folder stands for the files of its folder
-            ``completions``.
-        out: The file to write. Its prompts are rendered already: train with ``data.template: raw``.
-        per_prompt: Most pairs of one prompt.
-        labelled: Make single completions with a label instead.
+        sources: JSONL files of graded completions; a run folder stands for the files in its
+            ``completions`` folder.
+        out: The file to write. Its prompts are already rendered: train with ``data.template: raw``.
+        per_prompt: Maximum number of pairs per prompt.
+        labelled: Write single completions with a label instead of pairs.
 
     Raises:
-        ValueError: A source holds no graded completions, or no prompt has both right and wrong
+        ValueError: A source contains no graded completions, or no prompt has both right and wrong
             answers.
     """
     rows: list[Row] = []
@@ -38,13 +40,14 @@ def write_preferences(
 
 
 def _files(source: Path) -> list[Path]:
-    if not source.is_dir():
+    if not source.is_dir() or is_saved(source):
         return [source]
     files = sorted((source / "completions").glob("step_*.jsonl"))
     if not files:
         raise ValueError(
-            f"folder {str(source)!r} is no run that kept completions (completions/step_*.jsonl); "
-            "give a run folder, and see log.completions_per_step in its recipe"
+            f"folder {str(source)!r} is not a run that kept completions "
+            "(completions/step_*.jsonl); name a run folder whose recipe sets "
+            "log.completions_per_step"
         )
     return files
 
@@ -52,32 +55,36 @@ def _files(source: Path) -> list[Path]:
 def pairs_of_rows(
     rows: Sequence[Row], *, per_prompt: int, labelled: bool = False
 ) -> list[dict[str, Any]]:
-    """Preferences from graded completions: right against wrong answers to one prompt.
+    """Make preferences from graded completions: right against wrong answers to one prompt.
 
-    Completions that were cut at the token limit, and repetitions within a prompt, are left out.
+    Completions that were cut at the token limit, and repetitions within a prompt, are skipped.
 
     Args:
-        rows: With ``prompt``, ``response``, ``correct`` and perhaps ``reward``,
-            ``finish_reason``, as a run's folders ``completions`` and ``evaluations`` hold them.
-        per_prompt: Most pairs of one prompt; the i-th right answer meets the i-th wrong one.
-        labelled: Make single completions with a label instead, as many right as wrong ones.
+        rows: Rows with ``prompt``, ``response``, ``correct`` and optionally ``reward`` and
+            ``finish_reason``, as in a run's folders ``completions`` and ``evaluations``.
+        per_prompt: Maximum number of pairs per prompt; the i-th right answer is paired with the
+            i-th wrong one.
+        labelled: Make single completions with a label instead of pairs, as many right as wrong
+            ones.
 
     Raises:
         ValueError: A row lacks a field, or no prompt has both right and wrong answers.
     """
     groups: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
     for row in rows:
+        values = {**row.values, "correct": as_truth(row.values.get("correct"))}
         for name, kind in (("prompt", str), ("response", str), ("correct", bool)):
-            if not isinstance(row.values.get(name), kind):
+            if not isinstance(values.get(name), kind):
                 raise ValueError(
-                    f"{row.label}: {name} = {short(row.values.get(name))}; graded completions "
-                    "have prompt, response and correct, as a run's folders hold them"
+                    f"{row.label}: {name} = {short(row.values.get(name))}; graded completions need "
+                    "prompt, response and correct, as in a run's folders"
                 )
-        values = row.values
         if values.get("finish_reason") == "length" or not values["response"].strip():
             continue
         right, wrong = groups.setdefault(values["prompt"], ({}, {}))
-        (right if values["correct"] else wrong).setdefault(values["response"], values.get("reward"))
+        (right if values["correct"] else wrong).setdefault(
+            values["response"], as_number(values.get("reward"))
+        )
     found: list[dict[str, Any]] = []
     for prompt, (right, wrong) in groups.items():
         both = zip(right.items(), wrong.items(), strict=False)

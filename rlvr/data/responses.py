@@ -1,143 +1,180 @@
-"""Sampled responses with their labels in, from JSON lines of many origins.
+"""Prompts with the responses that are learnt, as token ids.
 
-A row is
+The prompt is what the policy continues when it samples. A response is encoded once and followed by
+the token that ends it: the one that closes the assistant's turn in the chat template, else the
+tokenizer's end token. A response that is text is learnt as it stands. One that is a message is what
+the chat template writes for it behind the prompt: with its further keys (``reasoning_content``,
+``tool_calls``), and with what the template puts in front of the content (an empty thought, the
+header of a channel); a template that would leave out or rewrite the content is not followed.
 
-    {"prompt": text or messages, "response": text, "correct": true or false, ...}
-
-``completion`` may stand for ``response`` and ``label`` for ``correct``. Without either label the
-verifier judges the response against ``answer``, the reference. Responses of one problem belong
-together: by ``problem_id``, ``problem``, or else by their prompt. ``extracted`` is the answer that
-the verifier found in the response. A run's folders ``completions`` and ``evaluations`` hold such
-rows, and a run folder stands for the first.
+Where prompt and response both write the marker that opens a thought, the response's goes. What
+cannot be right is said once for all rows: a key that the chat template does not print, a thought
+that the prompt opens and the response never closes, or one that begins behind a closed one.
 """
 
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import reward
+from reward.thoughts import all_pairs, left_open
 from rlvr.data.consistency import short
-from rlvr.data.files import read_rows
-from rlvr.data.rows import Row
+from rlvr.data.decoding import thought_markers
 from rlvr.data.templates import Template
 from rlvr.types import Message
 
+Ids = tuple[int, ...]
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    """A response to a problem; ``correct`` and ``extracted`` are None where nobody knows.
+_REPEATED = (
+    "{count} responses begin with {marker!r}, with which the prompt ends already; it is learnt once"
+)
+_UNCLOSED = (
+    "{count} responses never write {marker!r}, but the prompt opens a thought: all of the response "
+    "is learnt as thought; use a template that opens none (chat_template_kwargs, prefill)"
+)
+_REOPENED = (
+    "{count} responses begin with {marker!r}, but the prompt ends behind a thought that is closed; "
+    "use a template that closes none (chat_template_kwargs, prefill)"
+)
+_LOST = (
+    "{count} responses have {marker!r}, which the template does not print, so it is left out; put "
+    "it into content, or name a chat_template that prints it"
+)
 
-    ``finished`` is False where it was cut at a token limit. ``row`` is what it was read from.
-    """
 
-    problem: str
-    messages: tuple[Message, ...]
-    text: str
-    correct: bool | None
-    extracted: str | None
-    finished: bool
-    row: Mapping[str, Any]
-
-
-def load_responses(sources: Sequence[Path], *, labelled: bool = True) -> list[Response]:
-    """Read the responses of files and run folders.
+class ResponseEncoder:
+    """Encodes prompts and responses, and counts what cannot be right about them.
 
     Args:
-        sources: JSONL (or .json, .csv, .parquet) files, or run folders.
-        labelled: Refuse a row whose response nobody can judge.
-
-    Raises:
-        ValueError: No such file, or a row that is no response; it is named.
+        template: How prompts become text.
+        tokenizer: A Hugging Face tokenizer.
     """
-    found = []
-    for source in sources:
-        for file in response_files(source):
-            found += [_response(row, str(file), labelled) for row in read_rows(file)]
-    if not found:
-        raise ValueError(f"{', '.join(map(str, sources))}: there are no responses")
-    return found
+
+    def __init__(self, template: Template, tokenizer: Any) -> None:  # noqa: ANN401
+        self.template, self.tokenizer = template, tokenizer
+        self._closing, self._ending = template.turn_end(tokenizer), template.ending(tokenizer)
+        self._thoughts = thought_markers(tokenizer)
+        self._pairs = dict(all_pairs(self._thoughts))
+        self._prompts: dict[str, tuple[str, Ids]] = {}
+        self._notices: Counter[tuple[str, str]] = Counter()
+
+    def __call__(
+        self,
+        messages: Sequence[Message],
+        response: str,
+        keys: Mapping[str, Any] | None = None,
+        *,
+        finished: bool = True,
+    ) -> tuple[Ids, Ids]:
+        """Token ids of a prompt and of a response to it.
+
+        Args:
+            messages: The prompt.
+            response: The content of the assistant's message.
+            keys: What else the message says; None if the response is no message but a text.
+            finished: Whether the response is whole; a cut one gets no end token.
+
+        Raises:
+            ValueError: The template does not fit the tokenizer or the prompt, or shows the response
+                otherwise than it ends the prompt.
+        """
+        prompt, prompt_ids = self._prompt(messages)
+        printed = self._printed(messages, response, keys or {})
+        text = None
+        if keys is not None and finished and self.template.settings.mode == "chat":
+            text = self._rendered(prompt, messages, response, printed)
+        if text is None:
+            text = self._once(prompt, response)
+        ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        return prompt_ids, self.ended(prompt_ids, ids, finished)
+
+    def ended(self, prompt_ids: Ids, ids: Ids, finished: bool) -> Ids:
+        """The response with the token that ends it, unless it is cut or has one."""
+        end = self._ending(prompt_ids)
+        return ids if not finished or ids[-1:] == (end,) else (*ids, end)
+
+    def warn(self) -> None:
+        """Say what was counted, a line each."""
+        for (notice, marker), count in self._notices.items():
+            warnings.warn(notice.format(count=count, marker=marker), stacklevel=2)
+
+    def _prompt(self, messages: Sequence[Message]) -> tuple[str, Ids]:
+        key = repr(messages)
+        if key not in self._prompts:
+            text = self.template.render(messages, self.tokenizer)
+            ids = tuple(self.template.encode_text(text, self.tokenizer))
+            self._prompts[key] = (text, ids)
+        return self._prompts[key]
+
+    def _printed(
+        self, messages: Sequence[Message], response: str, keys: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The keys that change what the template writes."""
+        if not keys:
+            return {}
+        lost = dict(keys)
+        if self.template.settings.mode == "chat":
+            whole = self._answered(messages, response, keys)
+            for key in keys:
+                others = {name: value for name, value in keys.items() if name != key}
+                if self._answered(messages, response, others) != whole:
+                    del lost[key]
+        for key in lost:
+            self._notices[_LOST, key] += 1
+        return {key: value for key, value in keys.items() if key not in lost}
+
+    def _answered(self, messages: Sequence[Message], response: str, keys: Mapping[str, Any]) -> str:
+        turn: Any = {"role": "assistant", "content": response, **keys}
+        return self.template.render_answered(messages, turn, self.tokenizer)
+
+    def _rendered(
+        self, prompt: str, messages: Sequence[Message], response: str, keys: Mapping[str, Any]
+    ) -> str | None:
+        """What the chat template writes behind the prompt for a message; None if that is the
+        content alone, or not to be followed."""
+        whole = self._answered(messages, response, keys)
+        if keys and not whole.startswith(prompt):
+            raise ValueError(
+                f"with {', '.join(keys)} the chat template writes {short(_from(whole, prompt))} "
+                f"where the prompt ends in {short(_from(prompt, whole))}; change "
+                "chat_template_kwargs or prefill so that both agree"
+            )
+        text = whole.removeprefix(prompt)
+        if self._closing is not None:
+            text = text.rpartition(self.tokenizer.decode([self._closing]))[0] or text
+        if keys:
+            return text
+        content = response.strip()
+        follows = whole.startswith(prompt) and content in text and text.strip() != content
+        return text if follows else None
+
+    def _once(self, prompt: str, response: str) -> str:
+        """The response without the beginning that the prompt has written already."""
+        prefill = self.template.settings.prefill
+        if prefill.strip() and response.startswith(prefill):
+            self._notices[_REPEATED, prefill] += 1
+            return response[len(prefill) :]
+        opened, begun = left_open(prompt, self._thoughts), response.lstrip()
+        if not opened:
+            before = prompt.rstrip()
+            for opening, closing in self._pairs.items():
+                if begun.startswith(opening) and before.endswith(closing):
+                    self._notices[_REOPENED, opening] += 1
+            return response
+        if self._pairs.get(opened, opened) not in response:
+            self._notices[_UNCLOSED, self._pairs.get(opened, opened)] += 1
+        if not begun.startswith(opened):
+            return response
+        self._notices[_REPEATED, opened] += 1
+        written = prompt[prompt.rindex(opened) :]
+        if begun.startswith(written):
+            return begun[len(written) :]
+        rest = begun[len(opened) :]
+        return rest.lstrip() if written.endswith("\n") else rest
 
 
-def encode_responses(
-    responses: Sequence[Response],
-    template: Template,
-    tokenizer: Any,  # noqa: ANN401
-) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Token ids of prompt and response, tokenised once; the end token is put last.
-
-    Raises:
-        ValueError: The template does not fit the tokenizer or a prompt.
-    """
-    template.check(tokenizer)
-    prompts: dict[tuple[tuple[str, str], ...], tuple[int, ...]] = {}
-    encoded = []
-    for item in responses:
-        key = tuple((turn["role"], turn["content"]) for turn in item.messages)
-        if key not in prompts:
-            prompts[key] = tuple(template.encode(item.messages, tokenizer))
-        ids = tokenizer.encode(item.text, add_special_tokens=False)
-        encoded.append((prompts[key], (*ids, tokenizer.eos_token_id)))
-    return encoded
-
-
-def response_files(source: Path) -> list[Path]:
-    """The files of a source: itself, or what a run folder kept.
-
-    Raises:
-        ValueError: A run folder without completions.
-    """
-    folder = source / "completions"
-    if not folder.is_dir():
-        return [source]
-    files = sorted(folder.glob("step_*.jsonl"))
-    if not files:
-        raise ValueError(f"run folder {str(source)!r} kept no completions; give a JSONL file")
-    return files
-
-
-def _response(row: Row, where: str, labelled: bool) -> Response:
-    values, place = row.values, f"{where}, {row.label}"
-    text = values.get("response", values.get("completion"))
-    if not isinstance(text, str):
-        raise ValueError(f"{place}: response = {short(text)} is no text; name the column response")
-    messages = messages_of(values.get("prompt"), place)
-    correct = values.get("correct", values.get("label"))
-    extracted, gold = values.get("extracted"), values.get("answer")
-    if correct is None and isinstance(gold, str):
-        grade = reward.grade(text, gold)
-        correct, extracted = grade.correct, grade.extracted
-    if labelled and not isinstance(correct, bool):
-        raise ValueError(
-            f"{place}: correct = {short(correct)} is neither true nor false, and there is no "
-            "reference in column answer to judge the response by; add one of them"
-        )
-    problem = values.get("problem_id", values.get("problem"))
-    return Response(
-        str(problem) if problem is not None else repr(messages),
-        messages,
-        text,
-        correct if isinstance(correct, bool) else None,
-        None if extracted is None else str(extracted),
-        values.get("finish_reason") != "length",
-        values,
-    )
-
-
-def messages_of(value: object, place: str) -> tuple[Message, ...]:
-    """A prompt as messages; a text is one of the user.
-
-    Raises:
-        ValueError: It is neither; ``place`` names its row.
-    """
-    if isinstance(value, str) and value:
-        return (Message(role="user", content=value),)
-    turns = value if isinstance(value, list) else []
-    if not turns or not all(
-        isinstance(turn, Mapping)
-        and turn.get("role") in ("system", "user", "assistant")
-        and isinstance(turn.get("content"), str)
-        for turn in turns
-    ):
-        raise ValueError(f"{place}: prompt = {short(value)} is neither text nor a list of messages")
-    return tuple(Message(role=turn["role"], content=turn["content"]) for turn in turns)
+def _from(text: str, other: str) -> str:
+    """The text from a little before the first character in which it differs."""
+    pairs = enumerate(zip(text, other, strict=False))
+    at = next((index for index, (a, b) in pairs if a != b), min(len(text), len(other)))
+    return text[max(0, at - 10) : at + 30]

@@ -1,19 +1,21 @@
-"""Which problems the next step trains on, and how to go on from any point.
+"""Which problems the next step trains on, and how to continue from any point.
 
 The order of epoch e is a pure function of (seed, e): Philox, a counter-based generator (Salmon et
 al., "Parallel random numbers: as easy as 1, 2, 3", 2011), keyed by the two, gives every problem a
-number, and the problems are visited by increasing number. Only raw generator output is used, which
-numpy keeps the same for ever.
+number, and the problems are visited in increasing order of these numbers. Only raw generator output
+is used, which numpy guarantees not to change.
 
-A batch that crosses the end of an epoch must not hold a problem twice (its completions would be
-drawn from the same seeds, and be the same). Problems of the new epoch that the batch holds already
-are put off: they come first in the next batch. They are part of the saved state, so the state stays
-small and each epoch still visits each problem once.
+A batch that crosses the end of an epoch must not contain a problem twice (its completions would be
+drawn from the same seeds and be identical). Problems of the new epoch that are already in the batch
+are postponed: they come first in the next batch. They are part of the saved state. So the state
+stays small, and each epoch still visits each problem once.
 """
+
+from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
+from rlvr.lazy import np
 
 
 class ProblemSampler:
@@ -21,8 +23,8 @@ class ProblemSampler:
 
     Args:
         size: Number of problems.
-        seed: Seed of all epochs' orders.
-        shuffle: Off: every epoch visits the problems in their order.
+        seed: Seed of the order of all epochs.
+        shuffle: If False, every epoch visits the problems in their given order.
 
     Raises:
         ValueError: ``size`` is not positive or ``seed`` is outside 0 .. 2^64 - 1.
@@ -40,20 +42,20 @@ class ProblemSampler:
 
     @property
     def epoch(self) -> int:
-        """How many times all problems have been begun (0 in the first epoch)."""
+        """Number of the current epoch, from 0."""
         return self._epoch
 
     def next(self, count: int) -> list[int]:
         """The next ``count`` indices.
 
-        No problem stands twice in them if ``count`` <= ``size``; otherwise each stands
-        ``count // size`` times, some once more, all of them before any is repeated.
+        If ``count`` <= ``size``, no problem occurs twice. Otherwise each occurs ``count // size``
+        times, and some once more; no problem is repeated before all have occurred.
 
         Raises:
             ValueError: ``count`` is not positive.
         """
         if count < 1:
-            raise ValueError(f"a batch holds at least one problem, not count={count}")
+            raise ValueError(f"a batch needs at least one problem, not count={count}")
         batch: list[int] = []
         held: set[int] = set()
         while len(batch) < count:
@@ -65,13 +67,13 @@ class ProblemSampler:
         return batch
 
     def _take(self, held: set[int]) -> int:
-        """The next index that is not in ``held`` (which does not hold all)."""
+        """The next index that is not in ``held``, which must not contain all indices."""
         for position, index in enumerate(self._put_off):
             if index not in held:
                 return self._put_off.pop(position)
         while True:
             if self._cursor == self.size:
-                assert not self._put_off, "an epoch ends when all of it has been visited"
+                assert not self._put_off, "an epoch ends when all problems have been visited"
                 self._epoch, self._cursor = self._epoch + 1, 0
                 self._order = self._order_of(self._epoch)
             index = self._order[self._cursor]
@@ -90,7 +92,7 @@ class ProblemSampler:
         return order
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the sampler stands, as plain JSON values."""
+        """The sampler's position, as plain JSON values."""
         return {
             "size": self.size,
             "seed": self.seed,
@@ -100,16 +102,25 @@ class ProblemSampler:
             "put_off": list(self._put_off),
         }
 
+    @property
+    def drawn(self) -> int:
+        """How many problems were given so far, in whole epochs and this one."""
+        return self._epoch * self.size + self._cursor - len(self._put_off)
+
+    def fits(self, state: dict[str, Any]) -> bool:
+        """Whether a saved state is of this size, seed and order."""
+        return all(state.get(name) == getattr(self, name) for name in ("size", "seed", "shuffle"))
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; the sampler is unchanged if the state is refused.
+        """Continue from a saved state; if the state is refused, the sampler does not change.
 
         Raises:
-            ValueError: The state is of another size, seed or order, or is damaged.
+            ValueError: The state belongs to another size, seed or order, or is damaged.
         """
         for name in ("size", "seed", "shuffle"):
             if state.get(name) != getattr(self, name):
                 raise ValueError(
-                    f"the saved sampler has {name}={state.get(name)!r}, this one "
+                    f"the saved sampler has {name}={state.get(name)!r}, but this one has "
                     f"{name}={getattr(self, name)!r}; resume with the same data and seed, or start "
                     "a new run"
                 )

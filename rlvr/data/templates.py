@@ -1,33 +1,34 @@
-r"""From a problem to the token ids that the policy continues.
+r"""Turn a problem into the token ids that the policy continues.
 
-A template is a YAML file: how the problem is worded, what stands before it, and whether the
-tokenizer's chat template frames it (``mode: chat``) or it is plain text (``mode: text``).
+A template is a YAML file. It sets how the problem is worded, what comes before it, and whether the
+prompt uses the tokenizer's chat template (``mode: chat``) or is plain text (``mode: text``).
 
-- Placeholders are replaced, never formatted: braces in a problem (``\frac{1}{2}``) stay.
-- Tokens are made from the rendered text once, without special tokens of the tokenizer's own: a chat
-  template writes its begin token itself, and in text mode exactly one is put in front if the
-  tokenizer would put one. So no prompt begins with two.
-- Nothing is put at the end: a tokenizer that closes texts with its end token would end the prompt.
-- A problem that has its own system message keeps it: the template's comes first, then the
-  problem's, as one message. A problem that is a conversation keeps its turns; the template words
-  its last user message only.
+- Placeholders are replaced, never formatted: braces in a problem (``\frac{1}{2}``) are kept.
+- The rendered text is encoded once, and the tokenizer adds no special tokens: a chat template
+  writes its begin token itself, and in text mode exactly one is prepended if the tokenizer would
+  add one. So no prompt begins with two.
+- Nothing is appended: a tokenizer that adds its end token would end the prompt.
+- A problem with a system message keeps it: the template's system message and the problem's are
+  joined into one, in this order. A problem that is a conversation keeps its turns; the template
+  words only its last user message.
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_validator
 
+from rlvr.data.turns import turn_end
 from rlvr.settings import Settings, load_settings
 from rlvr.types import Message
 
 _PLACEHOLDER = "{problem}"
-# What the code itself passes beside a template's own variables.
+# Variables that the code passes in addition to the template's own.
 _RESERVED = frozenset(
     {"conversation", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"}
 )
@@ -37,23 +38,23 @@ class Example(Settings):
     """A worked example, shown as earlier turns."""
 
     problem: str
-    """The example's problem, worded like the others by ``user``."""
+    """Problem of the example; ``user`` words it like the others."""
 
     response: str
-    """The response as the policy should write it."""
+    """Response in the form that the policy should write."""
 
 
 class TemplateSettings(Settings):
     """How a problem becomes a prompt."""
 
-    # strict=False where a list or text stands for a tuple or path: behind TemplateChoice the
-    # settings are read from Python objects, not from JSON, for which strict mode allows that.
+    # strict=False for tuples and paths: TemplateChoice reads the settings from Python objects, not
+    # from JSON, and only for JSON does strict mode accept a list or text there.
 
     purpose: str = ""
-    """What the template is for."""
+    """Purpose of the template."""
 
     mode: Literal["chat", "text"]
-    """"chat": framed by the tokenizer's chat template; "text": plain text, for base models."""
+    """"chat": use the tokenizer's chat template; "text": plain text, for base models."""
 
     system: str | None = None
     """System message (chat) or text before everything else (text)."""
@@ -63,16 +64,17 @@ class TemplateSettings(Settings):
 
     examples: tuple[Example, ...] = Field(default=(), strict=False)
     """Worked examples before the problem: earlier turns (chat), or texts in the same wording,
-    parted by ``separator`` (text)."""
+    separated by ``separator`` (text)."""
 
     separator: str = "\n\n"
-    """Text mode: what stands after the system text and after each example."""
+    """Text mode: separator after the system text and after each example."""
 
     prefill: str = ""
-    """Text that every response begins with, as part of the prompt, such as an opening think tag."""
+    """Text with which every response begins, as part of the prompt, such as an opening think
+    tag."""
 
     chat_template: Path | None = Field(default=None, strict=False)
-    """Chat mode: a Jinja file used instead of the tokenizer's own chat template."""
+    """Chat mode: Jinja file that replaces the tokenizer's chat template."""
 
     chat_template_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
     """Chat mode: variables for the chat template, such as ``{enable_thinking: false}``."""
@@ -81,7 +83,7 @@ class TemplateSettings(Settings):
     @classmethod
     def _has_placeholder(cls, value: str) -> str:
         if value.count(_PLACEHOLDER) != 1:
-            raise ValueError(f"must hold {_PLACEHOLDER} exactly once")
+            raise ValueError(f"must contain {_PLACEHOLDER} exactly once")
         return value
 
     @model_validator(mode="after")
@@ -93,8 +95,8 @@ class TemplateSettings(Settings):
             )
         if reserved := _RESERVED & set(self.chat_template_kwargs):
             raise ValueError(
-                f"chat_template_kwargs must not hold {', '.join(sorted(reserved))}; it is for the "
-                "chat template's own variables"
+                f"chat_template_kwargs must not set {', '.join(sorted(reserved))}, which the code "
+                "sets; remove it"
             )
         return self
 
@@ -107,47 +109,66 @@ class Template:
     settings: TemplateSettings
 
     def messages(self, messages: Sequence[Message]) -> list[Message]:
-        """The whole conversation: system message, examples, the problem's own turns, the problem.
+        """The whole conversation: system message, examples, the problem's earlier turns, the
+        problem.
 
         Raises:
-            ValueError: The messages do not end with the user's.
+            ValueError: The messages do not end with a user message.
         """
         if not messages or messages[-1]["role"] != "user":
             raise ValueError(f"template {self.name!r}: a prompt must end with a user message")
         given = [turn["content"] for turn in messages[:1] if turn["role"] == "system"]
         earlier = list(messages[len(given) : -1])
         own = [self.settings.system] if self.settings.system else []
-        # dict.fromkeys: the same instruction from both sides is said once.
+        # dict.fromkeys: if both give the same instruction, it appears once.
         system = "\n\n".join(dict.fromkeys(own + given))
         turns = [Message(role="system", content=system)] if system else []
         for example in self.settings.examples:
             turns.append(Message(role="user", content=self._worded(example.problem)))
             turns.append(Message(role="assistant", content=example.response))
-        problem = Message(role="user", content=self._worded(messages[-1]["content"]))
-        return [*turns, *earlier, problem]
+        problem = {**messages[-1], "content": self._worded(messages[-1]["content"])}
+        return [*turns, *earlier, cast(Message, problem)]
 
     def render(self, messages: Sequence[Message], tokenizer: Any) -> str:  # noqa: ANN401
-        """The prompt's text, without what :meth:`encode` puts in front in text mode.
+        """The prompt's text, without the begin token that :meth:`encode` prepends in text mode.
 
         Args:
             messages: The problem's messages, ending with a user message.
             tokenizer: A Hugging Face tokenizer.
 
         Raises:
-            ValueError: Chat mode and a tokenizer without chat template; a conversation in text
-                mode; a chat template that refuses the conversation.
+            ValueError: The tokenizer has no chat template in chat mode; a problem is a conversation
+                in text mode; the chat template refuses the conversation.
         """
         turns = self.messages(messages)
         if self.settings.mode == "text":
             return self._as_text(turns) + self.settings.prefill
+        self.check(tokenizer)
+        return self._framed(turns, tokenizer, prompt=True) + self.settings.prefill
+
+    def render_answered(
+        self,
+        messages: Sequence[Message],
+        response: Message,
+        tokenizer: Any,  # noqa: ANN401
+    ) -> str:
+        """A prompt and the assistant's message that answers it, as the chat template shows both.
+
+        Raises:
+            ValueError: As for :meth:`render`, which see; the template is plain text.
+        """
+        assert self.settings.mode == "chat", "plain text has no turns"
+        return self._framed([*self.messages(messages), response], tokenizer, prompt=False)
+
+    def _framed(self, turns: Sequence[Message], tokenizer: Any, *, prompt: bool) -> str:  # noqa: ANN401
+        """What the chat template makes of turns, ready for a response where ``prompt`` is set."""
         from jinja2 import TemplateError
 
-        self.check(tokenizer)
         try:
             framed = tokenizer.apply_chat_template(
                 turns,
                 chat_template=self._chat_template_file,
-                add_generation_prompt=True,
+                add_generation_prompt=prompt,
                 tokenize=False,
                 **self.settings.chat_template_kwargs,
             )
@@ -157,15 +178,40 @@ class Template:
                 f"the chat template refuses the turns ({roles}) of template {self.name!r}: "
                 f"{error}; use a template without the refused role, or another chat_template"
             ) from None
-        return str(framed) + self.settings.prefill
+        return str(framed)
+
+    def turn_end(self, tokenizer: Any) -> int | None:  # noqa: ANN401
+        """The special token that closes an assistant's turn in the chat template, if any."""
+        if self.settings.mode == "text":
+            return turn_end(tokenizer)
+        variables = self.settings.chat_template_kwargs
+        return turn_end(tokenizer, self._chat_template_file, **variables)
+
+    def ending(self, tokenizer: Any) -> Callable[[Sequence[int]], int]:  # noqa: ANN401
+        """Says of an encoded prompt which token ends a response to it.
+
+        A prompt of turns is answered by a turn, which the chat template closes; the tokenizer's end
+        token may be another, which such a model never writes. Plain text in which the token that
+        closes turns occurs is a prompt of turns too.
+        """
+        closing, end = self.turn_end(tokenizer), int(tokenizer.eos_token_id)
+        if closing is None:
+            return lambda _: end
+        if self.settings.mode == "chat":
+            return lambda _: closing
+        return lambda prompt: closing if closing in prompt else end
 
     def encode(self, messages: Sequence[Message], tokenizer: Any) -> list[int]:  # noqa: ANN401
-        """The prompt's token ids, beginning with at most one begin token.
+        """The prompt's token ids, with at most one begin token.
 
         Raises:
-            ValueError: As :meth:`render`.
+            ValueError: As for :meth:`render`.
         """
-        ids = list(tokenizer.encode(self.render(messages, tokenizer), add_special_tokens=False))
+        return self.encode_text(self.render(messages, tokenizer), tokenizer)
+
+    def encode_text(self, prompt: str, tokenizer: Any) -> list[int]:  # noqa: ANN401
+        """The token ids of a rendered prompt, with at most one begin token."""
+        ids = list(tokenizer.encode(prompt, add_special_tokens=False))
         begin = tokenizer.bos_token_id
         if self.settings.mode == "text" and begins_texts(tokenizer):
             ids = [begin, *ids]
@@ -188,11 +234,11 @@ class Template:
         return "".join(turn["content"] + ends[turn["role"]] for turn in turns)
 
     def check(self, tokenizer: Any) -> None:  # noqa: ANN401
-        """Refuse a tokenizer that the template cannot work with.
+        """Refuse a tokenizer with which the template does not work.
 
         Raises:
-            ValueError: Chat mode, and no chat template or one without a variable that
-                ``chat_template_kwargs`` sets (it would be ignored without a word).
+            ValueError: In chat mode the tokenizer has no chat template, or its template lacks a
+                variable that ``chat_template_kwargs`` sets (it would be ignored silently).
         """
         if self.settings.mode == "text":
             return
@@ -221,8 +267,18 @@ class Template:
         return path.read_text(encoding="utf-8")
 
 
+def ends_of(
+    template: TemplateSettings | Template,
+    tokenizer: Any,  # noqa: ANN401
+    prompts: Iterable[Sequence[int]],
+) -> set[int]:
+    """The tokens that end responses to encoded prompts; see :meth:`Template.ending`."""
+    ending = load_template(template).ending(tokenizer)
+    return {ending(prompt) for prompt in prompts}
+
+
 def begins_texts(tokenizer: Any) -> bool:  # noqa: ANN401
-    """Whether the tokenizer puts its begin token in front of plain text."""
+    """Whether the tokenizer prepends its begin token to plain text."""
     if tokenizer.bos_token_id is None:
         return False
     return tokenizer.encode("1")[:1] == [tokenizer.bos_token_id]
@@ -237,16 +293,20 @@ def template_names() -> list[str]:
     )
 
 
-def load_template(choice: str | Path | Mapping[str, Any] | TemplateSettings) -> Template:
-    """Load a template by name, by file, or from settings written out.
+def load_template(choice: str | Path | Mapping[str, Any] | TemplateSettings | Template) -> Template:
+    """Load a template by name, from a file, or from settings.
 
     Args:
-        choice: A name of :func:`template_names`, a path (a ``Path``, or text that holds a slash or
-            ends in .yaml or .yml), a mapping of :class:`TemplateSettings`, or such settings.
+        choice: A name of :func:`template_names`, a path (a ``Path``, or text that contains a slash
+            or ends in .yaml or .yml), a mapping of :class:`TemplateSettings`, such settings, or a
+            template.
 
     Raises:
-        ValueError: An unknown name (the nearest are named), no such file, wrong settings.
+        ValueError: The name is unknown (the message names the nearest), the file is missing, or the
+            settings are wrong.
     """
+    if isinstance(choice, Template):
+        return choice
     if isinstance(choice, TemplateSettings):
         return Template("inline", choice)
     if isinstance(choice, Mapping):
@@ -268,13 +328,18 @@ def load_template(choice: str | Path | Mapping[str, Any] | TemplateSettings) -> 
 
 
 def _chosen(value: object) -> object:
-    """A name or a path of a template -> its settings; anything else is left to the schema."""
+    """Replace a template's name or path with its settings; pass anything else to the schema."""
     return load_template(value).settings if isinstance(value, str) else value
 
 
+ThoughtPairs = tuple[
+    tuple[Annotated[str, Field(min_length=1)], Annotated[str, Field(min_length=1)]], ...
+]
+"""A field for pairs of markers, opening and closing, between which a model thinks."""
+
 TemplateChoice = Annotated[TemplateSettings, BeforeValidator(_chosen)]
-"""A recipe's field for a template: a name, a path, or the settings written out. The resolved recipe
-holds the settings, so that a run's record shows its prompts in full."""
+"""A recipe's field for a template: a name, a path, or settings. The resolved recipe contains the
+settings, so that the record of a run shows its prompts in full."""
 
 
 def _folder() -> Any:  # noqa: ANN401  (a Traversable)

@@ -1,8 +1,8 @@
 """Keys and values of rows that have different lengths.
 
-Every row writes behind its own end, so that a finished row is replaced by writing from slot 0, and
-rolling a row back is setting its length: slots behind a row's length hold leftovers that no mask
-lets through. A row of new keys may be padded on the right; the padding lands there, too.
+Every row writes after its own end. So a finished row is replaced by writing from slot 0, and a row
+is rolled back by setting its length: slots beyond a row's length hold leftovers that every mask
+hides. A row of new keys may be padded on the right; the padding goes to those slots too.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,8 @@ from transformers.cache_utils import DynamicLayer
 class Place:
     """Where the next forward pass writes and what it reads; shared by all layers.
 
-    ``rows_b`` are the rows that the pass is about, None for all in order. ``slots_bQ`` are where
-    each new key goes. ``width`` is how many slots are read, or None to read the new keys alone
-    (prefill).
+    ``rows_b`` are the rows of this pass; None means all of them, in order. ``slots_bQ`` says where
+    each new key goes. ``width`` is how many slots are read; None reads only the new keys (prefill).
     """
 
     rows: int
@@ -42,7 +41,7 @@ class RaggedLayer(DynamicLayer):
         *args: Any,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write [b, heads, Q, head size] where the place says; return what is to be read."""
+        """Write [b, heads, Q, head size] where ``place`` says; return what the pass reads."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys = self.values = None
@@ -57,12 +56,12 @@ class RaggedLayer(DynamicLayer):
         place = self.place
         if buffer is None or buffer.shape[1] < place.capacity:
             _, heads, _, size = states.shape
-            # Zeros: a leftover that is no number would pass through a mask's zero weight.
+            # Zeros, because NaN in an unused slot would survive the mask: 0 * NaN is NaN.
             grown = states.new_zeros(place.rows, place.capacity, heads, size)
             if buffer is not None:
                 grown[:, : buffer.shape[1]] = buffer
             buffer = grown
-        assert place.slots_bQ is not None, "the lane says where to write"
+        assert place.slots_bQ is not None, "the decode batch says where to write"
         rows_b = place.rows_b
         if rows_b is None:
             rows_b = torch.arange(place.rows, device=states.device)
@@ -70,18 +69,18 @@ class RaggedLayer(DynamicLayer):
         return buffer
 
     def get_seq_length(self) -> int:
-        """Slots held, of which a row fills its own share."""
+        """Slots in the buffer; each row fills only its own length."""
         return 0 if self.keys is None else self.keys.shape[1]
 
     def copy_rows(self, source: int, targets: list[int], length: int) -> None:
-        """Give ``targets`` the first ``length`` slots of row ``source``."""
+        """Copy the first ``length`` slots of row ``source`` to the rows ``targets``."""
         for name in ("keys", "values"):
             buffer = getattr(self, name)
             if buffer is not None:
                 buffer[targets, :length] = buffer[source, :length]
 
     def keep_rows(self, rows_b: torch.Tensor, width: int) -> None:
-        """Keep these rows, in this order; slots beyond ``width`` are left behind."""
+        """Keep only these rows, in this order, and only their first ``width`` slots."""
         for name in ("keys", "values"):
             buffer = getattr(self, name)
             if buffer is not None:

@@ -1,33 +1,36 @@
-"""``rlvr distill filter``: grade all traces, and keep those worth learning from.
+"""``rlvr distill filter``: grade all traces and keep those worth learning from.
 
-Rejection sampling as the paper's authors ran it. A trace is dropped by the first of these that it
-fails, and counted there:
+Rejection sampling as the paper's authors ran it. A trace is dropped at the first of these checks
+that it fails, and counted there:
 
-    format      it does not end with an end token, or holds the closing think token not once
-    fallback    the student wrote more than ``max_fallback`` of its tokens itself
-    no_answer   there is no answer (behind the closing think token)
-    wrong       the verifier does not find the answer equal to the reference
+    format      it does not end with an end token, or does not hold the closing think token exactly
+    once fallback    the student wrote more than ``max_fallback`` of its tokens itself no_answer
+    there is no answer (after the closing think token) wrong       the verifier does not accept the
+    answer as equal to the reference
 
-Of the survivors of a problem the shortest is kept; a problem without survivors has no trace.
+The shortest survivor of each problem is kept; a problem without survivors has no trace.
 """
 
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from reward import VerifierPool
-from reward.graders import grader_by_name
+from reward import DEFAULT, VerifierPool
+from reward.graders import graded_text, grader_by_name
+from reward.thoughts import left_open
+from rlvr.data.decoding import Pairs, ResponseDecoder, thought_markers
 from rlvr.distill.generate import PARTS, PLAN, check_same, part_rows
 from rlvr.distill.recipe import DistillRecipe, FilterSettings
 from rlvr.distill.trace import Trace, write_traces
-from rlvr.jsonl import read_lines, write_atomically
-from rlvr.policy import load_tokenizer
-from rlvr.rollout import sample_seed
+from rlvr.files import read_lines, write_atomically
+from rlvr.policy.loading import load_tokenizer
+from rlvr.progress import watching
+from rlvr.rollout.sampling import sample_seed
 
 TRACES, KEPT, SUMMARY = "traces.jsonl", "kept.jsonl", "filter.json"
 REASONS = ("format", "fallback", "no_answer", "wrong")
@@ -35,9 +38,9 @@ REASONS = ("format", "fallback", "no_answer", "wrong")
 
 @dataclass(frozen=True, slots=True)
 class Sieve:
-    """What the filter needs beside the traces.
+    """What the filter needs besides the traces.
 
-    ``bound_fallback`` is false for the student's own arm, of which the student wrote everything.
+    ``bound_fallback`` is false in the student arm, where the student wrote everything.
     """
 
     settings: FilterSettings
@@ -51,11 +54,12 @@ def run_filter(recipe: DistillRecipe, *, partial: bool = False) -> dict[str, Any
     """Filter the traces of a folder; write traces.jsonl, kept.jsonl and filter.json.
 
     Args:
-        recipe: Its ``output`` and ``filter`` say what to do.
-        partial: Filter what there is although traces are missing.
+        recipe: ``output`` and ``filter`` say what to do.
+        partial: Filter the existing traces although some are missing.
 
     Raises:
-        ValueError: No traces, or not all of them; a trace without reference that is to be graded.
+        ValueError: There are no traces or some are missing; a trace to be graded has no reference
+            answer.
     """
     grader_by_name(recipe.filter.grader)
     traces = gathered(recipe, partial=partial)
@@ -63,26 +67,26 @@ def run_filter(recipe: DistillRecipe, *, partial: bool = False) -> dict[str, Any
     sieve = Sieve(
         recipe.filter,
         _think_close(recipe.filter.think_close, tokenizer),
-        recipe.rule.arm != "student",
+        recipe.acceptance_rule.arm != "student",
         recipe.seed,
         tokenizer,
     )
     graded, kept, reasons = sift(traces, sieve)
     write_traces(recipe.output / TRACES, graded)
     write_traces(recipe.output / KEPT, kept)
-    summary = summarise(graded, kept, reasons)
+    summary = filter_summary(graded, kept, reasons)
     write_atomically(recipe.output / SUMMARY, json.dumps(summary, indent=1) + "\n")
     return summary
 
 
 def gathered(recipe: DistillRecipe, *, partial: bool = False) -> list[Trace]:
-    """All traces of a folder, of all its parts, in canonical order.
+    """All traces of a folder, from all its parts, in canonical order.
 
     Raises:
         ValueError: There are none, or some are missing and ``partial`` is not set.
     """
     folder = recipe.output
-    plan = read_lines(folder / PLAN).rows
+    plan = read_lines(folder / PLAN, ended=True).objects
     if not plan:
         raise ValueError(f"{str(folder)!r} holds no traces; run rlvr distill generate first")
     check_same(folder, plan[0]["settings"], recipe.identity, "filter them with the same")
@@ -97,12 +101,12 @@ def gathered(recipe: DistillRecipe, *, partial: bool = False) -> list[Trace]:
     if most > recipe.samples:
         raise ValueError(
             f"{str(folder)!r} holds {most} traces of a problem, and samples = {recipe.samples} "
-            f"would leave some out; filter with samples={most}"
+            f"would drop some; filter with samples={most}"
         )
     if not found or (missing and not partial):
         raise ValueError(
             f"{len(missing)} of {len(wanted)} traces are missing from {str(folder / PARTS)!r}; "
-            "generate them with --resume, or filter what there is with --partial"
+            "generate them with --resume, or filter the existing ones with --partial"
         )
     return [found[key] for key in wanted if key in found]
 
@@ -113,11 +117,12 @@ def sift(
     """Grade and filter.
 
     Returns:
-        All traces with their rewards, those kept, and why each trace was dropped (None: it was
-        not, though another of its problem may have been preferred).
+        All traces with their rewards; the traces kept; and the reason why each trace was dropped.
+        None means that it passed every check, though another trace of its problem may have been
+        preferred.
 
     Raises:
-        ValueError: A trace without reference is to be graded.
+        ValueError: A trace to be graded has no reference answer.
     """
     reasons: list[str | None] = [_form_fault(trace, sieve) for trace in traces]
     graded = list(traces)
@@ -137,20 +142,25 @@ def _form_fault(trace: Trace, sieve: Sieve) -> str | None:
 
 
 def _graded(traces: Sequence[Trace], reasons: list[str | None], sieve: Sieve) -> list[Trace]:
-    """Every trace with its reward; reasons of those that have the form are filled in.
+    """Every trace with its reward; fills in ``reasons`` of traces that passed the checks of form.
 
-    Those without the form are graded too: how often an arm is right is worth knowing.
+    Traces that failed them are graded too, because how often an arm is right is worth knowing.
     """
     for trace in traces:
         if trace.answer is None or not trace.answer.strip():
             raise ValueError(
-                f"trace {trace.id!r} has no reference answer to be graded by; give its problem "
-                "one, or set filter.correctness=none"
+                f"trace {trace.id!r} has no reference answer to be graded against; add one to its "
+                "problem, or set filter.correctness=none"
             )
     settings = sieve.settings
-    pairs = [(_response(trace, sieve), trace.answer or "") for trace in traces]
-    with VerifierPool(settings.workers, settings.timeout, settings.grader) as pool:
-        grades = pool.grade_many(pairs)
+    thoughts = thought_markers(sieve.tokenizer, settings.thoughts)
+    pairs = [(_response(trace, sieve, thoughts), trace.answer or "") for trace in traces]
+    policy = replace(DEFAULT, thoughts=thoughts)
+    with (
+        watching("grading traces") as progress,
+        VerifierPool(settings.workers, settings.timeout, settings.grader, policy) as pool,
+    ):
+        grades = pool.grade_many(pairs, progress)
     graded = []
     for index, (trace, verdict) in enumerate(zip(traces, grades, strict=True)):
         graded.append(trace.model_copy(update={"reward": float(verdict.correct)}))
@@ -159,13 +169,14 @@ def _graded(traces: Sequence[Trace], reasons: list[str | None], sieve: Sieve) ->
     return graded
 
 
-def _response(trace: Trace, sieve: Sieve) -> str:
-    """What the answer is read from: the trace, or what stands behind its closing think token."""
+def _response(trace: Trace, sieve: Sieve, thoughts: Pairs) -> str:
+    """The text from which the answer is read: the trace, or its part after the closing think
+    token."""
     if sieve.think_close is None or sieve.think_close not in trace.token_ids:
-        return trace.text
+        return graded_text(trace.text, left_open(trace.prompt, thoughts), sieve.settings.grader)
     last = len(trace.token_ids) - trace.token_ids[::-1].index(sieve.think_close)
-    text: str = sieve.tokenizer.decode(list(trace.token_ids[last:]), skip_special_tokens=True)
-    return text
+    decode = ResponseDecoder(sieve.tokenizer)
+    return decode(trace.token_ids[last:], finished=trace.finish_reason == "stop")
 
 
 def _picked(survivors: Sequence[Trace], sieve: Sieve) -> list[Trace]:
@@ -189,14 +200,14 @@ def _picked(survivors: Sequence[Trace], sieve: Sieve) -> list[Trace]:
 
 
 def _pick_seed(seed: int, problem: str) -> int:
-    # Columns of random numbers count from 0; the pick has a number of its own.
+    # Columns of random numbers count from 0, so -1 gives the pick a separate stream.
     return sample_seed(seed, -1, problem, 0)
 
 
-def summarise(
+def filter_summary(
     traces: Sequence[Trace], kept: Sequence[Trace], reasons: Sequence[str | None]
 ) -> dict[str, Any]:
-    """How many traces were dropped by what, and what those kept are like."""
+    """How many traces each check dropped, and statistics of the traces kept."""
     counts = Counter(reason for reason in reasons if reason is not None)
     lengths = [len(trace.token_ids) for trace in kept]
     rewards = [trace.reward for trace in traces if trace.reward is not None]
@@ -226,7 +237,7 @@ def _think_close(token: str | None, tokenizer: Any) -> int | None:  # noqa: ANN4
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     if token not in vocabulary:
         raise ValueError(
-            f"filter.think_close = {token!r} is no single token of the student; name one that its "
-            "vocabulary lists, or null"
+            f"filter.think_close = {token!r} is not a single token of the student; name one from "
+            "its vocabulary, or null"
         )
     return vocabulary[token]

@@ -1,15 +1,15 @@
-"""Many traces at once, token by token: two caches, one vectorised accept or replace.
+"""Generate many traces at once, token by token: two caches, one vectorised accept or replace.
 
-At one token a round the teacher's and the student's forward passes do not depend on each other and
-may overlap; a round takes as long as the slower one. With ``block: K`` the teacher drafts K tokens
-and the student judges them in one pass; what follows the first refusal is rolled back. A draft is
-the teacher's first draw at its position and is judged with the numbers of that position, so that
-the traces are the same for every K. No token of the student's is added behind an accepted block:
-that would make it student-written without a refusal.
+With one token per round, the forward passes of teacher and student do not depend on each other and
+may overlap; a round then takes as long as the slower pass. With ``block: K`` the teacher drafts K
+tokens and the student judges them in one pass; tokens after the first refusal are rolled back. A
+draft is the teacher's first draw at its position and is judged with the random numbers of that
+position, so the traces are the same for every K. The student adds no token after an accepted block:
+that token would be written by the student without a refusal.
 
-A finished row is replaced at once by the next trace of the queue.
+A finished row is immediately replaced by the next trace of the queue.
 
-Left out: paged memory; a row's buffer is as long as the longest row's.
+Memory is not paged: every row's buffer is as long as the longest row.
 """
 
 import math
@@ -17,51 +17,35 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 
-from rlvr.distill.job import Job, Written
-from rlvr.distill.lane import LaneSource
-from rlvr.distill.rule import (
+from rlvr.distill.acceptance_rule import (
     NO_TOKEN,
+    AcceptanceRule,
     Choice,
     Pool,
-    RuleSettings,
     choose,
     propose,
     uniforms,
 )
-from rlvr.distill.scores import Scores
-from rlvr.distill.vocabulary import Vocabulary
-from rlvr.settings import Settings
+from rlvr.distill.decode_batch import DecodeModel
+from rlvr.distill.next_token_scores import Scores
+from rlvr.distill.settings import TransformersTraceSettings
+from rlvr.distill.trace_request import TraceRequest, Written
+from rlvr.distill.vocabulary_match import Vocabulary
 from rlvr.types import FinishReason
 
-# Idle rows leave the batch once they are one in this many.
+# Idle rows are removed once they make up one in this many.
 _LEAVE_TOGETHER = 8
 
 
-class TransformersTraceSettings(Settings):
-    """Generate traces with both models in this process: exact, the reference."""
-
-    name: Literal["transformers"] = "transformers"
-    """Both models in this process, through transformers."""
-    rows: int = Field(64, ge=1)
-    """Traces generated side by side."""
-    block: int = Field(1, ge=1, le=64)
-    """Tokens the teacher drafts before the student judges them (K); the traces are the same."""
-    overlap: bool | None = None
-    """Run both models at the same time where a round allows it (block 1); null does where they are
-    on different devices."""
-
-
 @dataclass
-class Row:
-    """One trace in progress; ``*_next`` are tokens that its model has not been fed yet."""
+class TraceInProgress:
+    """One trace in progress; ``*_next`` are tokens that have not been fed to that model yet."""
 
-    job: Job
+    request: TraceRequest
     numbers: np.ndarray
     student_next: tuple[int, ...]
     teacher_next: tuple[int, ...]
@@ -70,11 +54,11 @@ class Row:
     teacher_prob: list[float] = field(default_factory=list)
     student_prob: list[float] = field(default_factory=list)
 
-    def written(self, rule: RuleSettings, reason: FinishReason) -> Written:
+    def written(self, rule: AcceptanceRule, reason: FinishReason) -> Written:
         """The finished trace."""
         nobody = (None,) * len(self.tokens)
         return Written(
-            self.job,
+            self.request,
             tuple(self.tokens),
             tuple(self.draws),
             tuple(map(_known, self.teacher_prob)) if rule.uses_teacher else nobody,
@@ -84,30 +68,30 @@ class Row:
 
 
 def _known(probability: float) -> float | None:
-    """An engine that gives the likeliest tokens only does not know the others'."""
+    """None for NaN: an engine that reports only the likeliest tokens does not know the others."""
     return None if math.isnan(probability) else probability
 
 
 class LockstepEngine:
-    """Traces by the rule, exactly, for models of which tokens are matched one to one.
+    """Traces by the exact acceptance rule, for models whose tokens are matched one to one.
 
     Args:
-        teacher: The model that proposes; None in the student's arm.
-        student: The model that may refuse; None in the teacher's arm.
-        vocabulary: How their tokens belong together.
-        rule: The rule.
-        stop_ids: The student's tokens that end a trace.
-        max_tokens: Most tokens of a trace.
-        seed: Of all traces.
-        settings: Rows, block, overlap.
+        teacher: The model that proposes; None in the student arm.
+        student: The model that may refuse; None in the teacher arm.
+        vocabulary: How their tokens correspond.
+        rule: The acceptance rule.
+        stop_ids: Token ids of the student that end a trace.
+        max_tokens: Maximum number of tokens in a trace.
+        seed: Seed of all traces.
+        settings: Number of rows, block, overlap.
     """
 
     def __init__(
         self,
-        teacher: LaneSource | None,
-        student: LaneSource | None,
+        teacher: DecodeModel | None,
+        student: DecodeModel | None,
         vocabulary: Vocabulary,
-        rule: RuleSettings,
+        rule: AcceptanceRule,
         stop_ids: Sequence[int],
         max_tokens: int,
         seed: int,
@@ -128,7 +112,7 @@ class LockstepEngine:
         self._counts = dict.fromkeys(("rounds", "drafted", "tokens", "fallbacks", "redrawn"), 0)
 
     def close(self) -> None:
-        """End the second thread and free the models, where that is to be done."""
+        """End the second thread and free the models, if the engine owns them."""
         if self._thread is not None:
             self._thread.shutdown()
         for source in self.sources:
@@ -148,15 +132,17 @@ class LockstepEngine:
         }
 
     @torch.no_grad()
-    def generate(self, jobs: Iterable[Job]) -> Iterator[Written]:
-        """See :class:`~rlvr.distill.job.TraceEngine`."""
-        queue = iter(jobs)
-        self.rows: list[Row | None] = [None] * self.settings.rows
+    def generate(self, requests: Iterable[TraceRequest]) -> Iterator[Written]:
+        """See :class:`~rlvr.distill.trace_request.TraceEngine`."""
+        queue = iter(requests)
+        self.rows: list[TraceInProgress | None] = [None] * self.settings.rows
         teacher, student = self.sources
         alone = self.rule.arm == "teacher"
         rows, unshared = len(self.rows), self._maps.unshared if alone else None
-        self.teacher = None if teacher is None else teacher.lane(rows, unshared)
-        self.student = None if student is None else student.lane(rows, self._maps.unreadable)
+        self.teacher = None if teacher is None else teacher.decode_batch(rows, unshared)
+        self.student = (
+            None if student is None else student.decode_batch(rows, self._maps.unreadable)
+        )
         self._refill(queue)
         while any(row is not None for row in self.rows):
             began = time.perf_counter()
@@ -166,34 +152,36 @@ class LockstepEngine:
             if finished:
                 self._refill(queue)
 
-    def _refill(self, queue: Iterator[Job]) -> None:
-        """Put the next traces into empty rows; where there are none left, empty rows go."""
+    def _refill(self, queue: Iterator[TraceRequest]) -> None:
+        """Put the next traces into empty rows; when no traces are left, remove empty rows."""
         admitted = []
         for index, row in enumerate(self.rows):
-            if row is None and (job := next(queue, None)) is not None:
-                self.rows[index] = self._started(job)
-                admitted.append((index, job))
+            if row is None and (request := next(queue, None)) is not None:
+                self.rows[index] = self._started(request)
+                admitted.append((index, request))
         places = [index for index, _ in admitted]
         if self.teacher is not None and admitted:
-            self.teacher.admit(places, [job.teacher_prompt[:-1] for _, job in admitted])
+            self.teacher.admit(places, [request.teacher_prompt[:-1] for _, request in admitted])
         if self.student is not None and admitted:
-            self.student.admit(places, [job.student_prompt[:-1] for _, job in admitted])
+            self.student.admit(places, [request.student_prompt[:-1] for _, request in admitted])
         busy = [index for index, row in enumerate(self.rows) if row is not None]
         if busy and (len(self.rows) - len(busy)) * _LEAVE_TOGETHER >= len(self.rows):
             self.rows = [self.rows[index] for index in busy]
-            for lane in (self.teacher, self.student):
-                if lane is not None:
-                    lane.keep(busy)
+            for batch in (self.teacher, self.student):
+                if batch is not None:
+                    batch.keep(busy)
 
-    def _started(self, job: Job) -> Row:
+    def _started(self, request: TraceRequest) -> TraceInProgress:
         numbers = uniforms(
             self.seed,
-            job.problem_id,
-            job.sample,
+            request.problem_id,
+            request.sample,
             self.max_tokens + self.block,
             self.rule.draws,
         )
-        return Row(job, numbers, job.student_prompt[-1:], job.teacher_prompt[-1:])
+        return TraceInProgress(
+            request, numbers, request.student_prompt[-1:], request.teacher_prompt[-1:]
+        )
 
     def _round(self) -> Iterator[Written]:
         numbers_BKN = self._numbers()
@@ -230,7 +218,8 @@ class LockstepEngine:
         return torch.from_numpy(np.stack(found)).to(self.device)
 
     def _both(self) -> tuple[list[Scores], Scores | None]:
-        """What both models say behind what is committed; at the same time where that pays."""
+        """The scores of both models after the committed tokens; run at the same time if
+        overlapped."""
         if self._thread is None:
             return self._teacher_step(), self._student_step()
         ahead = self._thread.submit(self._teacher_step)
@@ -244,7 +233,7 @@ class LockstepEngine:
 
     @torch.no_grad()
     def _teacher_feed(self, tokens: Sequence[Sequence[int]]) -> Scores:
-        """What the teacher says behind each row's last token."""
+        """The teacher's scores after each row's last token."""
         assert self.teacher is not None
         began = time.perf_counter()
         scores = self.teacher.last(tokens)
@@ -258,7 +247,7 @@ class LockstepEngine:
 
     @torch.no_grad()
     def _judge(self, drafts: Sequence[Sequence[int]]) -> Scores:
-        """What the student says, [B * K], behind what is committed and behind each draft."""
+        """The student's scores [B * K] after the committed tokens and after each draft."""
         assert self.student is not None
         began = time.perf_counter()
         feed = [
@@ -274,7 +263,7 @@ class LockstepEngine:
         return Pool(*(part.to(self.device) for part in pool))
 
     def _draft(self, numbers_BKN: torch.Tensor) -> tuple[list[Scores], list[Pool], list[list[int]]]:
-        """What the teacher says at K positions, its pools, and its first K - 1 drafts."""
+        """The teacher's scores at K positions, its pools, and its first K - 1 drafts."""
         scores: list[Scores] = []
         pools: list[Pool] = []
         drafts: list[list[int]] = [[] for _ in self.rows]
@@ -287,7 +276,7 @@ class LockstepEngine:
             if position + 1 < self.block:
                 proposed_B = propose(pools[-1], numbers_BKN[:, position, 1:2])[:, 0]
                 theirs_B, known_B = self._maps.to_teacher(proposed_B)
-                # A pool may be empty: then nothing is accepted here, and the draft is a dummy.
+                # If a pool is empty, nothing is accepted here, and the draft is a dummy.
                 ours = (proposed_B * known_B).tolist()
                 feed = [
                     () if row is None else (token,)
@@ -300,7 +289,7 @@ class LockstepEngine:
     def _choose(
         self, pools: list[Pool], student_scores: Scores | None, numbers_BKN: torch.Tensor
     ) -> Choice:
-        """The rule at every row and position, as if each were a row of its own."""
+        """Apply the rule at every row and position, as if each position were a separate row."""
         teacher = student = None
         if pools:
             parts = [torch.stack(part, dim=1).flatten(0, 1) for part in zip(*pools, strict=True)]
@@ -310,7 +299,8 @@ class LockstepEngine:
         return choose(teacher, student, numbers_BKN.flatten(0, 1), self.rule)
 
     def _teacher_probs(self, scores: list[Scores], tokens_BK: torch.Tensor) -> torch.Tensor:
-        """The teacher's probabilities of tokens at temperature 1; 0 for what it cannot write."""
+        """The teacher's probabilities of tokens at temperature 1; 0 for tokens that it cannot
+        write."""
         if not scores:
             return torch.full(tokens_BK.shape, float("nan"))
         theirs_BK, known_BK = self._maps.to_teacher(tokens_BK)
@@ -320,13 +310,14 @@ class LockstepEngine:
     def _commit(
         self,
         index: int,
-        row: Row,
+        row: TraceInProgress,
         tokens: list[int],
         draws: list[int],
         teacher_probs: list[float],
         student_probs: list[float],
     ) -> Iterator[Written]:
-        """Keep tokens up to the first that is no accepted draft; finish or roll back the row."""
+        """Keep tokens up to the first that is not an accepted draft; finish or roll back the
+        row."""
         kept, reason = 0, None
         for token, draw in zip(tokens, draws, strict=True):
             kept += 1
@@ -343,44 +334,44 @@ class LockstepEngine:
         self._counts["drafted"] += self.block
         if reason is not None:
             self.rows[index] = None
-            for lane in (self.teacher, self.student):
-                if lane is not None:
-                    lane.rest(index)
+            for batch in (self.teacher, self.student):
+                if batch is not None:
+                    batch.rest(index)
             yield row.written(self.rule, reason)
             return
         row.student_next = (tokens[kept - 1],)
         row.teacher_next = self.vocabulary.spelled(tokens[kept - 1])
-        for lane in (self.teacher, self.student):
-            if lane is not None and kept < self.block:
-                lane.roll_back(index, lane.lengths[index] - (self.block - kept))
+        for batch in (self.teacher, self.student):
+            if batch is not None and kept < self.block:
+                batch.roll_back(index, batch.lengths[index] - (self.block - kept))
 
     def _reason(self, index: int, token: int, length: int, surplus: int) -> FinishReason | None:
-        """Why a trace ends with ``token``, its ``length``-th, if it does.
+        """Why a trace ends with ``token``, its ``length``-th token; None if it goes on.
 
-        ``surplus`` is how many tokens the caches hold behind it. A context may be full before the
-        limit: spelled out, a trace may be longer for the teacher than for the student.
+        ``surplus`` is the number of tokens that the caches hold after it. The teacher's context may
+        be full before the limit, because a trace may have more tokens in the teacher's vocabulary.
         """
         if token in self.stop_ids:
             return "stop"
         if length >= self.max_tokens:
             return "length"
-        for lane, count in (
+        for batch, count in (
             (self.teacher, len(self.vocabulary.spelled(token))),
             (self.student, 1),
         ):
-            if lane is not None and lane.limit is not None:
-                held = lane.lengths[index] - surplus
-                if held + count > lane.limit:
+            if batch is not None and batch.limit is not None:
+                held = batch.lengths[index] - surplus
+                if held + count > batch.limit:
                     return "length"
         return None
 
 
 class _Maps:
-    """A vocabulary's maps on the devices that use them.
+    """The id maps of two vocabularies, each on the device that uses it.
 
-    ``unshared`` are the teacher's ids that the student lacks: where the teacher writes alone, they
-    leave its pool before it is cut, so that it never is empty. ``unreadable`` are the student's
-    ids that stand for no text: rows that pad its output head.
+    ``unshared`` are the teacher's ids that the student lacks. In the teacher arm they are removed
+    before the pool is cut, so that the pool is never empty. ``unreadable`` are the student's ids
+    that stand for no text: rows that pad its output head.
     """
 
     def __init__(
@@ -395,7 +386,7 @@ class _Maps:
         self.unshared = lacking.to(teacher) if len(lacking) else None
 
     def to_teacher(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The teacher's ids (0 where it has none) and whether it has one."""
+        """The teacher's ids (0 for tokens it lacks), and whether it has each token."""
         if self._teacher_ids is None:
             known = tokens < NO_TOKEN
             return tokens * known, known

@@ -1,4 +1,4 @@
-"""What is to be generated: every trace by problem and number, with both models' prompts."""
+"""The traces to generate: one for each problem and sample number, with both models' prompts."""
 
 import hashlib
 import json
@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlvr.data import Prompt, encode_prompts, load_problems, load_template
-from rlvr.distill.job import Job, Written
-from rlvr.distill.models import Loaded
+from rlvr.data.decoding import ResponseDecoder
 from rlvr.distill.recipe import DistillRecipe
 from rlvr.distill.trace import STUDENT, TEACHER, Trace, trace_id
-from rlvr.distill.vocabulary import Vocabulary, match_vocabularies
+from rlvr.distill.trace_model import LoadedModel
+from rlvr.distill.trace_request import TraceRequest, Written
+from rlvr.distill.vocabulary_match import Vocabulary, match_vocabularies
 from rlvr.settings import to_yaml
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All traces that there will be, in canonical order: by problem, then by number."""
+class TracePlan:
+    """All traces to generate, in canonical order: by problem, then by sample number."""
 
     recipe: DistillRecipe
     prompts: tuple[Prompt, ...]
@@ -27,24 +28,26 @@ class Plan:
     notice: str | None
 
     @property
-    def jobs(self) -> list[Job]:
-        """Every trace to be generated."""
+    def requests(self) -> list[TraceRequest]:
+        """All traces to generate."""
         return [
-            Job(prompt.problem.id, sample, prompt.ids, teacher_ids)
+            TraceRequest(prompt.problem.id, sample, prompt.ids, teacher_ids)
             for prompt, teacher_ids in zip(self.prompts, self.teacher_prompts, strict=True)
             for sample in range(self.recipe.samples)
         ]
 
-    def share(self, part: int, parts: int) -> list[Job]:
-        """One part of the traces: contiguous, so that traces of a problem share their prompt."""
-        jobs = self.jobs
-        return jobs[len(jobs) * part // parts : len(jobs) * (part + 1) // parts]
+    def share(self, part: int, parts: int) -> list[TraceRequest]:
+        """One contiguous part of the traces, so that traces of a problem share their prompt."""
+        requests = self.requests
+        return requests[len(requests) * part // parts : len(requests) * (part + 1) // parts]
 
     def longest(self, context: int | None) -> int:
-        """Longest sequence that a model may be asked for: its whole context where tokens are
-        spelled out, which makes traces longer."""
+        """Length in tokens of the longest sequence that a model may run; its whole context if some
+        tokens are spelled out, because that makes traces longer."""
         longest = max(
-            len(ids) for job in self.jobs for ids in (job.student_prompt, job.teacher_prompt)
+            len(ids)
+            for request in self.requests
+            for ids in (request.student_prompt, request.teacher_prompt)
         )
         needed = longest + self.recipe.max_tokens + self.recipe.engine.block
         if self.vocabulary.spellings and context is not None:
@@ -52,7 +55,7 @@ class Plan:
         return needed if context is None else min(needed, context)
 
     def describe(self) -> dict[str, Any]:
-        """What traces depend on, as it is recorded and compared on resuming."""
+        """What traces depend on: it is recorded and compared on resuming."""
         ids = [(prompt.problem.id, prompt.ids) for prompt in self.prompts]
         content = json.dumps([ids, self.teacher_prompts])
         return {
@@ -66,11 +69,11 @@ class Plan:
         }
 
 
-def make_plan(recipe: DistillRecipe, teacher: Loaded, student: Loaded) -> Plan:
-    """Load the problems, match the vocabularies, encode every prompt.
+def make_trace_plan(recipe: DistillRecipe, teacher: LoadedModel, student: LoadedModel) -> TracePlan:
+    """Load the problems, match the vocabularies and encode every prompt.
 
     Raises:
-        ValueError: The vocabularies do not match; a prompt and ``max_tokens`` do not fit a model's
+        ValueError: The vocabularies do not match; a prompt plus ``max_tokens`` exceeds a model's
             context; a stop token is unknown; the data cannot be used.
     """
     stop_ids = tuple(sorted({*student.stop_ids, *_stop_ids(recipe.stop, student.tokenizer)}))
@@ -79,7 +82,7 @@ def make_plan(recipe: DistillRecipe, teacher: Loaded, student: Loaded) -> Plan:
         student.tokenizer,
         recipe.vocabulary,
         stop_ids,
-        (teacher.vocabulary, student.vocabulary),
+        (teacher.vocab_size, student.vocab_size),
     )
     template = load_template(recipe.data.template)
     encoded = encode_prompts(
@@ -90,8 +93,10 @@ def make_plan(recipe: DistillRecipe, teacher: Loaded, student: Loaded) -> Plan:
     )
     for prompt in encoded.prompts:
         if not prompt.ids:
-            raise ValueError(f"problem {prompt.problem.id!r} has an empty prompt; use a template")
-    plan = Plan(
+            raise ValueError(
+                f"problem {prompt.problem.id!r} has an empty prompt; set data.template"
+            )
+    plan = TracePlan(
         recipe,
         encoded.prompts,
         _teacher_prompts(recipe, encoded.prompts, vocabulary, teacher),
@@ -107,12 +112,15 @@ def _stop_ids(tokens: Sequence[str], tokenizer: Any) -> list[int]:  # noqa: ANN4
     vocabulary = tokenizer.get_vocab()
     for token in tokens:
         if token not in vocabulary:
-            raise ValueError(f"stop names {token!r}, which is no single token of the student")
+            raise ValueError(
+                f"stop names {token!r}, which is not a single token of the student; name one from "
+                "its vocabulary"
+            )
     return [vocabulary[token] for token in tokens]
 
 
 def _teacher_prompts(
-    recipe: DistillRecipe, prompts: Sequence[Prompt], vocabulary: Vocabulary, teacher: Loaded
+    recipe: DistillRecipe, prompts: Sequence[Prompt], vocabulary: Vocabulary, teacher: LoadedModel
 ) -> tuple[tuple[int, ...], ...]:
     own = recipe.data.teacher_template
     if own is None and vocabulary.matching != "text":
@@ -124,18 +132,18 @@ def _teacher_prompts(
     )
 
 
-def _check_context(plan: Plan, teacher: Loaded, student: Loaded) -> None:
+def _check_context(plan: TracePlan, teacher: LoadedModel, student: LoadedModel) -> None:
     sides = (
         (
             "student",
             student,
             [prompt.ids for prompt in plan.prompts],
-            plan.recipe.rule.uses_student,
+            plan.recipe.acceptance_rule.uses_student,
         ),
-        ("teacher", teacher, plan.teacher_prompts, plan.recipe.rule.uses_teacher),
+        ("teacher", teacher, plan.teacher_prompts, plan.recipe.acceptance_rule.uses_teacher),
     )
     engine = plan.recipe.engine
-    ahead = engine.block - 1 if engine.name == "vllm" else 0  # drafts that may have to fit in
+    ahead = engine.block - 1 if engine.name == "vllm" else 0  # drafts need room in the context
     for whose, loaded, prompts, used in sides:
         longest = max(range(len(prompts)), key=lambda index: len(prompts[index]))
         needed = len(prompts[longest]) + plan.recipe.max_tokens + ahead
@@ -149,16 +157,18 @@ def _check_context(plan: Plan, teacher: Loaded, student: Loaded) -> None:
             )
 
 
-def trace_of(written: Written, plan: Plan, prompt: Prompt, tokenizer: Any) -> Trace:  # noqa: ANN401
-    """The row of a finished trace; its text is decoded here and never again."""
+def trace_of(written: Written, plan: TracePlan, prompt: Prompt, tokenizer: Any) -> Trace:  # noqa: ANN401
+    """The row of a finished trace; its text is decoded only here."""
     return Trace(
-        id=trace_id(written.job.problem_id, written.job.sample),
-        problem_id=written.job.problem_id,
-        sample=written.job.sample,
+        id=trace_id(written.request.problem_id, written.request.sample),
+        problem_id=written.request.problem_id,
+        sample=written.request.sample,
         prompt=tokenizer.decode(list(prompt.ids)),
         prompt_ids=prompt.ids,
         token_ids=written.token_ids,
-        text=tokenizer.decode(list(written.token_ids), skip_special_tokens=True),
+        text=ResponseDecoder(tokenizer)(
+            written.token_ids, finished=written.finish_reason == "stop"
+        ),
         finish_reason=written.finish_reason,
         answer=prompt.problem.answer,
         writer="".join(TEACHER if draw else STUDENT for draw in written.draws),

@@ -1,25 +1,20 @@
-"""The schema of a recipe with ``task: distill``: what ``rlvr distill`` generates and keeps."""
+"""The schema of a recipe with ``task: distill``: the traces that it generates and keeps."""
 
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from rlvr.data import Source, TemplateChoice, load_template
-from rlvr.distill.lockstep import TransformersTraceSettings
-from rlvr.distill.models import TraceModel
-from rlvr.distill.rule import RuleSettings
-from rlvr.distill.vllm_lane import VllmTraceSettings
-from rlvr.distill.vocabulary import VocabularySettings
+from rlvr.data.templates import ThoughtPairs
+from rlvr.distill.acceptance_rule import AcceptanceRule
+from rlvr.distill.settings import TraceEngineSettings, TraceModel, TransformersTraceSettings
+from rlvr.distill.vocabulary_match import VocabularySettings
 from rlvr.settings import Settings
-
-TraceEngineSettings = Annotated[
-    TransformersTraceSettings | VllmTraceSettings, Field(discriminator="name")
-]
 
 
 class TraceData(Settings):
@@ -29,43 +24,49 @@ class TraceData(Settings):
     """The problems: a Hub data set, a file, a reasoning-gym task, or generated arithmetic."""
     template: TemplateChoice = Field(default_factory=lambda: load_template("qwen_math").settings)
     """How a problem becomes the student's prompt: the name of a built-in template, a YAML file, or
-    the template itself."""
+    a template written out here."""
     teacher_template: TemplateChoice | None = None
-    """Another prompt for the teacher, through its own tokenizer; null gives it the student's."""
+    """A different template for the teacher, with its own tokenizer; null uses the student's
+    prompt."""
     max_prompt_tokens: int = Field(1024, ge=1)
-    """Problems whose prompt is longer are left out (and counted), never cut."""
+    """Maximum prompt length in tokens. Problems with a longer prompt are dropped and counted, never
+    cut."""
 
 
 class FilterSettings(Settings):
     """Which traces are kept, in the order in which they are checked."""
 
     require_stop: bool = True
-    """Only traces that end with an end token."""
+    """Keep only traces that end with an end token."""
     think_close: str | None = None
-    """A token that must stand in the trace exactly once, such as </think>; the answer is then read
-    behind it alone."""
+    """A token that must occur in the trace exactly once, such as </think>; the answer is then read
+    only from the text after it."""
     max_fallback: float = Field(0.5, ge=0, le=1)
-    """Largest share of tokens that the student wrote itself. Of the student's own arm, where that
-    is all of them, nothing is asked."""
+    """Largest share of tokens that the student may have written itself. It does not apply to the
+    student arm, where the student writes every token."""
     correctness: Literal["reference", "none"] = "reference"
-    """"reference": the verifier must find the answer right; "none": traces are not graded."""
+    """"reference": the verifier must accept the answer; "none": traces are not graded."""
     grader: str = "rlvr"
-    """Whose verdict counts: rlvr, one_shot_rlvr, qwen, exact or math_verify (docs/verifier.md)."""
+    """The grader: rlvr, one_shot_rlvr, qwen, exact or math_verify (docs/verifier.md)."""
+    thoughts: ThoughtPairs = ()
+    """Pairs of markers, opening and closing, between which no answer is read, besides those of
+    known models and those that the student's tokenizer or chat template has."""
     keep: Literal["shortest", "random", "all"] = "shortest"
-    """Of a problem's surviving traces: the one with fewest tokens, one at random, or all."""
+    """Which of a problem's surviving traces to keep: the one with the fewest tokens, a random one,
+    or all."""
     workers: int = Field(1, ge=1)
-    """Verifier processes."""
+    """Number of verifier processes."""
     timeout: float = Field(5.0, gt=0)
-    """Seconds after which a verdict is given up and the trace counted as wrong."""
+    """Seconds after which grading is stopped and the trace counts as wrong."""
 
 
 class ShardSettings(Settings):
     """Which part of the traces this job generates."""
 
     index: int | None = Field(None, ge=0)
-    """Number of the part, from 0; null takes SLURM's array task."""
+    """Index of the part, from 0; null uses SLURM's array task."""
     count: int | None = Field(None, ge=1)
-    """Number of parts; null takes the size of SLURM's array, or 1."""
+    """Number of parts; null uses the size of SLURM's array, or 1."""
 
     @model_validator(mode="after")
     def _both_or_none(self) -> "ShardSettings":
@@ -73,13 +74,13 @@ class ShardSettings(Settings):
             raise ValueError("shard.index and shard.count belong together; set both or neither")
         if self.index is not None and self.count is not None and self.index >= self.count:
             raise ValueError(
-                f"shard.index = {self.index} must be below shard.count = {self.count}; parts "
-                "count from 0"
+                f"shard.index = {self.index} must be below shard.count = {self.count}; parts are "
+                "numbered from 0"
             )
         return self
 
     def resolved(self) -> tuple[int, int]:
-        """(part, parts), the processes of a launcher counted in.
+        """(part, parts), including the processes of a launcher.
 
         Raises:
             ValueError: SLURM's variables make no sense.
@@ -108,32 +109,32 @@ def _number(name: str, default: int | None = None) -> int:
 
 
 class DistillRecipe(Settings):
-    """Generating and filtering reasoning traces: the recipe of ``task: distill``."""
+    """Generate and filter reasoning traces: the recipe of ``task: distill``."""
 
     task: Literal["distill"]
-    """What is done: traces are generated, for ``task: sft`` to train on."""
+    """Selects trace generation; ``task: sft`` can train on the traces."""
     output: Path
-    """Folder of the traces; everything that is written is in there."""
+    """Folder to which everything is written."""
     seed: int = Field(0, ge=0, lt=2**64)
-    """Of all random numbers."""
+    """Seed of all random numbers."""
     teacher: TraceModel
     """The model that proposes."""
     student: TraceModel
-    """The model that may refuse, and that is to learn from the traces."""
+    """The model that may refuse and that will learn from the traces."""
     vocabulary: VocabularySettings = VocabularySettings()
-    """How tokens of the two are matched."""
+    """How the tokens of the two models are matched."""
     data: TraceData
     """The problems."""
     samples: int = Field(16, ge=1)
-    """Traces of each problem; all are generated, solved or not."""
+    """Number of traces of each problem; all are generated, even if one is already right."""
     max_tokens: int = Field(7168, ge=1)
-    """Most tokens of a trace."""
+    """Maximum number of tokens in a trace."""
     stop: tuple[str, ...] = ()
     """Tokens of the student that end a trace, besides its end tokens."""
-    rule: RuleSettings = RuleSettings()
+    acceptance_rule: AcceptanceRule = AcceptanceRule()
     """The acceptance rule."""
     engine: TraceEngineSettings = TransformersTraceSettings()
-    """What generates."""
+    """The engine that generates."""
     filter: FilterSettings = FilterSettings()
     """Which traces are kept."""
     shard: ShardSettings = ShardSettings()
@@ -154,7 +155,7 @@ class DistillRecipe(Settings):
         whole["engine"] = {"name": self.engine.name}
         for model in ("teacher", "student"):
             del whole[model]["device"]
-        # More samples of a problem leave those that there are as they are.
+        # More samples of a problem do not change its existing samples.
         del whole["samples"]
         return whole
 
@@ -166,24 +167,25 @@ class DistillRecipe(Settings):
 
 
 def _impossible(recipe: DistillRecipe) -> Iterator[str]:
-    """Combinations of valid settings that cannot work, each with its remedy."""
-    rule, text = recipe.rule, recipe.vocabulary.matching == "text"
+    """Combinations of valid settings that cannot work, each with a remedy."""
+    rule, text = recipe.acceptance_rule, recipe.vocabulary.matching == "text"
     if text and recipe.engine.block > 1:
-        yield "engine.block drafts tokens, and vocabulary.matching = text has none in common; use 1"
+        yield "engine.block drafts tokens, but vocabulary.matching = text has none in common; use 1"
     if text and recipe.vocabulary.map:
-        yield "vocabulary.map matches tokens, and vocabulary.matching = text has none; leave it out"
+        yield "vocabulary.map matches tokens, but vocabulary.matching = text has none; remove it"
     if recipe.engine.name != "vllm":
         return
     for name, model in (("teacher", recipe.teacher), ("student", recipe.student)):
         if model.precision == "float64":
-            yield f"engine vllm has no float64; set {name}.precision to another"
+            yield f"engine vllm has no float64; choose another {name}.precision"
     if text:
-        yield "vocabulary.matching = text needs engine transformers; vllm reports tokens only"
+        yield "vocabulary.matching = text needs engine transformers; vllm reports only tokens"
     for name, pool in (("teacher", rule.teacher), ("student", rule.student)):
         if pool.top_k == 0 or pool.top_p < 1:
             yield (
-                f"engine vllm reports the likeliest tokens only: rule.{name}.top_k must be at "
-                f"least 1 (is {pool.top_k}) and top_p 1 (is {pool.top_p}); use engine transformers"
+                "engine vllm reports only the likeliest tokens: "
+                f"acceptance_rule.{name}.top_k must be at least 1 (is {pool.top_k}) and top_p 1 "
+                f"(is {pool.top_p}); or use engine transformers"
             )
     if rule.threshold_on == "processed" and rule.student.temperature != 1:
-        yield "engine vllm reports raw probabilities; set rule.threshold_on=raw"
+        yield "engine vllm reports raw probabilities; set acceptance_rule.threshold_on=raw"

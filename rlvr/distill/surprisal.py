@@ -1,14 +1,14 @@
-"""How improbable a student finds the tokens of traces: the bottleneck that the method names.
+"""How improbable a student finds the tokens of traces, the bottleneck that the paper identifies.
 
-For a token y at context c the surprisal is -log p(y | c) in nats, with p the student's
+The surprisal of a token y in context c is -log p(y | c) in nats, where p is the student's
 distribution at temperature 1 over its whole vocabulary. Traces are forced through the student with
-their own prompts; only the trace's tokens count, the end token with them (Kim et al.,
-arXiv:2509.22230; docs/methods/sft.md). Measured with the student that
-the traces are meant for, *before* it is trained on them.
+their prompts; only the trace's tokens count, including the end token (Kim et al., arXiv:2509.22230;
+docs/methods/sft.md). Measure with the student that will learn from the traces, *before* it is
+trained on them.
 
-A token counts as improbable where p < ``threshold``. A trace that reverse speculative decoding made
-has no such token among those the teacher wrote, when it is scored by the student that vetoed; of
-what the student wrote itself some may be.
+A token counts as improbable if p < ``threshold``. In a trace made by reverse speculative decoding,
+no token that the teacher wrote is improbable under the student that judged it; some tokens that the
+student wrote itself may be.
 """
 
 import json
@@ -21,8 +21,12 @@ import torch
 
 from rlvr.data.demonstrations import Demonstration, load_demonstrations
 from rlvr.data.templates import load_template
-from rlvr.jsonl import write_atomically
-from rlvr.policy import ModelSettings, Policy, load_policy, load_tokenizer, response_logprobs
+from rlvr.files import write_atomically
+from rlvr.policy.loading import load_policy, load_tokenizer
+from rlvr.policy.model import Policy
+from rlvr.policy.responses import response_logprobs
+from rlvr.policy.settings import ModelSettings
+from rlvr.policy.vocabulary import check_token_ids
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
 _WRITERS = {"t": "teacher", "s": "student"}
@@ -32,8 +36,8 @@ _WRITERS = {"t": "teacher", "s": "student"}
 class Figures:
     """Surprisal of a set of tokens.
 
-    ``improbable`` is the share with a probability below the threshold, ``nll`` the mean in nats,
-    ``quantiles`` surprisals in nats by their rank.
+    ``improbable`` is the share of tokens with a probability below the threshold, ``nll`` the mean
+    and ``quantiles`` the quantiles of the surprisal, both in nats.
     """
 
     tokens: int
@@ -45,7 +49,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Tokens that stand ``start`` (included) to ``stop`` places into their traces."""
+    """Tokens at positions ``start`` to ``stop`` (excluded) of their traces."""
 
     start: int
     stop: int
@@ -55,8 +59,8 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
-    """A token of the vocabulary: how often it was improbable, out of how often it stands there."""
+class ImprobableToken:
+    """A token of the vocabulary: how often it was improbable, and how often it occurs."""
 
     token: int
     text: str
@@ -67,10 +71,10 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Surprisal:
-    """What a student makes of a set of traces.
+    """The surprisal of a set of traces under a student.
 
-    ``by_writer`` parts the tokens by who wrote them, where the traces say so. ``positions`` is the
-    curve along the trace, ``words`` what is improbable most often.
+    ``by_writer`` groups the tokens by who wrote them, if the traces say so. ``positions`` is the
+    curve along the trace, ``most_improbable`` are the tokens that are improbable most often.
     """
 
     traces: int
@@ -78,11 +82,11 @@ class Surprisal:
     all: Figures
     by_writer: dict[str, Figures]
     positions: tuple[Position, ...]
-    words: tuple[Word, ...]
+    most_improbable: tuple[ImprobableToken, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredTraces:
     """Traces and the log-probability [T_i] of each of their tokens under a student."""
 
     traces: tuple[Demonstration, ...]
@@ -98,19 +102,20 @@ def score_traces(
     reencode: bool = False,
     tokens_per_micro_batch: int = 4096,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Scored:
+) -> ScoredTraces:
     """Force traces through a student.
 
     Args:
-        sources: Files of traces, or of other demonstrations (``rlvr/data/demonstrations.py``).
+        sources: Files of traces or of other demonstrations (``rlvr/data/demonstrations.py``).
         student: Folder or Hub id.
-        template: How the prompt of a row of text becomes tokens; traces have theirs as ids.
-        reencode: The traces' ids belong to another tokenizer: encode their text by the student's.
-        tokens_per_micro_batch: Most input positions run at once.
-        progress: Told how many traces are done, out of how many.
+        template: How the prompt of a text row becomes tokens; traces hold theirs as ids.
+        reencode: Encode the traces' text with the student's tokenizer, because their ids belong to
+            another.
+        tokens_per_micro_batch: Maximum number of input positions in a micro-batch.
+        progress: Called with the number of traces done and the total.
 
     Raises:
-        ValueError: No such files or model, or traces that do not fit the student.
+        ValueError: A file or the model is missing, or traces do not fit the student.
     """
     settings = ModelSettings(path=student)
     tokenizer = load_tokenizer(settings)
@@ -124,52 +129,45 @@ def score_traces(
         tokens_per_micro_batch=tokens_per_micro_batch,
         progress=progress,
     )
-    return Scored(tuple(traces), tuple(logprobs), tokenizer)
+    return ScoredTraces(tuple(traces), tuple(logprobs), tokenizer)
 
 
 def check_fit(policy: Policy, traces: Sequence[Demonstration]) -> None:
-    """See that a model knows every token and has room for every sequence.
+    """Check that a model knows every token and has room for every sequence.
 
     Raises:
         ValueError: It does not.
     """
-    words = policy.causal_lm.get_input_embeddings().num_embeddings
-    limit = policy.context_length
-    for item in traces:
-        top = max(*item.prompt_ids, *item.token_ids)
-        if top >= words:
-            raise ValueError(
-                f"{item.name} holds token {top}, but the model has {words} embeddings: its ids "
-                "belong to another tokenizer; use the model that they were made for, or encode "
-                "the text again (--reencode)"
-            )
-        if limit is not None and len(item) > limit:
-            raise ValueError(
-                f"{item.name} has {len(item)} tokens with its prompt, more than the model's "
-                f"context of {limit}; leave it out (data.max_tokens in a recipe)"
-            )
+    check_token_ids(
+        policy,
+        ((item.name, (*item.prompt_ids, *item.token_ids)) for item in traces),
+        wrong_token="use the model whose tokenizer made these ids, or encode the text again "
+        "(--reencode)",
+        too_long="leave it out (data.max_tokens in a recipe)",
+    )
 
 
 def surprisal(
-    scored: Scored, *, threshold: float = 0.01, bins: int = 20, words: int = 20
+    scored: ScoredTraces, *, threshold: float = 0.01, bins: int = 20, top: int = 20
 ) -> Surprisal:
-    """Figures of scored traces.
+    """Compute the surprisal of scored traces.
 
     Args:
         scored: The traces.
         threshold: Probability below which a token is improbable, in (0, 1).
-        bins: Points of the curve along the trace, by equal numbers of places.
-        words: Tokens of the vocabulary to name.
+        bins: Number of points of the curve along the trace, each over an equal range of positions.
+        top: How many of the most often improbable tokens to return.
 
     Raises:
-        ValueError: A threshold outside (0, 1), or no bins.
+        ValueError: ``threshold`` is outside (0, 1), or ``bins`` is below 1.
     """
     if not 0 < threshold < 1:
-        raise ValueError(f"threshold {threshold} is no probability between 0 and 1; try 0.01")
-    if bins < 1 or words < 0:
-        raise ValueError(f"bins = {bins} and words = {words} must be at least 1 and 0")
+        raise ValueError(f"threshold = {threshold} is not between 0 and 1; try 0.01")
+    if bins < 1 or top < 0:
+        raise ValueError(f"bins = {bins} and top = {top} must be at least 1 and 0")
     nll_N = -torch.cat([row.double() for row in scored.logprobs])
-    # Compared as log-probabilities, so that what a generator accepted at the threshold stays in.
+    # Compare log-probabilities, so that a token accepted exactly at the threshold is not
+    # improbable.
     low_N = nll_N > -torch.tensor(threshold, dtype=torch.float64).log()
     return Surprisal(
         traces=len(scored.traces),
@@ -177,7 +175,7 @@ def surprisal(
         all=_figures(nll_N, low_N),
         by_writer=_by_writer(scored.traces, nll_N, low_N),
         positions=_positions(scored.logprobs, nll_N, low_N, bins),
-        words=_words(scored, nll_N, low_N, words),
+        most_improbable=_most_improbable(scored, nll_N, low_N, top),
     )
 
 
@@ -203,7 +201,7 @@ def _by_writer(
     ]
     if not all(known):
         return {}
-    written = "".join(letters)  # type: ignore[arg-type]  # text, as was just seen
+    written = "".join(letters)  # type: ignore[arg-type]  # all are text, as just checked
     found = {}
     for letter, name in _WRITERS.items():
         mine_N = torch.tensor([other == letter for other in written])
@@ -227,17 +225,17 @@ def _positions(
     return tuple(found)
 
 
-def _words(
-    scored: Scored, nll_N: torch.Tensor, low_N: torch.Tensor, count: int
-) -> tuple[Word, ...]:
-    """The tokens that are improbable most often; of equal ones the more surprising first."""
+def _most_improbable(
+    scored: ScoredTraces, nll_N: torch.Tensor, low_N: torch.Tensor, count: int
+) -> tuple[ImprobableToken, ...]:
+    """The tokens that are improbable most often; ties are sorted by mean surprisal."""
     ids_N = torch.tensor([token for item in scored.traces for token in item.token_ids])
     tokens_U, inverse_N, counts_U = ids_N.unique(return_inverse=True, return_counts=True)
     low_U = torch.zeros(len(tokens_U), dtype=torch.float64).index_add_(0, inverse_N, low_N.double())
     nll_U = torch.zeros_like(low_U).index_add_(0, inverse_N, nll_N) / counts_U
     order = sorted(range(len(tokens_U)), key=lambda u: (-low_U[u].item(), -nll_U[u].item()))
     return tuple(
-        Word(
+        ImprobableToken(
             int(tokens_U[u]),
             scored.tokenizer.decode([int(tokens_U[u])]),
             int(low_U[u]),
@@ -250,7 +248,7 @@ def _words(
 
 
 def surprisal_table(found: Surprisal) -> str:
-    """The figures as text."""
+    """The statistics as text."""
     share = f"below {found.threshold:g}"
     names = ["", "tokens", share, "NLL", *(f"q{q}" for q in found.all.quantiles), "most"]
     lines = [f"{found.traces} traces", "".join(f"{name:>13}" for name in names)]
@@ -261,7 +259,7 @@ def surprisal_table(found: Surprisal) -> str:
     lines += [
         "",
         "along the trace:",
-        "".join(f"{n:>13}" for n in ("places", "tokens", share, "NLL")),
+        "".join(f"{n:>13}" for n in ("positions", "tokens", share, "NLL")),
     ]
     for at in found.positions:
         cells = [
@@ -271,16 +269,16 @@ def surprisal_table(found: Surprisal) -> str:
             f"{at.nll:.4f}",
         ]
         lines.append("".join(f"{cell:>13}" for cell in cells))
-    if found.words:
+    if found.most_improbable:
         lines += ["", f"tokens {share} most often:"]
-    for word in found.words:
+    for token in found.most_improbable:
         lines.append(
-            f"{word.text!r:>16}  {word.improbable} of {word.count}, mean NLL {word.nll:.3f}"
+            f"{token.text!r:>16}  {token.improbable} of {token.count}, mean NLL {token.nll:.3f}"
         )
     return "\n".join(lines)
 
 
 def write_surprisal(found: Surprisal, out: Path, about: Mapping[str, Any]) -> None:
-    """Write all figures as JSON, with what they are about."""
+    """Write all statistics as JSON, together with ``about``."""
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, json.dumps({**about, **asdict(found)}, indent=1, ensure_ascii=False))

@@ -1,8 +1,8 @@
-"""The bytes that each token of a tokenizer stands for, so that no character is ever damaged.
+"""The bytes that each token of a tokenizer stands for, so that no character is damaged.
 
-Decoding one token at a time loses the halves of characters that byte-level vocabularies split.
-Known are byte-level vocabularies (GPT-2, Llama 3, Qwen), sentencepiece-like ones with byte tokens
-(Llama 2, Gemma, Mistral), and those whose tokens are their own text.
+Decoding one token at a time loses characters that byte-level vocabularies split over tokens.
+This module knows byte-level vocabularies (GPT-2, Llama 3, Qwen), sentencepiece-like ones with byte
+tokens (Llama 2, Gemma, Mistral), and vocabularies whose tokens are plain text.
 """
 
 import json
@@ -14,14 +14,14 @@ _SPACE = "\u2581"
 
 
 def token_bytes(tokenizer: Any) -> list[bytes | None]:  # noqa: ANN401
-    """By id, what a token stands for; None for special tokens and ids without a token.
+    """The bytes of each token, indexed by id; None for special tokens and for ids without a token.
 
     Raises:
-        ValueError: The tokenizer's way of writing tokens is not known.
+        ValueError: The tokenizer's way of writing tokens is unknown.
     """
     read = _reader(tokenizer)
     added = tokenizer.added_tokens_decoder
-    special = frozenset(tokenizer.all_special_ids)  # worked out anew at every access
+    special = frozenset(tokenizer.all_special_ids)  # transformers computes it at every access
     found: list[bytes | None] = [None] * (max(tokenizer.get_vocab().values()) + 1)
     for token, index in tokenizer.get_vocab().items():
         if index in special:
@@ -31,7 +31,7 @@ def token_bytes(tokenizer: Any) -> list[bytes | None]:  # noqa: ANN401
 
 
 class Speller:
-    """Text and bytes into a tokenizer's ids, such that the ids' bytes are the bytes given."""
+    """Turns bytes into a tokenizer's ids, so that the ids stand for exactly these bytes."""
 
     def __init__(self, tokenizer: Any) -> None:  # noqa: ANN401
         self.tokenizer = tokenizer
@@ -41,7 +41,8 @@ class Speller:
         self._known: dict[bytes, tuple[int, ...] | None] = {}
 
     def spell(self, data: bytes) -> tuple[int, ...] | None:
-        """Ids of the bytes, as the tokenizer cuts that text where it can; None if it has none."""
+        """Ids of the bytes, split as the tokenizer splits the text if possible; None if
+        impossible."""
         if data not in self._known:
             self._known[data] = self._tokenized(data) or self._longest_matches(data)
         return self._known[data]
@@ -68,13 +69,13 @@ class Speller:
         return tuple(ids)
 
     def joined(self, ids: tuple[int, ...]) -> bytes | None:
-        """The bytes of ids; None if one of them is special or unknown."""
+        """The bytes of ids; None if an id is special or unknown."""
         parts = [self.bytes_of[index] if index < len(self.bytes_of) else None for index in ids]
         return None if any(part is None for part in parts) else b"".join(p for p in parts if p)
 
 
 def _reader(tokenizer: Any) -> Any:  # noqa: ANN401
-    """A function from a token as the vocabulary lists it to its bytes."""
+    """A function that maps a token, as the vocabulary writes it, to its bytes."""
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     decoder = described.get("decoder") or {}
     kinds = [decoder.get("type"), *(part.get("type") for part in decoder.get("decoders", []))]
@@ -86,8 +87,8 @@ def _reader(tokenizer: Any) -> Any:  # noqa: ANN401
     if set(kinds) <= {None, "Fuse"}:
         return lambda token: token.encode("utf-8")
     raise ValueError(
-        f"the tokenizer {tokenizer.name_or_path!r} joins its tokens by {kinds}, which is not known "
-        "here; choose a model with a byte-level or sentencepiece-like tokenizer"
+        f"the tokenizer {tokenizer.name_or_path!r} joins its tokens by {kinds}, which is not "
+        "supported; choose a model with a byte-level or sentencepiece-like tokenizer"
     )
 
 
@@ -97,8 +98,8 @@ def _sentencepiece(token: str) -> bytes:
 
 
 def _byte_characters() -> dict[int, str]:
-    """The character that byte-level vocabularies write for each byte: itself where it is visible,
-    else the next free one from 256 on."""
+    """The character that byte-level vocabularies write for each byte: the byte's own character if
+    it is visible, else the next free one from 256 on."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = [byte for byte in range(256) if byte not in visible]
     shifted = {byte: 256 + number for number, byte in enumerate(hidden)}

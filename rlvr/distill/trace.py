@@ -1,25 +1,25 @@
-"""A reasoning trace and the file that holds many: one JSON object a line.
+"""A reasoning trace, and the file format of traces: one JSON object per line.
 
 A row has, in this order::
 
     id            "PROBLEM/SAMPLE", unique in a file
     problem_id    the problem's id
     sample        which of the problem's traces, from 0
-    prompt        the prompt's text as the student saw it (rendered, special tokens and all)
+    prompt        the prompt's text as the student saw it (rendered, with special tokens)
     prompt_ids    the prompt in the student's token ids
     token_ids     the trace in the student's token ids; ends with the end token if it stopped
     text          the trace's text, decoded once from token_ids without special tokens
     finish_reason "stop" or "length"
     reward        1 right, 0 wrong, null not graded
     answer        the problem's reference answer; null if there is none
-    writer        one letter a token: "t" the teacher's, "s" the student's fallback
-    teacher_prob  the teacher's probability of each token at temperature 1, null where it was not
-                  asked; of a piece of text (vocabulary.matching: text) it stands at the first token
-    student_prob  the student's likewise, as the threshold was tested on it
+    writer        one letter per token: "t" from the teacher, "s" from the student (fallback)
+    teacher_prob  the teacher's probability of each token at temperature 1, null if it was not
+                  computed; a piece of text (vocabulary.matching: text) has it at its first token
+    student_prob  the student's probability of each token, as compared with the threshold
     settings      hash of everything that the trace depends on
 
-``student_prob`` is conditional on everything before, token by token, so that a surprisal is the
-negative logarithm of one entry. Probabilities are kept to six significant digits.
+``student_prob`` is conditional on all tokens before, so the surprisal of a token is the negative
+logarithm of one entry. Probabilities are stored with six significant digits.
 """
 
 import json
@@ -29,7 +29,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from rlvr.jsonl import write_atomically
+from rlvr.files import write_atomically
 from rlvr.settings import Settings
 from rlvr.types import FinishReason
 
@@ -44,7 +44,7 @@ Probability = Annotated[float, Field(ge=0, le=1), BeforeValidator(_six_digits)]
 
 
 class Trace(Settings):
-    """One generated trace with its per-token record."""
+    """One generated trace with a record per token."""
 
     id: str
     """"PROBLEM/SAMPLE", unique in a file."""
@@ -57,21 +57,21 @@ class Trace(Settings):
     prompt_ids: tuple[int, ...] = Field(min_length=1)
     """The prompt in the student's token ids."""
     token_ids: tuple[int, ...] = Field(min_length=1)
-    """The trace in the student's token ids, the end token included."""
+    """The trace in the student's token ids, including the end token."""
     text: str
     """The trace's text, decoded once from ``token_ids``, without special tokens."""
     finish_reason: FinishReason
-    """"stop" at an end token, "length" where it was cut."""
+    """"stop" at an end token, "length" if it was cut."""
     reward: float | None = None
     """1 right, 0 wrong, null not graded."""
     answer: str | None = None
     """The problem's reference answer."""
     writer: str = Field(pattern="^[ts]+$")
-    """One letter a token: "t" the teacher wrote it, "s" the student (fallback)."""
+    """One letter per token: "t" if the teacher wrote it, "s" if the student did (fallback)."""
     teacher_prob: tuple[Probability | None, ...]
-    """The teacher's probability of each token; null where the teacher was not asked."""
+    """The teacher's probability of each token; null if it was not computed."""
     student_prob: tuple[Probability | None, ...]
-    """The student's probability of each token; null where the student was not asked."""
+    """The student's probability of each token; null if it was not computed."""
     settings: str
     """Hash of everything that the trace depends on."""
 
@@ -81,7 +81,7 @@ class Trace(Settings):
             if len(getattr(self, name)) != len(self.token_ids):
                 raise ValueError(
                     f"{name} has {len(getattr(self, name))} entries for {len(self.token_ids)} "
-                    "tokens; there must be one for each"
+                    "tokens; it needs one for each token"
                 )
         return self
 
@@ -92,17 +92,17 @@ class Trace(Settings):
 
 
 def trace_id(problem_id: str, sample: int) -> str:
-    """What a trace is called."""
+    """The id of a trace."""
     return f"{problem_id}/{sample}"
 
 
 def trace_line(trace: Trace) -> str:
-    """The trace as a line of its own."""
+    """The trace as one line of JSON."""
     return json.dumps(trace.model_dump(mode="json"), ensure_ascii=False) + "\n"
 
 
 def write_traces(path: Path, traces: Iterable[Trace]) -> None:
-    """Write a file of traces, whole or not at all."""
+    """Write a file of traces atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "".join(map(trace_line, traces)))
 
@@ -111,7 +111,8 @@ def iterate_traces(path: Path) -> Iterator[Trace]:
     """The traces of a file, one at a time.
 
     Raises:
-        ValueError: No such file, or a line that is no trace; file, line and fault are named.
+        ValueError: The file is missing, or a line is not a trace; the message names file, line and
+            fault.
     """
     if not path.is_file():
         raise ValueError(f"{str(path)!r} is not a file; give a JSONL file of traces")
@@ -122,20 +123,21 @@ def iterate_traces(path: Path) -> Iterator[Trace]:
 
 
 def read_traces(paths: Path | Sequence[Path]) -> list[Trace]:
-    """The traces of a file, or of several.
+    """The traces of one or several files.
 
     Raises:
-        ValueError: No such file, a line that is no trace, no traces at all, or a trace twice.
+        ValueError: A file is missing, a line is not a trace, there are no traces, or a trace occurs
+            twice.
     """
     files = [paths] if isinstance(paths, Path) else list(paths)
     found = [trace for file in files for trace in iterate_traces(file)]
     named = ", ".join(map(str, files))
     if not found:
-        raise ValueError(f"{named}: there are no traces; generate some first")
+        raise ValueError(f"{named}: no traces found; generate some first")
     seen: set[str] = set()
     for trace in found:
         if trace.id in seen:
-            raise ValueError(f"{named}: trace {trace.id!r} stands twice; remove one of them")
+            raise ValueError(f"{named}: trace {trace.id!r} occurs twice; remove one of them")
         seen.add(trace.id)
     return found
 
@@ -147,4 +149,4 @@ def _trace(text: bytes, place: str) -> Trace:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"][:1])) or "row"
         message = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{place}: {key}: {message}; a row of traces is needed") from None
+        raise ValueError(f"{place}: {key}: {message}; each line must hold a trace") from None

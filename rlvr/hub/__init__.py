@@ -1,11 +1,11 @@
-"""Export: a run becomes a Hugging Face folder with a model card, or a repository of the Hub.
+"""Export a run as a Hugging Face folder with a model card, or to a repository on the Hub.
 
-    source      which weights of the run, and whether they are whole
-    weights     one model out of them: adapters merged, in the names of published models
-    card        what was done, with what, and what came of it
-    remote      the Hub: what it may refuse, what is tried again, what is there already
-    export      all of it, in order
-    background  the same for every checkpoint, beside a run that goes on
+    source      which weights of the run to export, and whether they are intact
+    weights     builds one model from them: adapters merged, with the names of published models
+    card        what was trained, with which data and methods, and the results
+    remote      the Hub: what it refuses, what is retried, what is already there
+    export      all steps in order
+    background  exports every checkpoint while the run continues
 
-The recipe's own schema imports :mod:`rlvr.hub.settings`, so nothing is imported here.
+The schema of recipes imports :mod:`rlvr.runs.hub_settings`, so this file imports nothing.
 """

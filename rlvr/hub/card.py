@@ -1,39 +1,51 @@
-"""The model card: README.md with the Hub's front matter, written from what the run left.
+"""The model card: README.md with the Hub's front matter, written from the records of the run.
 
-Everything in it is read from the recipe, the records and the evaluations, so that it cannot say
-what was not done. Paths of the home folder are shortened, and tokens never appear.
+Everything in it is read from the recipe, the records and the evaluations, so that it cannot claim
+what was not done. Paths in the home folder are shortened, and tokens never appear.
 """
 
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlvr.data import load_template
+from rlvr.hub.card_text import (
+    card_table,
+    described,
+    fenced,
+    hub_link,
+    is_hub_id,
+    paper_link,
+    public,
+)
 from rlvr.hub.curves import Picture
 from rlvr.hub.methods import Method, methods_of, papers_of
 from rlvr.hub.scores import Score
 from rlvr.hub.source import TASKS, Source
-from rlvr.hub.words import described, fenced, hub_link, is_hub_id, paper_link, public, table
 from rlvr.report.completions import Completions
 from rlvr.report.headline import headline
-from rlvr.report.run_folder import RunFolder
+from rlvr.report.recorded_run import RunFolder
+from rlvr.rl.recipe import RLRecipe
 from rlvr.settings import parse_yaml
-from rlvr.train.prm_recipe import PrmRecipe
-from rlvr.train.recipe import RLRecipe
+from rlvr.tasks.prm import PrmRecipe
+from rlvr.tasks.reward_model import RewardModelRecipe
+from rlvr.tasks.sft import SftRecipe
 
 IMAGES = "images"
+_REWARD_MODELS = (PrmRecipe, RewardModelRecipe)
 _EXAMPLE = "What is 12 + 30?"
 _FACTS = ("Steps", "Seed", "Saturation", "Started", "Time")
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a card is made of.
+    """The contents of a card.
 
-    ``name`` is what a user will load: the repository, or the folder. ``license`` is the Hub's word
-    for it, None where it is not known.
+    ``name`` is what a user will load: the repository or the folder. ``license`` is the Hub's
+    identifier, or None if unknown.
     """
 
     source: Source
@@ -47,7 +59,7 @@ class Card:
 
     @property
     def base(self) -> str:
-        """The model that training began with."""
+        """The model from which training started."""
         return self.source.base or self.source.recipe.model.path
 
     @property
@@ -98,17 +110,24 @@ def _front(card: Card, methods: Sequence[Method]) -> str:
         library_name="peft" if card.adapter_only else "transformers",
         license=card.license or _license_of(card.base),
         model_name=card.title,
-        pipeline_tag=None if isinstance(recipe, PrmRecipe) else "text-generation",
+        pipeline_tag=None if isinstance(recipe, _REWARD_MODELS) else "text-generation",
         tags=list(dict.fromkeys(tags)),
     )
     return str(data.to_yaml())
 
 
-_TAGGED = ("preference loss", "objective", "policy loss", "process rewards", "trained weights")
+_TAGGED = (
+    "preference loss",
+    "objective",
+    "loss",
+    "policy loss",
+    "process rewards",
+    "trained weights",
+)
 
 
 def _license_of(base: str) -> str | None:
-    """The license that the base model's own card names, where it lies in its folder."""
+    """The license in the base model's card, if its folder contains one."""
     card = Path(base).expanduser() / "README.md"
     if not card.is_file():
         return None
@@ -128,12 +147,12 @@ def _opening(card: Card) -> str:
     what = "The LoRA adapters of" if card.adapter_only else "The weights of"
     head = headline(_run_folder(source))
     base = hub_link(card.base)
-    text = (
-        f"{what} {base} after {source.step} of {source.recipe.steps} steps of "
-        f"{TASKS[source.recipe.task]} with rlvr."
-    )
+    steps = f"{source.step} of {source.recipe.steps} steps"
+    if source.recipe.steps is None:  # the recipe counts epochs
+        steps = f"{source.step} steps"
+    text = f"{what} {base} after {steps} of {TASKS[source.recipe.task]} with rlvr."
     facts = [(name, text) for name, text in head["facts"] if name in _FACTS]
-    return f"{text} {head['summary']}\n\n{table(('run', ''), facts)}"
+    return f"{text} {head['summary']}\n\n{card_table(('run', ''), facts)}"
 
 
 def _run_folder(source: Source) -> RunFolder:
@@ -145,7 +164,7 @@ def _run_folder(source: Source) -> RunFolder:
 
 
 def run_info(run: Path) -> dict[str, Any]:
-    """``run.json``, or nothing where it cannot be read."""
+    """``run.json``, or an empty dictionary if it cannot be read."""
     try:
         info = json.loads((run / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -155,18 +174,18 @@ def run_info(run: Path) -> dict[str, Any]:
 
 def _results(card: Card) -> list[str]:
     if not card.scores:
-        return ["## Results", "Nothing was evaluated: neither by the run nor afterwards."]
+        return ["## Results", "Nothing was evaluated, neither by the run nor later."]
     heads = ("weights", "set", "n", "metric", "value ± standard error", "95 % interval", "how")
     rows = [
         (s.weights, s.name, s.problems, s.metric, s.text, s.interval, s.how) for s in card.scores
     ]
     note = (
-        "n counts problems (or held-out items). Standard errors and intervals are over problems, "
-        "by bootstrap, unless the line says otherwise (w: Wilson's interval); those of shares of "
-        "held-out items take the items as independent. A figure without ± was logged without an "
-        "error. All are of one training run: what another seed would give is not in them."
+        "n counts problems (or held-out items). Standard errors and intervals are bootstrapped "
+        "over problems unless the line says otherwise (w: Wilson's interval); those of shares of "
+        "held-out items assume independent items. A figure without ± was logged without an error. "
+        "All figures come from one training run and do not include the variation between seeds."
     )
-    return ["## Results", table(heads, rows), note]
+    return ["## Results", card_table(heads, rows), note]
 
 
 def _curves(card: Card) -> list[str]:
@@ -184,7 +203,9 @@ def _method(methods: Sequence[Method]) -> list[str]:
         (m.role, f"`{m.name}`", m.settings, m.meaning, ", ".join(map(paper_link, m.papers)))
         for m in methods
     ]
-    return ["## Method", table(("part", "name", "settings", "what it is", "papers"), rows)]
+    if not rows:
+        return []
+    return ["## Method", card_table(("part", "name", "settings", "what it is", "papers"), rows)]
 
 
 def _hub_datasets(card: Card) -> list[str]:
@@ -198,20 +219,25 @@ def _hub_datasets(card: Card) -> list[str]:
 def _data(card: Card) -> list[str]:
     recipe = card.source.recipe
     lines = []
-    if isinstance(recipe, PrmRecipe):
+    if isinstance(recipe, _REWARD_MODELS):
         lines += [f"- responses: `{path.name}`" for path in recipe.data.sources]
-        held_out = {
-            name: ", ".join(f"`{path.name}`" for path in paths)
-            for name, paths in recipe.evaluation.responses.items()
-        }
+        held_out = _files(recipe.evaluation.responses)
+    elif isinstance(recipe, SftRecipe):
+        lines += [f"- demonstrations: `{path.name}`" for path in recipe.data.sources]
+        sets = {name: _source(chosen) for name, chosen in recipe.evaluation.sets.items()}
+        held_out = _files(recipe.evaluation.traces) | sets
     else:
         lines.append(f"- training: {_source(recipe.data.source)}")
-        sets: dict[str, Any] = dict(recipe.evaluation.sets)
+        chosen: dict[str, Any] = dict(recipe.evaluation.sets)
         if not isinstance(recipe, RLRecipe):
-            sets |= recipe.evaluation.pairs
-        held_out = {name: _source(chosen) for name, chosen in sets.items()}
+            chosen |= recipe.evaluation.pairs
+        held_out = {name: _source(source) for name, source in chosen.items()}
     lines += [f"- held out, `{name}`: {text}" for name, text in held_out.items()]
     return ["## Data", "\n".join(lines), *_prompt(card)]
+
+
+def _files(sets: Mapping[str, Sequence[Path]]) -> dict[str, str]:
+    return {name: ", ".join(f"`{path.name}`" for path in paths) for name, paths in sets.items()}
 
 
 def _source(source: Any) -> str:  # noqa: ANN401
@@ -225,7 +251,7 @@ def _source(source: Any) -> str:  # noqa: ANN401
 
 
 def _prompt(card: Card) -> list[str]:
-    """How a problem was put, shown with an example."""
+    """The prompt of a problem, shown with an example."""
     template = load_template(card.source.recipe.data.template)
     try:
         shown = template.render([{"role": "user", "content": _EXAMPLE}], card.tokenizer)
@@ -236,25 +262,31 @@ def _prompt(card: Card) -> list[str]:
 
 def _use(card: Card) -> list[str]:
     recipe = card.source.recipe
-    if isinstance(recipe, PrmRecipe):
-        base = card.base if is_hub_id(card.base) else "BASE"
-        command = (
-            f"rlvr prm score responses.jsonl --model {card.name} --reference {base} \\\n"
-            "    --out scored.jsonl"
-        )
-        about = (
-            "A token's reward is beta times the log-ratio of this model to its reference, the "
-            f"model that training began with (beta {recipe.objective.beta:g})."
-        )
-        if not recipe.use_reference:
-            command = command.replace(f"--reference {base}", "--no-reference")
-            about = "A token's reward is beta times this model's own log-probability."
-        return ["## Use", about, fenced(command, "bash")]
+    if isinstance(recipe, _REWARD_MODELS):
+        return ["## Use", *_scoring(card, recipe)]
     code = fenced("\n".join(_code(card)), "python")
     if card.adapter_only:
         return ["## Use", code]
-    served = fenced(f"vllm serve {card.name} --dtype {card.dtype}", "bash")
+    served = fenced(shlex.join(["vllm", "serve", card.name, "--dtype", card.dtype]), "bash")
     return ["## Use", code, served, _sampling(card)]
+
+
+def _scoring(card: Card, recipe: PrmRecipe | RewardModelRecipe) -> tuple[str, str]:
+    """What a reward model's rewards are, and the command that computes them."""
+    base = card.base if is_hub_id(card.base) else "BASE"
+    reference = ["--reference", base]
+    if isinstance(recipe, RewardModelRecipe):
+        about, reference = "The reward of a response is one number, which the head reads off.", []
+    elif recipe.use_reference:
+        about = (
+            "A token's reward is beta times the log-ratio of this model to its reference, the "
+            f"model from which training started (beta {recipe.objective.beta:g})."
+        )
+    else:
+        about = "A token's reward is beta times this model's own log-probability."
+        reference = ["--no-reference"]
+    command = ["rlvr", "prm", "score", "responses.jsonl", "--model", card.name, *reference]
+    return about, fenced(shlex.join([*command, "--out", "scored.jsonl"]), "bash")
 
 
 def _code(card: Card) -> list[str]:
@@ -274,11 +306,13 @@ def _code(card: Card) -> list[str]:
         given = "".join(f", {k}={v!r}" for k, v in template.settings.chat_template_kwargs.items())
         lines += [
             f"messages = {turns!r}",
-            "inputs = tokenizer.apply_chat_template(",
-            "    messages, add_generation_prompt=True, return_dict=True, return_tensors='pt'"
-            f"{given}",
+            "text = tokenizer.apply_chat_template(",
+            f"    messages, add_generation_prompt=True, tokenize=False{given}",
             ")",
         ]
+        if template.settings.prefill:  # every response of the run began so
+            lines.append(f"text += {template.settings.prefill!r}")
+        lines.append("inputs = tokenizer(text, add_special_tokens=False, return_tensors='pt')")
     else:
         text = template.render(messages, card.tokenizer)  # type: ignore[arg-type]
         lines.append(f"inputs = tokenizer({text!r}, return_tensors='pt')")
@@ -294,7 +328,9 @@ def _longest(card: Card) -> int:
     recipe = card.source.recipe
     if isinstance(recipe, RLRecipe):
         return recipe.rollout.sampling.max_tokens
-    return recipe.data.max_completion_tokens if not isinstance(recipe, PrmRecipe) else 1
+    if isinstance(recipe, SftRecipe):
+        return recipe.data.max_tokens or recipe.evaluation.sampling.max_tokens
+    return 1 if isinstance(recipe, _REWARD_MODELS) else recipe.data.max_completion_tokens
 
 
 def _sampling(card: Card) -> str:
@@ -315,25 +351,25 @@ def _reproduction(card: Card) -> list[str]:
     command = info.get("command")
     lines = ["rlvr train recipe.yaml"]
     if isinstance(command, list):
-        lines += ["# as it was started last:", "# " + " ".join(map(str, command))]
+        lines += ["# the last command of the run:", "# " + shlex.join(map(str, command))]
     recipe = (card.source.run / "recipe.yaml").read_text(encoding="utf-8")
     return [
         "## Reproduce",
-        "The resolved recipe lies beside this card as `recipe.yaml`.",
+        "The resolved recipe is next to this card as `recipe.yaml`.",
         fenced("\n".join(lines), "bash"),
-        table(("package", "version"), [(str(k), str(v)) for k, v in found]) if found else "",
+        card_table(("package", "version"), [(str(k), str(v)) for k, v in found]) if found else "",
         "<details>\n<summary>recipe.yaml</summary>\n\n" + fenced(recipe, "yaml") + "\n\n</details>",
     ]
 
 
 def _limits(card: Card) -> list[str]:
     recipe = card.source.recipe
-    lines = ["- Only what the results above measure is known; nothing else was tested."]
+    lines = ["- Only the results above were measured; nothing else was tested."]
     if isinstance(recipe, RLRecipe):
         lines.append(
-            "- The reward looked at final answers. Reasoning that leads to a right answer may be "
-            "wrong, and prompts unlike those above may get no better answers than from the base "
-            "model."
+            "- The reward checked only final answers. Reasoning that leads to a right answer may "
+            "be wrong, and prompts unlike those above may get no better answers than from the "
+            "base model."
         )
-    lines.append("- Biases and gaps of the base model remain, and its license applies.")
+    lines.append("- The biases and gaps of the base model remain, and its license applies.")
     return ["## Limits", "\n".join(lines)]

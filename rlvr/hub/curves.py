@@ -1,4 +1,4 @@
-"""The curves of a card, as pictures: what the report of the run draws, drawn for a page of text."""
+"""The curves of a card as pictures: charts of the run's report, drawn for a text page."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _SHARES = ("accuracy", "auc", "auc_within")
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn chart: its file, and the words beside it."""
+    """A drawn chart: its file and its caption."""
 
     name: str
     title: str
@@ -35,7 +35,8 @@ class Picture:
 
 
 def draw_curves(history: History, folder: Path) -> list[Picture]:
-    """Draw up to six charts as PNG files into ``folder``; those without two points are left out."""
+    """Draw up to six charts as PNG files into ``folder``; charts with fewer than two points are
+    skipped."""
     charts = [chart for chart in _charts(history) if _points(chart, history)][:MOST]
     pictures = []
     for chart in charts:
@@ -47,7 +48,7 @@ def draw_curves(history: History, folder: Path) -> list[Picture]:
 
 
 def _charts(history: History) -> list[Mapping[str, Any]]:
-    """The chosen charts in their order, then those of other held-out figures."""
+    """The selected charts in order, then the charts of other held-out figures."""
     planned = plan_charts(history.columns)
     named = {chart["title"]: chart for chart in planned if chart["section"] in (LEARNING, POLICY)}
     others = [
@@ -67,7 +68,7 @@ def _points(chart: Mapping[str, Any], history: History) -> bool:
 
 
 def _draw(chart: Mapping[str, Any], history: History, path: Path) -> None:
-    # The figure is drawn without pyplot, which keeps state of the whole process.
+    # Draw without pyplot, which keeps global state in the process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -89,5 +90,5 @@ def _draw(chart: Mapping[str, Any], history: History, path: Path) -> None:
         axis.set_ylim(-0.02, 1.02)
     if len(chart["series"]) > 1:
         axis.legend(fontsize=8)
-    # Without the version that drew it, so that the same run gives the same file.
+    # Omit the version of matplotlib, so that the same run gives the same file.
     figure.savefig(path, dpi=120, metadata={"Software": None})

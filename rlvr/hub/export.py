@@ -1,9 +1,9 @@
-"""``rlvr export``: find the weights, build the folder, put it where it belongs.
+"""``rlvr export``: find the weights, build the folder, and move or send it to its target.
 
     export(Path("runs/mine"), Wanted(to=Path("mine-hf")))
 
-A folder appears whole or not at all. The files of one step of a run are the same bytes every time,
-so an upload that was cut off goes on where it was when the same command is given again.
+A folder appears complete or not at all. The files of one step of a run have the same bytes every
+time, so the same command continues an interrupted upload.
 """
 
 import hashlib
@@ -17,37 +17,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlvr.files import write_atomically
 from rlvr.hub.card import IMAGES, Card, write_card
+from rlvr.hub.card_text import public
 from rlvr.hub.curves import draw_curves
 from rlvr.hub.remote import MARKER, Pushed, Repository, sha256
 from rlvr.hub.scores import Score, scores_of
 from rlvr.hub.source import Source, find_source
 from rlvr.hub.weights import Dtype, write_weights
-from rlvr.hub.words import public
-from rlvr.policy import load_tokenizer
-from rlvr.rollout.weights import WeightFolder
-from rlvr.train.log import write_atomically
-from rlvr.train.run_folder import MAY_CHANGE
+from rlvr.policy.loading import load_tokenizer
+from rlvr.progress import watching
+from rlvr.rollout.weight_sync import WeightFolder
+from rlvr.runs.run_folder import MAY_CHANGE
 
-# Config, card, tokenizer and pictures, with room to spare.
+# Bytes for config, card, tokenizer and pictures, with room to spare.
 _BESIDE_WEIGHTS = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is exported, and where to.
+    """What to export, and where.
 
     Args:
         to: Folder to write.
-        repo: Repository of the Hub, OWNER/NAME.
+        repo: Repository on the Hub, OWNER/NAME.
         revision: Branch of the repository; None is main.
         private: Make the repository private.
-        adapter_only: The adapters of a LoRA run alone.
-        dtype: Of the weights.
+        adapter_only: Export only the adapters of a LoRA run.
+        dtype: Type of the weights.
         evaluations: Folders of ``rlvr eval`` for the card.
-        license: The Hub's word for the license.
-        replace: Put the export in the place of other content.
-        attempts: How often a request to the Hub is made that fails in passing.
+        license: The Hub's identifier of the license.
+        replace: Replace other content at the target.
+        attempts: How often to try a request to the Hub that fails temporarily.
     """
 
     to: Path | None = None
@@ -62,36 +63,36 @@ class Wanted:
     attempts: int = 5
 
     def check(self) -> None:
-        """See that it makes sense.
+        """Check that the options fit together.
 
         Raises:
-            ValueError: It does not.
+            ValueError: They do not.
         """
         if self.to is None and self.repo is None:
-            raise ValueError("say where to: --to FOLDER, --push-to-hub OWNER/NAME, or both")
+            raise ValueError("set the target: --to FOLDER, --push-to-hub OWNER/NAME, or both")
         if self.repo is None and (self.revision is not None or self.private):
-            raise ValueError("--revision and --private belong to --push-to-hub")
+            raise ValueError("--revision and --private need --push-to-hub")
         if self.adapter_only and self.dtype != "float32":
-            raise ValueError("--adapter-only copies adapters as they are; leave --dtype out")
+            raise ValueError("--adapter-only copies adapters unchanged; remove --dtype")
 
 
 def export(
-    source: Source, wanted: Wanted, say: Callable[[str], None] = lambda text: None
+    source: Source, wanted: Wanted, notify: Callable[[str], None] = lambda text: None
 ) -> Pushed | None:
-    """Export weights of a run; what became of them on the Hub, if they went there.
+    """Export weights of a run; return the commit on the Hub if they were sent there.
 
     Args:
-        source: Of :func:`rlvr.hub.source.find_source`.
-        wanted: What, and where to.
-        say: Gets lines of progress.
+        source: Result of :func:`rlvr.hub.source.find_source`.
+        wanted: What to export, and where.
+        notify: Called with lines of progress.
 
     Raises:
-        ValueError: The export cannot be made as asked.
-        HubError: The Hub refused it or could not be reached.
+        ValueError: The export is not possible with these options.
+        HubError: The Hub refused the export or could not be reached.
     """
     wanted.check()
     scores = scores_of(source, wanted.evaluations)
-    run = fingerprint(source)
+    run = run_fingerprint(source)
     if wanted.to is not None:
         _check_folder(wanted.to, run, wanted.replace)
     repository = None
@@ -101,16 +102,20 @@ def export(
             wanted.revision,
             private=wanted.private,
             attempts=wanted.attempts,
-            say=say,
+            notify=notify,
         )
         repository.look(run, wanted.replace)
     with _workplace(source, wanted) as folder:
-        say(f"step {source.step} of {source.run}: writing {_described(wanted)}")
-        build(source, wanted, scores, folder)
+        notify(f"step {source.step} of {source.run}: writing {_described(wanted)}")
+        with watching(f"writing {_described(wanted)}"):
+            build(source, wanted, scores, folder)
         pushed = None
         if repository is not None:
-            say(f"sending {_gigabytes(folder)} to {repository.name}")
-            pushed = repository.push(folder, f"Step {source.step} of {source.run.resolve().name}")
+            sending = f"sending {_gigabytes(folder)} to {repository.name}"
+            notify(sending)
+            title = f"Step {source.step} of {source.run.resolve().name}"
+            with watching(sending):
+                pushed = repository.push(folder, title)
         if wanted.to is not None:
             _put(folder, wanted.to)
     return pushed
@@ -122,15 +127,15 @@ def export_run(
     *,
     step: int | None = None,
     base: str | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> Pushed | None:
-    """:func:`export` of a run's step; without one, of the last there is."""
+    """:func:`export` of a step of a run; without a step, the last one."""
     wanted.check()
-    return export(find_source(run, step, base), wanted, say)
+    return export(find_source(run, step, base), wanted, notify)
 
 
 def build(source: Source, wanted: Wanted, scores: list[Score], folder: Path) -> None:
-    """Write everything into ``folder``: weights, tokenizer, recipe, pictures, card, marker."""
+    """Write weights, tokenizer, recipe, pictures, card and marker into ``folder``."""
     write_weights(
         source,
         folder,
@@ -154,8 +159,9 @@ def build(source: Source, wanted: Wanted, scores: list[Score], folder: Path) -> 
     write_atomically(folder / MARKER, _marker(source, wanted, folder))
 
 
-def fingerprint(source: Source) -> str:
-    """What makes two exports the same run's: everything in the recipe that enters a gradient."""
+def run_fingerprint(source: Source) -> str:
+    """A hash of everything in the recipe that affects gradients; equal for exports of the same
+    run."""
     values = source.recipe.model_dump(mode="json", exclude=set(MAY_CHANGE))
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -165,7 +171,7 @@ def _marker(source: Source, wanted: Wanted, folder: Path) -> str:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     content: dict[str, Any] = {
         "format": 1,
-        "run": fingerprint(source),
+        "run": run_fingerprint(source),
         "step": source.step,
         "dtype": wanted.dtype,
         "adapter_only": wanted.adapter_only,
@@ -193,17 +199,17 @@ def _check_folder(folder: Path, run: str, replace: bool) -> None:
         found = None
     if found != run:
         raise ValueError(
-            f"--to {str(folder)!r} holds other content; choose another folder, or replace it with "
-            "--replace"
+            f"--to {str(folder)!r} contains other content; choose another folder, or replace it "
+            "with --replace"
         )
 
 
 @contextmanager
 def _workplace(source: Source, wanted: Wanted) -> Iterator[Path]:
-    """Where the export is built: beside its folder, or in one for temporary files."""
+    """The folder in which the export is built: next to its target, or a temporary folder."""
     size = source.size + _BESIDE_WEIGHTS
     if source.adapted and not wanted.adapter_only:
-        size = _BESIDE_WEIGHTS  # the base model's size is not known before it is loaded
+        size = _BESIDE_WEIGHTS  # the size of the base model is unknown until it is loaded
     if wanted.to is not None:
         partial = wanted.to.absolute().with_name(f".{wanted.to.name}.partial")
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +222,7 @@ def _workplace(source: Source, wanted: Wanted) -> Iterator[Path]:
         return
     place = Path(tempfile.gettempdir())
     _check_room(place, size)
-    held = WeightFolder(size, place)  # swept by a later one, should this process be killed
+    held = WeightFolder(size, place)  # if this process is killed, a later export deletes the folder
     try:
         yield held.path / "export"
     finally:
@@ -227,13 +233,13 @@ def _check_room(place: Path, size: int) -> None:
     free = shutil.disk_usage(place).free
     if free < size:
         raise ValueError(
-            f"{str(place)!r} has {free / 2**30:.1f} GiB free and the export takes "
-            f"{size / 2**30:.1f}; free some, or set TMPDIR or --to to another disk"
+            f"{str(place)!r} has {free / 2**30:.1f} GiB free but the export needs "
+            f"{size / 2**30:.1f}; free some space, or set TMPDIR or --to to another disk"
         )
 
 
 def _put(partial: Path, folder: Path) -> None:
-    """Move the export to its place; what an earlier one left there goes."""
+    """Move the export to its target and delete an earlier export there."""
     old = folder.absolute().with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

@@ -1,8 +1,8 @@
-"""Which methods a recipe is made of, in words, with links to their papers.
+"""The methods that a recipe uses, described in words, with links to their papers.
 
-Nothing is written here twice: names come from the settings, words from the docstrings of their
-classes, papers from a loss's ``paper`` or from the arXiv numbers in the docstrings of the files
-that the methods stand in.
+Nothing is written twice: names come from the settings, descriptions from the docstrings of their
+classes, and papers from a loss's ``paper`` or from the arXiv numbers in the docstrings of the
+methods' files.
 """
 
 import re
@@ -15,10 +15,12 @@ from rlvr.settings import Settings
 
 _ARXIV = re.compile(r"\b(\d{4}\.\d{4,5})\b")
 
-# The parts of a recipe that say how it learns, as a reader would call them.
+# The parts of a recipe that determine how it learns, with their names for readers.
 _PARTS = {
     "losses": "preference loss",
     "objective": "objective",
+    "loss": "loss",
+    "head": "head",
     "advantage": "advantage",
     "policy_loss": "policy loss",
     "prime": "process rewards",
@@ -36,7 +38,7 @@ _LORA = "2106.09685"
 
 @dataclass(frozen=True)
 class Method:
-    """A part of what was done: its role, name, changed settings, meaning and arXiv numbers."""
+    """One method: its role, name, changed settings, description and arXiv numbers."""
 
     role: str
     name: str
@@ -46,15 +48,15 @@ class Method:
 
 
 def methods_of(recipe: Settings) -> list[Method]:
-    """The methods of a recipe in reading order; a part that does nothing is left out."""
+    """The methods of a recipe in reading order, without parts that do nothing."""
     parts = dict(_PARTS)
-    if hasattr(recipe, "objective"):  # which stands for a preference loss
+    if hasattr(recipe, "objective"):  # it is equivalent to a preference loss
         del parts["losses"]
     found = [
         _method(role, chosen)
         for field, role in parts.items()
         for chosen in _chosen(getattr(recipe, field, None))
-        if not (field == "correction" and _name(chosen) == "none")
+        if getattr(chosen, "active", True)
     ]
     for field, (words, paper) in _SWITCHES.items():
         value = getattr(recipe, field, None)
@@ -63,7 +65,7 @@ def methods_of(recipe: Settings) -> list[Method]:
             found.append(Method("modifier", field, shown, words, (paper,)))
     lora = getattr(recipe.model, "lora", None)  # type: ignore[attr-defined]
     if lora is not None:
-        meaning = "Low-rank adapters; the base model stays as it is."
+        meaning = "Low-rank adapters; the base model does not change."
         found.append(Method("trained weights", "LoRA", _changed(lora), meaning, (_LORA,)))
     return found
 
@@ -97,7 +99,7 @@ def _method(role: str, settings: Settings) -> Method:
 
 
 def _changed(settings: Settings) -> str:
-    """The settings as ``key value``, the plain ones."""
+    """The scalar settings as ``key value``."""
     values = settings.model_dump(mode="json")
     return ", ".join(
         f"{key} {value}"
@@ -107,9 +109,9 @@ def _changed(settings: Settings) -> str:
 
 
 def _papers(settings: Settings) -> tuple[str, ...]:
-    """What its class says; else its file, or of a file with several methods the lines that name it.
+    """Papers from the class's docstring; else from its file, or the lines of the file that name it.
 
-    An objective that stands for a preference loss has that loss's beside its own.
+    An objective that is equivalent to a preference loss also has that loss's papers.
     """
     kind = type(settings)
     own = str(getattr(kind, "paper", "")) or (kind.__doc__ or "")
@@ -122,7 +124,7 @@ def _papers(settings: Settings) -> tuple[str, ...]:
 
 
 def _methods_in(module: str) -> int:
-    """How many named settings a file defines."""
+    """Number of methods that a file defines."""
     return sum(
         isinstance(item, type)
         and issubclass(item, Settings)

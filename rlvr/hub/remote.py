@@ -1,10 +1,10 @@
-"""A repository of the Hub, through huggingface_hub: what it refuses, what is tried again.
+"""A repository on the Hub, accessed with huggingface_hub: what it refuses, what is retried.
 
-An export is one commit, so no reader ever meets half a model. Files are stored by checksum before
-the commit; what an interrupted upload has stored is not sent again. After the commit the
-repository's list of files is held against the local ones.
+An export is one commit, so no reader sees half a model. Files are stored by checksum before the
+commit; files stored by an interrupted upload are not sent again. After the commit the repository's
+list of files is compared with the local files.
 
-The token comes from HF_TOKEN alone and is taken out of every message.
+The token is read only from HF_TOKEN and removed from every message.
 """
 
 import hashlib
@@ -12,25 +12,36 @@ import json
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from rlvr.hub.settings import check_repository
-from rlvr.hub.words import public
+from rlvr.hub.card_text import public
+from rlvr.runs.hub_settings import check_repository, token_from_environment
 
 T = TypeVar("T")
 
 MARKER = "rlvr.json"
-"""The file by which an export knows one of its own."""
+"""The file that marks a folder or repository as an export."""
 KEPT = ".gitattributes"
-"""The Hub's own file, which an export leaves as it is."""
+"""The Hub's own file, which an export does not change."""
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 
 
+def quiet_hub(*, bars: bool) -> None:
+    """Show only the client's errors; ``bars`` keeps its progress bars."""
+    from huggingface_hub.utils import disable_progress_bars, logging
+
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", module="huggingface_hub")
+    if not bars:
+        disable_progress_bars()
+
+
 class HubError(OSError):
-    """The Hub refused or could not be reached; ``passing`` where another attempt may succeed."""
+    """The Hub refused or could not be reached; ``passing`` if another attempt may succeed."""
 
     def __init__(self, message: str, *, passing: bool = False) -> None:
         super().__init__(message)
@@ -39,9 +50,9 @@ class HubError(OSError):
 
 @dataclass(frozen=True)
 class Remote:
-    """What is at the target: files by name with their checksums, and the commit they are of.
+    """The content of the target: files by name with their checksums, and their commit.
 
-    ``state``: there is no repository; no such revision in it; or there are both.
+    ``state`` says whether the repository is missing, the revision is missing, or both exist.
     """
 
     state: Literal["absent", "no revision", "there"]
@@ -51,7 +62,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class Pushed:
-    """An export that is on the Hub."""
+    """An export on the Hub."""
 
     url: str
     commit: str
@@ -63,13 +74,13 @@ class Repository:
     Args:
         repo: OWNER/NAME.
         revision: Branch; None is main.
-        private: Make it so; one that is there and public is refused.
-        attempts: How often a request that failed in passing is made.
-        first_wait_s: Seconds before the second attempt; each later one waits twice as long.
-        say: Gets a line for each new attempt.
+        private: Create it as private; an existing public repository is refused.
+        attempts: How often to try a request that fails temporarily.
+        first_wait_s: Seconds before the second attempt; the wait doubles each time.
+        notify: Called with a line for each new attempt.
 
     Raises:
-        ValueError: ``repo`` is no such id, or HF_TOKEN is not set.
+        ValueError: ``repo`` is not an id of this form, or HF_TOKEN is not set.
     """
 
     def __init__(
@@ -80,30 +91,30 @@ class Repository:
         private: bool = False,
         attempts: int = 5,
         first_wait_s: float = 1.0,
-        say: Callable[[str], None] = lambda text: None,
+        notify: Callable[[str], None] = lambda text: None,
     ) -> None:
         from huggingface_hub import HfApi
 
         check_repository(repo)
         self.repo, self.revision, self.private = repo, revision, private
-        self.attempts, self.first_wait_s, self.say = attempts, first_wait_s, say
+        self.attempts, self.first_wait_s, self.notify = attempts, first_wait_s, notify
         self.api = HfApi(token=token_from_environment(), endpoint=os.environ.get("HF_ENDPOINT"))
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name for messages."""
         return self.repo + (f" (revision {self.revision})" if self.revision else "")
 
     def look(self, run: str, replace: bool = False) -> Remote:
-        """See that an export may go there, before anything is made.
+        """Check that an export may go there, before anything is built.
 
         Args:
-            run: Fingerprint of the run; what an export of the same run left may be replaced.
-            replace: Anything may be replaced.
+            run: Fingerprint of the run; an export of the same run may be replaced.
+            replace: Allow any content to be replaced.
 
         Raises:
-            HubError: The token is not accepted, the Hub cannot be reached, the repository is
-                public and is to be private, or holds other content.
+            HubError: The token is rejected, the Hub cannot be reached, the repository is public but
+                should be private, or it has other content.
         """
         self._asked("whoami", self.api.whoami)
         remote = self.read()
@@ -114,13 +125,13 @@ class Repository:
         if remote.state == "there" and others and not replace and self._owner(remote) != run:
             shown = ", ".join(others[:3]) + (", ..." if others[3:] else "")
             raise HubError(
-                f"{self.name} holds other content ({shown}); choose another name, put the export "
-                "beside it with --revision NAME, or replace it with --replace"
+                f"{self.name} has other content ({shown}); choose another name, send the export to "
+                "a branch with --revision NAME, or replace the content with --replace"
             )
         return remote
 
     def read(self) -> Remote:
-        """What is at the target."""
+        """Read the content of the target."""
         from huggingface_hub.errors import (
             EntryNotFoundError,
             RepositoryNotFoundError,
@@ -151,10 +162,10 @@ class Repository:
         return self._asked("list files", found)
 
     def push(self, folder: Path, message: str) -> Pushed:
-        """Make the target hold exactly the files of ``folder``, in one commit, and check it.
+        """Commit exactly the files of ``folder`` to the target, and check the result.
 
         Raises:
-            HubError: Something failed, more often than it is tried; what was stored stays so.
+            HubError: A request failed in every attempt; files that were stored stay stored.
         """
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -166,7 +177,7 @@ class Repository:
             "upload",
             lambda: self.api.create_commit(
                 self.repo,
-                # Anew in each attempt: an operation remembers what it has done.
+                # Created again for each attempt, because an operation remembers what it has done.
                 [
                     *(CommitOperationAdd(name, path) for name, path in names.items()),
                     *(CommitOperationDelete(name) for name in gone),
@@ -183,7 +194,7 @@ class Repository:
         return f"/tree/{self.revision}" if self.revision else ""
 
     def _made(self) -> Remote:
-        """The target as it is once repository and revision exist."""
+        """The content of the target, after creating repository and revision if needed."""
         remote = self.read()
         if remote.state == "absent":
             self._asked(
@@ -202,11 +213,11 @@ class Repository:
         return remote
 
     def _verify(self, names: dict[str, Path]) -> None:
-        """Hold the repository's checksums against the local files."""
+        """Compare the repository's checksums with the local files."""
         files = self.read().files
         for name, path in names.items():
             if files.get(name) not in (sha256(path), git_blob(path)):
-                what = "is missing there" if name not in files else "arrived otherwise"
+                what = "is missing" if name not in files else "has a different checksum"
                 raise HubError(
                     f"after the upload to {self.name} {name} {what}; run the same command again",
                     passing=True,
@@ -215,12 +226,12 @@ class Repository:
     def _check_privacy(self) -> None:
         if self.private and not self._asked("look", lambda: self.api.model_info(self.repo)).private:
             raise HubError(
-                f"{self.repo} is there and public, but is to be private; make it private in its "
-                "settings on the Hub, choose another name, or leave --private out"
+                f"{self.repo} exists and is public, but should be private; make it private in its "
+                "settings on the Hub, choose another name, or remove --private"
             )
 
     def _owner(self, remote: Remote) -> str | None:
-        """Fingerprint of the run whose export is there."""
+        """Fingerprint of the run whose export is at the target."""
         if MARKER not in remote.files:
             return None
         with tempfile.TemporaryDirectory() as folder:
@@ -236,7 +247,7 @@ class Repository:
                 return None
 
     def _asked(self, what: str, action: Callable[[], T]) -> T:
-        """The answer, after some attempts where the fault is one that passes."""
+        """The answer to a request, which is repeated after temporary faults."""
         from huggingface_hub.errors import HTTPError
 
         for attempt in range(self.attempts):
@@ -250,11 +261,11 @@ class Repository:
                     raise
                 if not fault.passing or attempt == self.attempts - 1:
                     raise fault from error
-                self.say(f"{fault}; trying again")
+                self.notify(f"{fault}; trying again")
         raise AssertionError("at least one attempt is made")
 
     def _explained(self, what: str, error: BaseException) -> HubError | None:
-        """The fault in one line; None where it is none of the Hub's."""
+        """The Hub's fault in one line; None for any other exception."""
         from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
         if isinstance(error, OfflineModeIsEnabled):
@@ -269,7 +280,7 @@ class Repository:
                 passing=True,
             )
         if isinstance(error, RuntimeError) and what == "upload":
-            # The client wraps what went wrong with a file; storage clients raise their own.
+            # The client wraps faults of files; storage clients raise their own exceptions.
             inner = error.__cause__
             known = None if inner is None else self._explained(what, inner)
             return known or HubError(f"upload to {self.name}: {_short(error)}", passing=True)
@@ -280,34 +291,19 @@ class Repository:
         said = _short(error.server_message or "") or _short(error)
         if status == 401:
             return HubError(
-                f"the Hub does not accept HF_TOKEN (401, {what}); make a new one with write access "
+                f"the Hub rejects HF_TOKEN (401, {what}); create a new token with write access "
                 "at https://huggingface.co/settings/tokens"
             )
         if status == 403:
             return HubError(
                 f"HF_TOKEN has no right to {what} {self.name} (403: {said}); use a token with "
-                "write access there, or another OWNER"
+                "write access, or another OWNER"
             )
         if status in _PASSING:
             return HubError(
                 f"the Hub answers {status} to {what} {self.name} ({said})", passing=True
             )
         return HubError(f"the Hub refuses to {what} {self.name} ({status}: {said})")
-
-
-def token_from_environment() -> str:
-    """The Hub's token.
-
-    Raises:
-        ValueError: HF_TOKEN is not set.
-    """
-    token = os.environ.get("HF_TOKEN", "").strip()
-    if not token:
-        raise ValueError(
-            "there is no Hub token: set HF_TOKEN to one with write access "
-            "(https://huggingface.co/settings/tokens), or export to a folder with --to"
-        )
-    return token
 
 
 def sha256(path: Path) -> str:
@@ -317,7 +313,7 @@ def sha256(path: Path) -> str:
 
 
 def git_blob(path: Path) -> str:
-    """The id that git gives to a file's content."""
+    """Git's id of a file's content."""
     digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(2**20):

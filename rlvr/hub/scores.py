@@ -1,7 +1,7 @@
-"""What the exported weights score: in the run's own evaluations, and in those of ``rlvr eval``.
+"""Scores of the exported weights in the run's evaluations and in those of ``rlvr eval``.
 
-Errors are standard errors over problems, from the same bootstrap as everywhere. The run's own are
-computed from the graded completions it kept; of a metric that it only logged no error is known.
+Errors are standard errors over problems, from the same bootstrap as everywhere. Those of the run
+are computed from its graded completions; a metric that was only logged has no known error.
 """
 
 import math
@@ -15,15 +15,15 @@ from typing import Any
 
 from eval.results import interval, percent, read_results
 from eval.statistics import Bootstrap, paired_bootstrap
+from rlvr.files import read_lines
 from rlvr.hub.source import Source
-from rlvr.report.lines import read_lines
 
 _STEP = re.compile(r"step_(\d+)\.jsonl")
 
 
 @dataclass(frozen=True)
 class Score:
-    """A line of the card's table; ``value`` is None where the text is all there is."""
+    """A line of the card's table; ``value`` is None if there is only text."""
 
     weights: str
     name: str
@@ -37,10 +37,10 @@ class Score:
 
 
 def scores_of(source: Source, evaluations: Sequence[Path]) -> list[Score]:
-    """All lines: of ``rlvr eval`` folders first, then of the run itself.
+    """All lines: first from ``rlvr eval`` folders, then from the run itself.
 
     Raises:
-        ValueError: A folder is no scored evaluation.
+        ValueError: A folder is not a scored evaluation.
     """
     lines = [line for folder in evaluations for line in _evaluated(source, folder)]
     return [*lines, *_answered(source), *_measured(source)]
@@ -70,9 +70,9 @@ def _evaluated(source: Source, folder: Path) -> Iterator[Score]:
 
 
 def _is_ours(source: Source, model: dict[str, Any]) -> bool:
-    """Whether an evaluation was of these weights: of their checkpoint, or of the final model."""
+    """Whether an evaluation used these weights: their checkpoint or the final model."""
     where = Path(str(model["path"]))
-    last = source.step == source.recipe.steps
+    last = source.recipe.steps in (None, source.step)
     if model.get("step") is not None:
         run = where.parent.parent
         return bool(model["step"] == source.step) and run.name == source.run.resolve().name
@@ -81,7 +81,7 @@ def _is_ours(source: Source, model: dict[str, Any]) -> bool:
 
 
 def _answered(source: Source) -> Iterator[Score]:
-    """Sets whose problems the policy answered: before training, and these weights."""
+    """Evaluation sets that the policy answered before training and with these weights."""
     files = {
         int(match[1]): path
         for path in (source.run / "evaluations").glob("step_*.jsonl")
@@ -94,8 +94,8 @@ def _answered(source: Source) -> Iterator[Score]:
     for name, rates in after.items():
         earlier = before.get(name, {})
         if first < last and earlier.keys() == rates.keys():
-            yield _score(_when(first), name, earlier, "accuracy", "as the run evaluates")
-        yield _score(_when(last), name, rates, "accuracy", "as the run evaluates", ours=True)
+            yield _score(_when(first), name, earlier, "accuracy", "evaluation of the run")
+        yield _score(_when(last), name, rates, "accuracy", "evaluation of the run", ours=True)
         if first < last and earlier.keys() == rates.keys() and len(rates) > 1:
             yield _change(name, earlier, rates, first, last)
 
@@ -105,9 +105,12 @@ def _when(step: int) -> str:
 
 
 def _by_set(path: Path) -> dict[str, dict[str, float]]:
-    """Share of right completions by set and problem; one cut at the limit counts as wrong."""
+    """Share of right completions by set and problem; a completion cut at the limit counts as
+    wrong."""
     found: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for row in read_lines(path).objects:
+        if row.get("correct") is None:
+            continue  # its problem has no reference answer
         right = bool(row.get("correct")) and row.get("finish_reason") != "length"
         found[str(row.get("set"))][str(row.get("problem_id"))].append(right)
     return {
@@ -160,7 +163,7 @@ _SHOWN = (*_SHARES, "auc", "auc_within", "margin", "loss", "brier", "ece")
 
 
 def _measured(source: Source) -> Iterator[Score]:
-    """Held-out preferences or responses, as they were logged."""
+    """Logged figures of held-out preferences or responses."""
     history = source.history
     for column in sorted(history.columns):
         match = re.fullmatch(r"eval/([^/]+)/(\w+)", column)
@@ -178,14 +181,14 @@ def _measured(source: Source) -> Iterator[Score]:
                 match[2].replace("_", " "),
                 _with_error(match[2], value, count),
                 "",
-                "as the run evaluates",
+                "evaluation of the run",
                 value,
                 index == len(chosen) - 1,
             )
 
 
 def _with_error(metric: str, value: float, count: float | None) -> str:
-    """A share of items taken as independent has a standard error; other figures have none here."""
+    """A value with a standard error if it is a share of items, which are taken as independent."""
     if metric not in _SHARES:
         return f"{value:.4g}"
     if metric == "pair_accuracy" or count is None or count < 2:

@@ -1,7 +1,7 @@
-"""Which weights of a run are exported, and whether they are whole.
+"""Which weights of a run are exported, and whether they are intact.
 
-The newest checkpoint stands for the run, as it carries checksums; the final model folder does where
-there is no checkpoint left. Weights that are damaged are refused, never replaced by older ones.
+The newest checkpoint is exported, because it has checksums; if there is no checkpoint left, the
+final model folder is. Damaged weights are refused, never replaced by older ones.
 """
 
 import json
@@ -12,23 +12,27 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from rlvr.learner import find_fault
-from rlvr.policy import ModelSettings
+from rlvr.learner.checkpoint import find_fault
+from rlvr.policy.settings import ModelSettings
 from rlvr.report.history import History, read_history
+from rlvr.rl.recipe import RLRecipe
 from rlvr.settings import load_settings
-from rlvr.train.preference_recipe import PreferenceRecipe
-from rlvr.train.prm_recipe import PrmRecipe
-from rlvr.train.recipe import RLRecipe
-from rlvr.train.tasks import task_of
+from rlvr.tasks.preference import PreferenceRecipe
+from rlvr.tasks.prm import PrmRecipe
+from rlvr.tasks.registry import task_of
+from rlvr.tasks.reward_model import RewardModelRecipe
+from rlvr.tasks.sft import SftRecipe
 
 TASKS = {
     "rl": "reinforcement learning from verifiable rewards",
     "preference": "learning from preferences",
     "prm": "training an implicit process reward model on labels of whole responses",
+    "reward_model": "training an explicit reward model on labels of whole responses",
+    "sft": "supervised fine-tuning on demonstrations",
 }
-"""What can be exported, in a card's words."""
+"""Tasks of recipes, as the card names them."""
 
-AnyRecipe = RLRecipe | PreferenceRecipe | PrmRecipe
+AnyRecipe = RLRecipe | PreferenceRecipe | PrmRecipe | RewardModelRecipe | SftRecipe
 """The recipes whose runs can be exported."""
 
 _CHECKPOINT = re.compile(r"step_(\d+)")
@@ -38,8 +42,8 @@ _CHECKPOINT = re.compile(r"step_(\d+)")
 class Source:
     """The weights after ``step`` steps of a run.
 
-    ``saved`` is the checkpoint that holds them; None stands for the run's final model folder.
-    ``base`` replaces the recipe's model as that which adapters belong to.
+    ``saved`` is their checkpoint; None is the run's final model folder. ``base`` replaces the
+    recipe's model as the base model of adapters.
     """
 
     run: Path
@@ -50,7 +54,7 @@ class Source:
 
     @property
     def adapted(self) -> bool:
-        """Whether the weights are adapters to be merged."""
+        """Whether the weights are adapters that must be merged."""
         return self.saved is not None and self.recipe.model.lora is not None
 
     @property
@@ -62,7 +66,7 @@ class Source:
 
     @property
     def model(self) -> ModelSettings:
-        """Settings that load the model on a CPU: nothing that only training or a GPU needs."""
+        """Settings that load the model on a CPU, without what only training or a GPU needs."""
         plain = {"attention": "sdpa", "compile": False, "liger": False}
         settings = self.recipe.model.model_copy(update={**plain, "gradient_checkpointing": False})
         if self.saved is None:
@@ -74,7 +78,7 @@ class Source:
 
     @property
     def tokenizer(self) -> ModelSettings:
-        """Settings that load the tokenizer: the one beside the weights, else the recipe's."""
+        """Settings that load the tokenizer next to the weights, or else the recipe's."""
         if (self.folder / "tokenizer_config.json").is_file():
             own = {"path": str(self.folder), "tokenizer": None, "revision": None}
             return self.recipe.model.model_copy(update=own)
@@ -84,12 +88,12 @@ class Source:
 
     @cached_property
     def history(self) -> History:
-        """What was logged up to these weights."""
+        """The metrics logged up to the step of these weights."""
         return until(read_history(self.run / "metrics.jsonl"), self.step)
 
     @property
     def size(self) -> int:
-        """Bytes of the files."""
+        """Size of the files in bytes."""
         return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
 
 
@@ -101,25 +105,25 @@ def until(history: History, step: int) -> History:
 
 
 def find_source(run: Path, step: int | None = None, base: str | None = None) -> Source:
-    """The weights of a run after a step; without one, the last there are.
+    """The weights of a run after a step; without a step, the last ones.
 
     Raises:
-        ValueError: It is no run, has no such step (the nearest is named), or a file of the weights
-            is missing or damaged (it is named).
+        ValueError: The folder is not a run, the run has no such step (the message names the
+            nearest), or a file of the weights is missing or damaged.
     """
-    recipe = read_recipe(run)
-    found = _steps(run)
+    recipe = recipe_of(run)
+    found = _steps(run, recipe)
     if not found:
         raise ValueError(
-            f"run {str(run)!r} has neither a checkpoint nor a final model yet; go on training it: "
+            f"run {str(run)!r} has neither a checkpoint nor a final model yet; continue training: "
             "rlvr train RECIPE --resume"
         )
     step = max(found) if step is None else step
     if step not in found:
         nearest = min(found, key=lambda other: (abs(other - step), -other))
         raise ValueError(
-            f"run {str(run)!r} has no weights of step {step}; there are "
-            f"{_listed(sorted(found))}: the nearest is --step {nearest}"
+            f"run {str(run)!r} has no weights of step {step}; it has {_listed(sorted(found))}: the "
+            f"nearest is --step {nearest}"
         )
     source = Source(run, recipe, step, found[step], base)
     _check(source, [other for other in sorted(found) if other != step])
@@ -127,21 +131,21 @@ def find_source(run: Path, step: int | None = None, base: str | None = None) -> 
 
 
 def staged_source(run: Path, checkpoint: Path, step: int) -> Source:
-    """Weights of a run that were put aside elsewhere.
+    """Weights of a run that were staged in another folder.
 
     Raises:
         ValueError: A file is missing or damaged.
     """
-    source = Source(run, read_recipe(run), step, checkpoint)
+    source = Source(run, recipe_of(run), step, checkpoint)
     _check(source, [])
     return source
 
 
-def read_recipe(run: Path) -> AnyRecipe:
+def recipe_of(run: Path) -> AnyRecipe:
     """The recipe of a run.
 
     Raises:
-        ValueError: The folder is no run's, with what it seems to be.
+        ValueError: The folder is not a run; the message says what it seems to be.
     """
     written = run / "recipe.yaml"
     if written.is_file():
@@ -158,33 +162,37 @@ def read_recipe(run: Path) -> AnyRecipe:
             f"{int(checkpoint[1])}"
         )
     inside = sorted(path.parent.name for path in run.glob("*/recipe.yaml"))
-    hint = f"; it holds the runs {_listed(inside)}" if inside else ""
+    hint = f"; it contains the runs {_listed(inside)}" if inside else ""
     raise ValueError(
-        f"{str(run)!r} is no run (it has no recipe.yaml){hint}; name the output folder of a run"
+        f"{str(run)!r} is not a run (it has no recipe.yaml){hint}; name the output folder of a run"
     )
 
 
 def check_task(task: str, run: Path) -> None:
-    """See that runs of a task can be exported: those that train a causal language model.
+    """Check that runs of a task can be exported: they must train a causal language model.
 
     Raises:
-        ValueError: They cannot.
+        ValueError: They cannot be exported.
     """
     if task not in TASKS:
         raise ValueError(
-            f"run {str(run)!r} has task {task!r}, whose models export does not know (it knows "
-            f"{', '.join(TASKS)}); take its own folder {str(run / 'model')!r}"
+            f"run {str(run)!r} has task {task!r}, whose models export does not support (it "
+            f"supports {', '.join(TASKS)}); use the run's folder {str(run / 'model')!r}"
         )
 
 
-def _steps(run: Path) -> dict[int, Path | None]:
-    """Steps with weights; None stands for the final model."""
+def _steps(run: Path, recipe: AnyRecipe) -> dict[int, Path | None]:
+    """Steps with weights; None is the final model.
+
+    That of an explicit reward model, with its head beside it, is in the final model folder alone.
+    """
     steps: dict[int, Path | None] = {}
-    for path in (run / "checkpoints").glob("step_*"):
+    explicit = isinstance(recipe, RewardModelRecipe)
+    for path in () if explicit else (run / "checkpoints").glob("step_*"):
         match = _CHECKPOINT.fullmatch(path.name)
         if match and path.is_dir():
             steps[int(match[1])] = path
-    # A final model beside checkpoints is theirs, or older than they are.
+    # If there are checkpoints, the final model is one of them or older.
     if not steps and (run / "model").is_dir():
         logged = read_history(run / "metrics.jsonl").steps
         steps[logged[-1] if logged else 0] = None
@@ -201,12 +209,12 @@ def _check(source: Source, others: list[int]) -> None:
         remedy = f"export another step ({_listed(others)})" if others else "train it again"
         raise ValueError(
             f"the weights of step {source.step} are damaged: {fault} in "
-            f"{str(source.saved or source.folder)!r}; bring the file back or {remedy}"
+            f"{str(source.saved or source.folder)!r}; restore the file or {remedy}"
         )
 
 
 def model_fault(folder: Path) -> str | None:
-    """What is wrong with a folder of safetensors, or None: its files are opened, not read."""
+    """The fault of a folder of safetensors, or None; its files are opened but not read."""
     shards = {path.name for path in folder.glob("*.safetensors")}
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -215,7 +223,7 @@ def model_fault(folder: Path) -> str | None:
         except (ValueError, KeyError, AttributeError):
             return f"{index.name} cannot be read"
     if not shards:
-        return f"{folder.name} holds no safetensors"
+        return f"{folder.name} contains no safetensors"
     for name in sorted(shards):
         if not (folder / name).is_file():
             return f"{name} is missing"

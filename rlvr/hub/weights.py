@@ -1,8 +1,8 @@
-"""One model folder out of a run's weights, whatever engine and however many processes wrote them.
+"""Build one model folder from a run's weights, whatever engine and number of processes wrote them.
 
-Checkpoints hold whole tensors already: sharded ones are gathered when they are written. What is
-left is to merge adapters, to round where that is asked for, and to put beside the weights what a
-user needs to prompt and to stop the model as it was trained.
+Checkpoints already contain whole tensors: sharded ones are gathered when they are written. This
+module merges adapters, rounds if asked to, and adds the files that a user needs to prompt and stop
+the model as in training.
 """
 
 import json
@@ -16,14 +16,17 @@ import torch
 from rlvr.data import load_template
 from rlvr.data.templates import TemplateSettings, begins_texts
 from rlvr.hub.source import Source
-from rlvr.policy import end_token_ids, load_policy, load_tokenizer
-from rlvr.rollout.weights import write_model
-from rlvr.train.recipe import RLRecipe
+from rlvr.policy.folders import find_model
+from rlvr.policy.loading import load_policy, load_tokenizer, text_end_ids
+from rlvr.reward_models.heads import CONFIG as HEAD_CONFIG
+from rlvr.rl.recipe import RLRecipe
+from rlvr.rollout.weight_sync import write_model
+from rlvr.tasks.reward_model import RewardModelRecipe
 
 Dtype = Literal["float32", "bfloat16"]
 
 SHARD_BYTES = 4 * 2**30
-"""Of one file of merged or rounded weights."""
+"""Maximum bytes of one file of merged or rounded weights."""
 
 
 def write_weights(
@@ -38,14 +41,19 @@ def write_weights(
 
     Args:
         source: The weights.
-        folder: Where to; it is made.
-        dtype: Of the weights. float32 is what the learner held.
-        adapter_only: Leave adapters as they are.
-        link: Where files are taken over as they are, another name for the same file will do.
+        folder: Target folder; it is created.
+        dtype: Type of the weights. float32 is the learner's.
+        adapter_only: Copy adapters without merging them.
+        link: Use hard links for files that are copied unchanged.
 
     Raises:
-        ValueError: Adapters are asked for where there are none, or the base model is not there.
+        ValueError: ``adapter_only`` is set but there are no adapters, the base model is missing, or
+            a reward model is to be rounded.
     """
+    if dtype != "float32" and isinstance(source.recipe, RewardModelRecipe):
+        raise ValueError(
+            f"--dtype {dtype} would round the reward model without its head; leave it out"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(source.tokenizer)
     if adapter_only:
@@ -62,17 +70,17 @@ def write_weights(
 
 
 def _write_merged(source: Source, folder: Path, dtype: Dtype) -> Any:  # noqa: ANN401
-    """Load the model on the CPU, merge and round it; its own generation config."""
+    """Load the model on the CPU, merge and round it; return its generation config."""
     policy = load_policy(source.model, saved=source.saved, device=torch.device("cpu"))
     write_model(policy, folder, getattr(torch, dtype), SHARD_BYTES)
     return policy.causal_lm.generation_config
 
 
 def _take_over(source: Source, folder: Path, link: bool) -> Any:  # noqa: ANN401
-    """Take the files as they are; the generation config among them."""
+    """Copy the files unchanged; return the generation config among them."""
     from transformers import GenerationConfig
 
-    patterns = ["*.safetensors", "*.safetensors.index.json", "config.json"]
+    patterns = ["*.safetensors", "*.safetensors.index.json", "config.json", HEAD_CONFIG]
     if source.recipe.model.trust_remote_code:
         patterns.append("*.py")
     for pattern in patterns:
@@ -85,17 +93,22 @@ def _take_over(source: Source, folder: Path, link: bool) -> Any:  # noqa: ANN401
 
 def _write_adapter(source: Source, folder: Path, link: bool) -> None:
     if not source.adapted:
-        raise ValueError(
-            f"run {str(source.run)!r} trained all weights, so there is no adapter to export; leave "
-            "--adapter-only out"
+        reason = (
+            "trained all weights, so there is no adapter to export"
             if source.recipe.model.lora is None
-            else f"run {str(source.run)!r} has no checkpoint left, only the merged model; leave "
-            "--adapter-only out"
+            else "has no checkpoint left, only the merged model"
+        )
+        raise ValueError(f"run {str(source.run)!r} {reason}; remove --adapter-only")
+    base = source.base or source.recipe.model.path
+    if find_model(source.model).adapters:
+        raise ValueError(
+            f"run {str(source.run)!r} trained an adapter of {base!r}, which is an adapter itself: "
+            "alone it has no base model; remove --adapter-only"
         )
     for path in source.folder.glob("*.safetensors"):
         _bring(path, folder / path.name, link)
     config = json.loads((source.folder / "adapter_config.json").read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = source.base or source.recipe.model.path
+    config["base_model_name_or_path"] = base
     config["revision"] = None if source.base else source.recipe.model.revision
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
@@ -111,14 +124,14 @@ def _bring(path: Path, target: Path, link: bool) -> None:
 
 
 def generation_config(source: Source, base: Any, tokenizer: Any) -> Any:  # noqa: ANN401
-    """How to sample: as the run did, where it sampled; else as the base model's authors advise.
+    """Sampling settings: those of the run if it sampled, or else those of the base model's authors.
 
-    Every token that ended a completion in training is an end token. A length limit is not set: some
-    servers would take it for their own.
+    Every token that ended a completion in training is an end token. No length limit is set, because
+    some servers would use it as their own limit.
     """
     from transformers import GenerationConfig
 
-    ends = list(end_token_ids(base, tokenizer))
+    ends = list(text_end_ids(base, tokenizer))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
     tokens = {
         "bos_token_id": tokenizer.bos_token_id,
@@ -136,19 +149,19 @@ def generation_config(source: Source, base: Any, tokenizer: Any) -> Any:  # noqa
 
 
 def with_chat_template(tokenizer: Any, template: TemplateSettings) -> None:  # noqa: ANN401
-    """Give the tokenizer the chat template that the run's prompts were made with.
+    """Give the tokenizer the chat template of the run's prompts.
 
-    A template with a Jinja file of its own brings it; a plain-text one is written as Jinja where
-    the tokenizer has none. Else the tokenizer keeps its own.
+    If the template names a Jinja file, that file is used. A plain-text template is written as Jinja
+    if the tokenizer has none. Otherwise the tokenizer keeps its own.
 
     Raises:
-        ValueError: The Jinja file is not there any more.
+        ValueError: The Jinja file no longer exists.
     """
     if template.chat_template is not None:
         if not template.chat_template.is_file():
             raise ValueError(
-                f"the run's chat template {str(template.chat_template)!r} is not there any more; "
-                "bring it back, or export from the folder that the run was started in"
+                f"the run's chat template {str(template.chat_template)!r} no longer exists; "
+                "restore it, or export from the folder in which the run was started"
             )
         tokenizer.chat_template = template.chat_template.read_text(encoding="utf-8")
     elif template.mode == "text" and not tokenizer.chat_template:
@@ -175,5 +188,5 @@ def text_as_jinja(template: TemplateSettings, begins: bool) -> str:
 
 
 def _literal(text: str) -> str:
-    """A text as a literal of Jinja, whose escapes are those of JSON."""
+    """A text as a Jinja literal, whose escapes are those of JSON."""
     return json.dumps(text, ensure_ascii=False)

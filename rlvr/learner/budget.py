@@ -10,10 +10,10 @@ from typing import TypeVar
 
 import torch
 
-from rlvr.learner.engine import Engine
+from rlvr.learner.parameter_store import ParameterStore
 from rlvr.ranks import Ranks
 
-_Found = TypeVar("_Found")
+_Result = TypeVar("_Result")
 
 
 class Budget:
@@ -21,31 +21,31 @@ class Budget:
 
     Args:
         tokens: What the settings allow.
-        engine: Forgets the gradient of a step that is begun again, if it can.
+        store: Forgets the gradient of a step that is begun again, if it can.
         ranks: The processes; all begin again where one has to.
     """
 
-    def __init__(self, tokens: int, engine: Engine, ranks: Ranks) -> None:
-        self.tokens, self.engine, self.ranks = tokens, engine, ranks
+    def __init__(self, tokens: int, store: ParameterStore, ranks: Ranks) -> None:
+        self.tokens, self.store, self.ranks = tokens, store, ranks
         self.retries = 0
         """1 once memory has run out."""
 
-    def attempt(self, work: Callable[[], _Found]) -> _Found:
+    def retry_on_oom(self, work: Callable[[], _Result]) -> _Result:
         """Do the work, once more with half the tokens where memory runs out; collective.
 
         Args:
             work: Runs this rank's micro-batches of a step, split by ``tokens`` as it then is. It
-                leaves nothing behind but gradients, and waits for no other rank where the engine
+                leaves nothing behind but gradients, and waits for no other rank where the store
                 can begin again.
 
         Raises:
             ValueError: Memory runs out all the same.
         """
         while True:
-            found, fault = self._try(work)
+            results, fault = self._try(work)
             if not float(self.ranks.maximum(torch.tensor(float(fault is not None)))):
-                return found[0]
-            self.engine.clear()
+                return results[0]
+            self.store.clear()
             if self.retries or self.tokens == 1:
                 raise ValueError(
                     f"out of memory with micro-batches of {self.tokens} tokens; lower "
@@ -53,12 +53,12 @@ class Budget:
                 ) from fault
             self.retries, self.tokens = 1, self.tokens // 2
 
-    def _try(self, work: Callable[[], _Found]) -> tuple[list[_Found], BaseException | None]:
+    def _try(self, work: Callable[[], _Result]) -> tuple[list[_Result], BaseException | None]:
         """What the work gives, in a list, or how memory ran out."""
         try:
             return [work()], None
         except RuntimeError as error:
-            if not (is_out_of_memory(error) and self.engine.retries):
+            if not (is_out_of_memory(error) and self.store.retries):
                 raise
             # Its traceback holds the frames of the failed pass, and with them the activations.
             return [], error.with_traceback(None)

@@ -13,16 +13,18 @@ whose manifest holds. One format serves every task.
 With several ranks each writes ``trainer_RANK.safetensors``, its part of the optimizer state and its
 generators, into the same folder (which all must see); the first rank writes the rest and renames
 once all are through. Parts are slices of named parameters, so that another number of ranks, or
-another engine, can put them together (:class:`SavedTensors`).
+another store, can put them together (:class:`SavedTensors`).
 """
 
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +32,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from rlvr.policy.finite import NonFiniteWeightsError
 from rlvr.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
-_MANIFEST = "MANIFEST.json"
+MANIFEST = "MANIFEST.json"
 
 
 class CheckpointError(OSError):
@@ -71,6 +74,7 @@ def save_checkpoint(
 
     Raises:
         CheckpointError: Disk full or not writable, on any rank; older checkpoints are untouched.
+        NonFiniteWeightsError: A weight is not finite; likewise.
     """
     ranks = ranks or Ranks()
     target = checkpoint_path(folder, step)
@@ -95,63 +99,41 @@ def save_checkpoint(
         _together(ranks, begin, first_only=True)
         _together(ranks, write_part)
         _together(ranks, finish, first_only=True)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, NonFiniteWeightsError) as error:
         if ranks.first:
             shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, NonFiniteWeightsError):
+            raise
         raise CheckpointError(_explain(folder, step, error)) from error
     if ranks.first:
         _prune(folder, target, keep)
     return target
 
 
-def adopt_checkpoint(built: Path, step: int, keep: int, ranks: Ranks) -> Path:
-    """Make a folder that another library wrote the checkpoint of a step; on the first rank.
-
-    Its files, whatever they are, get a manifest; the rest is as :func:`save_checkpoint` does it.
-
-    Args:
-        built: A finished folder beside the checkpoints; it is renamed.
-        step: Number of finished steps.
-        keep: How many checkpoints remain.
-        ranks: The processes that it is of.
-
-    Raises:
-        CheckpointError: Disk full or not writable; older checkpoints are untouched.
-    """
-    target = checkpoint_path(built.parent, step)
-    try:
-        _write_json(built / "state.json", {"step": step, "ranks": ranks.count})
-        _publish(built, target)
-    except OSError as error:
-        raise CheckpointError(_explain(built.parent, step, error)) from error
-    _prune(built.parent, target, keep)
-    return target
-
-
 def _publish(built: Path, target: Path) -> None:
     """Give a folder its manifest, have the disk hold it, and put it in its place."""
-    _write_json(built / _MANIFEST, _manifest(built))
+    _write_json(built / MANIFEST, _manifest(built))
     _flush(built)
-    if target.exists():
-        shutil.rmtree(target)
+    _remove(target)
     built.rename(target)
     _sync_folder(target.parent)
 
 
 def _together(ranks: Ranks, work: Callable[[], None], *, first_only: bool = False) -> None:
     """Do something on every rank (or the first), and fail on all where it failed on one."""
-    fault: OSError | SafetensorError | None = None
+    fault: OSError | SafetensorError | NonFiniteWeightsError | None = None
     if ranks.first or not first_only:
         try:
             work()
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, NonFiniteWeightsError) as error:
             fault = error
-    said = ranks.gather(str(fault) if fault is not None else None)
+    weights = isinstance(fault, NonFiniteWeightsError)
+    said = ranks.gather(None if fault is None else [str(fault), weights])
     if fault is not None:
         raise fault
-    elsewhere = [(rank, text) for rank, text in enumerate(said) if text is not None]
-    if elsewhere:
-        raise OSError(f"rank {elsewhere[0][0]}: {elsewhere[0][1]}")
+    for rank, told in enumerate(said):
+        if told is not None:
+            raise (NonFiniteWeightsError if told[1] else OSError)(f"rank {rank}: {told[0]}")
 
 
 class CheckpointWriter:
@@ -177,7 +159,7 @@ class CheckpointWriter:
         self.ranks = ranks.group() if background else ranks
         self.written = None
         self._thread: threading.Thread | None = None
-        self._fault: CheckpointError | None = None
+        self._fault: CheckpointError | NonFiniteWeightsError | None = None
 
     def save(
         self,
@@ -221,7 +203,7 @@ class CheckpointWriter:
     def _catch(self, *arguments: Any) -> None:  # noqa: ANN401
         try:
             self._write(*arguments)
-        except CheckpointError as error:
+        except (CheckpointError, NonFiniteWeightsError) as error:
             self._fault = error
 
     def _write(
@@ -244,14 +226,34 @@ class CheckpointWriter:
             self.written(path)
 
 
+def checkpoints_of(folder: Path) -> list[Path]:
+    """What has the name of a checkpoint, newest first; it may be damaged."""
+    named = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
+    return sorted(named, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint whose every file matches its manifest; damaged ones are named."""
-    for path in sorted(folder.glob("step_*"), reverse=True):
+    for path in checkpoints_of(folder):
         fault = find_fault(path)
         if fault is None:
             return path
         logger.warning("checkpoint %s is damaged (%s); trying the one before it", path, fault)
     return None
+
+
+def last_sound(folder: Path) -> Path | None:
+    """The newest intact checkpoint whose last updates were not skipped."""
+    newest_first = checkpoints_of(folder)
+    return next((p for p in newest_first if find_fault(p) is None and _is_sound(p)), None)
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether a checkpoint was written while updates were taken (``bad_updates.py``)."""
+    try:
+        return not any(_read_state(path).get("bad_updates", {}).values())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def find_fault(path: Path, under: str = "") -> str | None:
@@ -261,21 +263,55 @@ def find_fault(path: Path, under: str = "") -> str | None:
         path: The checkpoint.
         under: Look only at files whose names begin so, such as ``model/``.
     """
+    if not path.is_dir():
+        return "it is no folder"
     try:
-        manifest = json.loads((path / _MANIFEST).read_text())
-    except (OSError, ValueError):
-        return f"{_MANIFEST} is missing or unreadable"
-    for name, expected in manifest.items():
-        if not name.startswith(under):
-            continue
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != expected["size"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {expected['size']}"
-        if _sha256(file) != expected["sha256"]:
-            return f"{name} does not match its checksum"
-    return None
+        manifest = _read_manifest(path)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return f"{MANIFEST} is missing or unreadable"
+    if not manifest:
+        return f"{MANIFEST} lists no files"
+    try:
+        for name, (size, checksum) in manifest.items():
+            file = path / name
+            if not name.startswith(under):
+                continue
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} bytes instead of {size}"
+            if _sha256(file) != checksum:
+                return f"{name} does not match its checksum"
+    except OSError as error:
+        return str(error)
+    return None if under else _fault_of_state(path)
+
+
+def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of every file by name."""
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    return {name: (int(item["size"]), item["sha256"]) for name, item in manifest.items()}
+
+
+def _fault_of_state(path: Path) -> str | None:
+    """What no run can go on from, although the files are what was written."""
+    try:
+        state = _read_state(path)
+    except (OSError, ValueError) as error:
+        return f"state.json cannot be read ({error})"
+    return None if isinstance(state.get("step"), int) else "state.json names no step"
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """``state.json``.
+
+    Raises:
+        ValueError: It is no JSON object.
+    """
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds {type(state).__name__} instead of an object")
+    return state
 
 
 def trainer_file(rank: int, ranks: int) -> str:
@@ -323,7 +359,7 @@ def load_state(path: Path, ranks: Ranks | None = None) -> tuple[dict[str, Any], 
     Written by another number of ranks, it has no random generators for this one.
     """
     ranks = ranks or Ranks()
-    state: dict[str, Any] = json.loads((path / "state.json").read_text())
+    state = _read_state(path)
     wrote = state.pop("ranks", 1)
     parts = [path / trainer_file(rank, wrote) for rank in range(wrote)]
     return state, SavedTensors(parts, parts[ranks.rank] if wrote == ranks.count else None)
@@ -331,7 +367,7 @@ def load_state(path: Path, ranks: Ranks | None = None) -> tuple[dict[str, Any], 
 
 def written_by(path: Path) -> int:
     """How many ranks wrote a checkpoint."""
-    return int(json.loads((path / "state.json").read_text()).get("ranks", 1))
+    return int(_read_state(path).get("ranks", 1))
 
 
 def random_states() -> dict[str, torch.Tensor]:
@@ -398,18 +434,30 @@ def _prune(folder: Path, newest: Path, keep: int) -> None:
     """Drop all but the ``keep`` up to ``newest``.
 
     Later ones are damaged, or the run would have gone on from them; counted as kept, they would
-    push out sound ones.
+    push out sound ones. While updates are skipped, the last one from before that stays as well.
     """
-    found = sorted(folder.glob("step_*"), reverse=True)
-    kept = [path for path in found if path.name <= newest.name][:keep]
+    found = checkpoints_of(folder)
+    earlier = found[found.index(newest) :]
+    kept = earlier[:keep]
+    if not any(map(_is_sound, kept)):
+        kept += [path for path in earlier if _is_sound(path)][:1]
     for path in found:
         if path not in kept:
-            shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, or what stands in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _explain(folder: Path, step: int, error: Exception) -> str:
-    intact = sorted(folder.glob("step_*")) if folder.is_dir() else []
-    there = f"{intact[-1]} is intact" if intact else "there is no earlier one"
+    intact = checkpoints_of(folder)
+    there = f"{intact[0]} is intact" if intact else "there is no earlier one"
     return (
         f"the checkpoint of step {step} could not be written to {folder} ({error}); {there}; "
         "free some space and start again with --resume"

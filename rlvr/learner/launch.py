@@ -1,10 +1,10 @@
 """Join the processes that ``accelerate launch`` started, and hold the models as it says.
 
-    nothing launched, or one process      LocalEngine
-    several processes                     DataParallelEngine
-    DeepSpeed with ZeRO stage 1, 2 or 3   ZeroEngine
+    nothing launched, or one process      LocalStore
+    several processes                     DataParallelStore
+    DeepSpeed with ZeRO stage 1, 2 or 3   ZeroStore
 
-Nothing in a recipe says which: the launch configuration does (recipes/accelerate/).
+Nothing in a recipe says which: the launch configuration does (launch/accelerate/).
 """
 
 import os
@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from rlvr.learner.engine import DataParallelEngine, Engine, LocalEngine
 from rlvr.learner.models import Models
+from rlvr.learner.parameter_store import DataParallelStore, LocalStore, ParameterStore
 from rlvr.learner.settings import OptimizerSettings
 from rlvr.ranks import Ranks
 
@@ -32,7 +32,7 @@ class Launch:
 
     @property
     def description(self) -> str:
-        """For people: the engine and the number of processes."""
+        """For people: how parameters are held, and the number of processes."""
         if self.zero is None:
             return "one process" if self.ranks.count == 1 else f"data parallel x {self.ranks.count}"
         return f"ZeRO {self.zero['stage']} x {self.ranks.count}"
@@ -53,7 +53,7 @@ def join(timeout_s: float = 1800.0) -> Launch:
     if _flag("ACCELERATE_USE_FSDP"):
         raise ValueError(
             "the launch configuration asks for FSDP; use DeepSpeed's ZeRO 3 instead "
-            "(recipes/accelerate/zero3.yaml)"
+            "(launch/accelerate/zero3.yaml)"
         )
     _check_meeting_point()
     if zero is not None:
@@ -63,18 +63,18 @@ def join(timeout_s: float = 1800.0) -> Launch:
     return Launch(Ranks(timeout_s), zero)
 
 
-def build_engine(
+def build_store(
     models: Models, settings: Mapping[str, OptimizerSettings], launch: Launch
-) -> Engine:
-    """The engine that the launch calls for."""
+) -> ParameterStore:
+    """The parameter store that the launch calls for."""
     if launch.zero is not None:
         # DeepSpeed takes seconds to import.
-        from rlvr.learner.zero import ZeroEngine
+        from rlvr.learner.zero import ZeroStore
 
-        return ZeroEngine(models, settings, launch.ranks, launch.zero)
+        return ZeroStore(models, settings, launch.ranks, launch.zero)
     if launch.ranks.count > 1:
-        return DataParallelEngine(models, settings, launch.ranks)
-    return LocalEngine(models, settings)
+        return DataParallelStore(models, settings, launch.ranks)
+    return LocalStore(models, settings)
 
 
 def _join_group(timeout_s: float) -> None:

@@ -1,10 +1,10 @@
 """Whether a policy's completions share their prompt's positions in an update."""
 
-from rlvr.learner.settings import LearnerSettings
-from rlvr.policy import Policy, packing_is_exact
+from rlvr.learner.settings import UpdateSettings
+from rlvr.policy.model import Policy, packing_is_exact
 
 
-def packs(policy: Policy, settings: LearnerSettings) -> bool:
+def packs(policy: Policy, settings: UpdateSettings) -> bool:
     """What ``learner.layout`` comes to for this model.
 
     Raises:

@@ -1,36 +1,37 @@
 """The update: a batch of rollouts in, new weights out.
 
 One rollout is split by prompts into ``updates_per_rollout`` optimizer steps; each step is split
-into micro-batches by a token budget, and these are dealt to the ranks of the job. Every rank holds
-the whole batch (token ids and a few columns are small), so counts, plans and skipped rows are the
-same everywhere without a word, and the gradient is the same however the step is split.
+into micro-batches by a token budget, and these are shared out to the ranks of the job. Every rank
+holds the whole batch (token ids and a few columns are small), so counts, plans and skipped rows are
+the same everywhere without a word, and the gradient is the same however the step is split.
+
+What is here is GRPO's update. Methods that add models, losses or columns are hooks
+(``rlvr/learner/methods/hook.py``).
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
 import torch
-from torch import nn
 
+from rlvr.learner.bad_updates import BadUpdates
 from rlvr.learner.budget import Budget
-from rlvr.learner.critic import CRITIC, CriticTraining, rollout_metrics
-from rlvr.learner.deal import Rows
-from rlvr.learner.launch import Launch, build_engine
+from rlvr.learner.launch import Launch, build_store
 from rlvr.learner.layout import packs
-from rlvr.learner.micro_batches import MicroBatches, RowsOf
-from rlvr.learner.models import POLICY, Models, Outputs
+from rlvr.learner.methods.hook import Hook
+from rlvr.learner.micro_batches import MicroBatches
+from rlvr.learner.models import Models
 from rlvr.learner.old_policy import OldPolicy
-from rlvr.learner.reward_model import PRM, PrimeTraining, reward_metrics
-from rlvr.learner.routing import READ, READ_EVERYWHERE, RouterTraining
-from rlvr.learner.settings import LearnerSettings, OptimizerSettings
-from rlvr.learner.terms import ProxyRequests, proxy_requests, step_of, terms_of
-from rlvr.objective import Counts, Objective, merge_metrics
-from rlvr.objective.router_loss import load_shares
-from rlvr.policy import ModelInputs, Policy, RoutingRequest, evaluating
+from rlvr.learner.parameter_store import StepResult
+from rlvr.learner.passes import MicroBatch, Passes, rows_of
+from rlvr.learner.settings import POLICY, LearnerSettings, OptimizerSettings
+from rlvr.learner.step_loss import StepLoss
+from rlvr.objective.objective import Objective, merge_metrics
+from rlvr.policy.model import Policy
 from rlvr.ranks import Ranks
 from rlvr.types import Batch
 
@@ -47,10 +48,8 @@ class Learner:
         reference: Frozen model for a KL term; None where the policy's base (adapters off) serves,
             or no term needs one.
         launch: The processes of the job and what holds the parameters; None is this process alone.
-        beside: Models trained beside the policy, with their optimizer settings.
-        critic: The critic that gives advantages and is trained with the policy.
-        prime: The process reward model whose rewards enter the advantages.
-        router: Losses and choices of a mixture's routers.
+        hooks: What rides along.
+        stale: Whether rollouts may come from older weights than the updates start from.
 
     Raises:
         ValueError: Packing is asked for, and does not give this model's numbers.
@@ -66,391 +65,229 @@ class Learner:
         total_updates: int = 1,
         reference: Policy | None = None,
         launch: Launch | None = None,
-        beside: Mapping[str, tuple[nn.Module, OptimizerSettings]] | None = None,
-        critic: CriticTraining | None = None,
-        prime: PrimeTraining | None = None,
-        router: RouterTraining | None = None,
+        hooks: Sequence[Hook] = (),
+        stale: bool = False,
     ) -> None:
         self.policy, self.objective, self.settings = policy, objective, settings
-        self.temperature, self.total_updates, self.reference = temperature, total_updates, reference
-        self.updates = self.skipped_updates = 0
-        # Tried before the engine takes the parameters apart.
-        self.packed = packs(policy, settings)
+        self.total_updates, self.reference, self.hooks = total_updates, reference, hooks
+        self.stale = stale
+        self.updates, self.bad_updates = 0, BadUpdates(settings.max_bad_updates)
+        self.held_updates = 0  # of those, in which the policy took no step
+        self.advantages_BT: torch.Tensor | None = None
+        """Of the last rollout, as its updates used them."""
+        # Tried before the store takes the parameters apart.
+        packed = packs(policy, settings)
         launch = launch or Launch(Ranks())
-        others = dict(beside or {})
-        self.critic, self.rollouts = critic, 0
-        if critic is not None:
-            others[CRITIC] = (critic.model, critic.settings)
-        self.prime, self.router = prime, router
-        self.process_rewards_BT: torch.Tensor | None = None
-        if prime is not None and prime.trained:
-            others[PRM] = (prime.model, prime.settings)
-        models = Models(policy, {name: module for name, (module, _) in others.items()})
-        rates = {POLICY: settings, **{name: own for name, (_, own) in others.items()}}
         self.ranks = launch.ranks
-        self.engine = build_engine(models, rates, launch)
-        self.budget = Budget(settings.tokens_per_micro_batch, self.engine, self.ranks)
-        self.micro_batches = MicroBatches(self.engine, self.ranks, self.budget, packed=self.packed)
-        self.policy_step = frozenset(rates) - ({PRM} if prime and not prime.joint else set())
-        if prime is not None and prime.trained:
-            prime.model.policy.gathered = policy.gathered
+        models = {h.trains: h.model for h in hooks if h.trains is not None and h.model is not None}
+        rates: dict[str, OptimizerSettings] = {POLICY: settings}
+        rates |= {h.trains: h.optimizer for h in hooks if h.trains in models and h.optimizer}
+        self.store = build_store(Models(policy, models), rates, launch)
+        self.budget = Budget(settings.tokens_per_micro_batch, self.store, self.ranks)
+        self.micro_batches = MicroBatches(self.store, self.ranks, self.budget, packed=packed)
+        self.passes = Passes(self.store, self.micro_batches, temperature, settings.logits_chunk)
+        self.logprobs = self.passes.logprobs
+        self.stepping = frozenset({POLICY, *(h.trains for h in hooks if h.trains and h.joint)})
+        """Names of the models that take the policy's optimizer steps."""
+        for hook in hooks:
+            hook.start(policy)
 
     def update(self, batch: Batch) -> dict[str, float]:
         """Train on one rollout; returns the metrics of its (last) optimizer step."""
         started = time.perf_counter()
-        batch, found = self._with_process_rewards(batch)
-        batch = self._with_statistics(batch)
+        batch, annotated = self.annotate(batch)
+        batch = self.with_statistics(batch)
+        self.advantages_BT = batch.advantages_BT
         statistics_seconds = time.perf_counter() - started
         metrics: dict[str, float] = {}
-        for rows in _split_by_group(batch.group_index_B, self.settings.updates_per_rollout):
-            metrics = self._optimizer_step(select(batch, rows))
-        self.rollouts += 1
-        metrics |= found | rollout_metrics(batch)
+        for step in self._steps(batch):
+            metrics = self._policy_step(step)
+        metrics |= annotated
+        for hook in self.hooks:
+            metrics |= hook.end_rollout(batch)
         metrics["learner/updates"] = self.updates
-        metrics["learner/skipped_updates"] = self.skipped_updates
+        metrics["learner/skipped_updates"] = self.bad_updates.skipped
         metrics["learner/out_of_memory"] = self.budget.retries
         metrics["time/statistics"] = statistics_seconds
         metrics["time/update"] = time.perf_counter() - started - statistics_seconds
         return metrics
 
-    def logprobs(
-        self,
-        batch: Batch,
-        policy: Policy | None = None,
-        *,
-        of: str = POLICY,
-        temperature: float | None = None,
-    ) -> torch.Tensor:
-        """Log-probabilities [B, T] of the batch's completions under a model, without gradient.
-
-        Each rank runs its share of the rows; the others' are filled in.
-
-        Args:
-            batch: The completions.
-            policy: A model that the engine does not hold; None is the one that ``of`` names.
-            of: The policy, or the reward model beside it.
-            temperature: Of a policy; None is the sampling temperature.
-        """
-        model = policy or self.engine.models
-        logprobs_BT = torch.zeros(batch.mask_BT.shape, dtype=batch.mask_BT.dtype)
-        with torch.no_grad(), evaluating(model):
-            for micro in self.micro_batches.share(_rows_of(batch), range(len(batch))):
-                inputs, outputs = self._forward(
-                    batch, micro, policy, run=(of,), temperature=temperature
-                )
-                values_N = outputs.stats.logprobs_N if of == POLICY else outputs.beside[of]
-                values_BT = inputs.scatter(values_N, batch.mask_BT.shape[1])
-                if micro:
-                    logprobs_BT[list(micro)] = values_BT.to(logprobs_BT)
-        return self.ranks.sum(logprobs_BT)
-
-    def _with_process_rewards(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
-        """Have the reward model score the rollout, trained on it first if it is to be."""
-        if self.prime is None:
-            return batch, {}
-        batch = replace(batch, prm_reference_BT=self._prm_reference(batch))
+    def annotate(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
+        """Let every hook add what it adds to a rollout before anything else, and metrics."""
         metrics: dict[str, float] = {}
-        if self.prime.settings.update == "before":
-            for rows in _split_by_group(batch.group_index_B, self.settings.updates_per_rollout):
-                metrics = self._reward_model_step(select(batch, rows))
-        batch = self.prime.with_rewards(batch, self._prm_logprobs(batch))
-        self.process_rewards_BT = batch.process_rewards_BT
-        return batch, metrics | reward_metrics(batch, self.prime.settings.beta)
+        for hook in self.hooks:
+            batch, added = hook.annotate(batch, self.passes, self._train_alone)
+            metrics |= added
+        return batch, metrics
 
-    def _prm_logprobs(self, batch: Batch) -> torch.Tensor:
-        assert self.prime is not None
-        if self.prime.trained:
-            return self.logprobs(batch, of=PRM)
-        return self.logprobs(batch, self.prime.model.policy, temperature=1.0)
-
-    def _prm_reference(self, batch: Batch) -> torch.Tensor:
-        assert self.prime is not None
-        if self.prime.reference is not None:
-            return self.logprobs(batch, self.prime.reference, temperature=1.0)
-        with self.prime.adapters_off():
-            return self._prm_logprobs(batch)
-
-    def _reward_model_step(self, batch: Batch) -> dict[str, float]:
-        """An optimizer step of the reward model alone."""
-        rows = batch.mask_BT.any(-1).nonzero()[:, 0].tolist()
-        if not rows:
-            return {}
-        only = frozenset({PRM})
-        self.engine.models.train()
-        metrics = self._gather_gradient(batch, rows, only)
-        fraction = self.settings.schedule.fraction(self.updates, self.total_updates)
-        result = self.engine.step(fraction, only)
-        self.skipped_updates += result.skipped
-        moved = {"prm/grad_norm": result.grad_norms[PRM], "prm/changed": result.changed[PRM]}
-        return metrics | moved
-
-    def _with_statistics(self, batch: Batch) -> Batch:
-        """Add the old and reference log-probabilities that the update will need."""
-        priced = self.critic is not None and self.critic.estimator.kl_in_reward > 0
-        needed = self.objective.needs_reference or priced
+    def with_statistics(self, batch: Batch) -> Batch:
+        """Add the old and reference log-probabilities, and what else the updates will need."""
+        needed = self.objective.needs_reference or any(h.needs_reference for h in self.hooks)
         if needed and batch.reference_logprobs_BT is None:
             adapters_off = self.policy.reference() if self.reference is None else nullcontext()
             with adapters_off:
-                values = self.logprobs(batch, self.reference)
-            batch = replace(batch, reference_logprobs_BT=values)
-        return self._with_old_policy(batch)
-
-    def _with_old_policy(self, batch: Batch) -> Batch:
-        """Add what only the policy that the updates start from can say."""
+                values_BT = self.logprobs(batch, self.reference)
+            batch = replace(batch, reference_logprobs_BT=values_BT)
         old = OldPolicy(
-            self.objective,
             batch,
+            self.objective,
+            self.hooks,
             moves=self.settings.updates_per_rollout > 1,
-            against_learner=self.settings.ratio_against == "learner",
-            values=self.critic is not None and batch.old_values_BT is None,
-            experts=self.router is not None and self.router.gathers_old,
+            against_learner=self.settings.old_logprobs_from == "learner",
         )
-        if not old.needed:
-            return batch
-        with torch.no_grad(), evaluating(self.policy):
-            # Where the engine's choices are replayed the old policy is the one that makes them.
-            routing = READ_EVERYWHERE if old.experts else self._routing_of(batch)
-            for micro in self.micro_batches.share(_rows_of(batch), range(len(batch))):
-                inputs, outputs = self._forward(
-                    batch,
-                    micro,
-                    entropy=old.entropy,
-                    proxy=old.request if micro else None,
-                    routing=routing if micro else None,
-                )
-                if micro:
-                    old.add(inputs, outputs.stats, outputs.beside.get(CRITIC))
-        batch = old.batch(self.ranks)
-        if self.critic is None or batch.old_values_BT is None:
-            return batch
-        return self.critic.with_advantages(batch, batch.old_values_BT)
+        if old.needed:
+            batch = old.gather(self.passes)
+        for hook in self.hooks:
+            batch = hook.with_old(batch)
+        return batch
 
-    def _optimizer_step(self, batch: Batch) -> dict[str, float]:
-        rows = self._rows_to_run(batch)
-        if self.router is not None and self.router.settings.balance and rows:
-            self.router.share_ME = self._expert_shares(self.router, batch, rows)
-        self.engine.models.train()
-        metrics = self._gather_gradient(batch, rows, self.policy_step) if rows else {}
-        metrics = self.objective.finish(metrics)
-        if self.router is not None and rows:
-            metrics |= self.router.metrics(self.ranks)
-        metrics |= self._step_weights(bool(rows))
-        metrics["learner/rows_run"] = len(rows) / len(batch)
-        return metrics | self.micro_batches.figures(_rows_of(batch), rows)
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold to go on, besides weights and moments; JSON values."""
+        hooks = {hook.name: hook.state() for hook in self.hooks}
+        held = {"held_updates": self.held_updates}
+        return {"objective": self.objective.state(), "hooks": hooks, **held}
 
-    def _expert_shares(
-        self, router: RouterTraining, batch: Batch, rows: Sequence[int]
-    ) -> torch.Tensor:
-        """The shares [M, E] of the step's tokens that each expert gets."""
-        known_ME = router.known_load(batch, rows)
-        if known_ME is not None:
-            return load_shares(known_ME)
-        counts_ME = torch.zeros_like(router.share_ME)
-        with torch.no_grad(), evaluating(self.engine.models):
-            for micro in self.micro_batches.share(_rows_of(batch), rows):
-                _, outputs = self._forward(batch, micro, run=(POLICY,), routing=READ)
-                if micro:
-                    counts_ME += router.count(outputs.stats)
-        return load_shares(self.ranks.sum(counts_ME))
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+        self.objective.load_state(state["objective"])
+        self.held_updates = state.get("held_updates", 0)
+        for hook in self.hooks:
+            hook.load_state(state["hooks"][hook.name])
 
-    def _gather_gradient(
-        self, batch: Batch, rows: Sequence[int], models: Collection[str]
-    ) -> dict[str, float]:
-        """Run the step's micro-batches, once more with half the budget where memory runs out.
+    def branch_from(self, state: dict[str, Any], updates_per_rollout: int) -> None:
+        """Begin where another run stood; its methods and number of updates may be others.
 
         Args:
-            batch: The step.
-            rows: Its rows that are run.
-            models: Those that take the step.
+            state: What :meth:`state` gave there.
+            updates_per_rollout: Optimizer steps that a rollout was split into there.
+        """
+        hooks = {hook.name: state["hooks"].get(hook.name, hook.state()) for hook in self.hooks}
+        self.load_state({**state, "hooks": hooks})
+        # The schedule goes by the share of the run's updates that were taken.
+        ratio = self.settings.updates_per_rollout / updates_per_rollout
+        self.updates = round(self.updates * ratio)
+        self.held_updates = round(self.held_updates * ratio)
+
+    def _steps(self, batch: Batch) -> Iterator[Batch]:
+        """A rollout's optimizer steps: whole groups, in order, spread as evenly as they divide."""
+        groups = batch.group_index_B.unique_consecutive().tolist()
+        parts = min(self.settings.updates_per_rollout, len(groups))
+        for part in range(parts):
+            chosen = set(groups[len(groups) * part // parts : len(groups) * (part + 1) // parts])
+            rows = [row for row, g in enumerate(batch.group_index_B.tolist()) if g in chosen]
+            yield batch.select(rows)
+
+    def _policy_step(self, batch: Batch) -> dict[str, float]:
+        """An optimizer step of the policy, and of the models that step with it."""
+        rows = self._rows_to_run(batch)
+        metrics = self._gather_gradient(batch, rows, self.stepping) if rows else {}
+        held = POLICY in self.held
+        if not held:
+            metrics = self.objective.finish(metrics)
+        fractions = self._fractions()
+        metrics["learner/lr"] = 0.0 if held else self.settings.lr * fractions[POLICY]
+        if rows:  # else there is no gradient at all
+            for hook in self._acting(self.stepping):
+                metrics |= hook.end_step(self.ranks)
+            result = self._step(fractions, self.stepping - self.held)
+            metrics["learner/grad_norm"] = result.grad_norms[POLICY]
+            metrics["learner/changed"] = result.changed[POLICY]
+            metrics["learner/changed_compute"] = result.changed_compute[POLICY]
+            metrics |= result.metrics(self.stepping - {POLICY})
+        self.updates += 1
+        self.held_updates += held
+        metrics["learner/rows_run"] = len(rows) / len(batch)
+        return metrics | self.micro_batches.figures(rows_of(batch), rows)
+
+    def _train_alone(self, model: str, batch: Batch) -> dict[str, float]:
+        """Take a rollout's optimizer steps with one auxiliary model; the last one's metrics."""
+        metrics: dict[str, float] = {}
+        for step in self._steps(batch):
+            metrics = self.auxiliary_step(model, step)
+        return metrics
+
+    def auxiliary_step(self, model: str, batch: Batch) -> dict[str, float]:
+        """An optimizer step of one auxiliary model alone."""
+        rows, only = batch.rows_with_tokens, frozenset({model})
+        if not rows:
+            return {}
+        metrics = self._gather_gradient(batch, rows, only)
+        return metrics | self._step(self._fractions(), only).metrics(only)
+
+    @property
+    def held(self) -> frozenset[str]:
+        """Names of the models that take no step of the present rollout."""
+        return frozenset().union(*(hook.holds for hook in self.hooks))
+
+    def _fractions(self) -> dict[str, float]:
+        """Where each model stands in the schedule; the policy's begins when its steps do."""
+        fraction = self.settings.schedule.fraction
+        models = dict.fromkeys(self.store.settings, fraction(self.updates, self.total_updates))
+        taken, all_taken = (n - self.held_updates for n in (self.updates, self.total_updates))
+        return models | {POLICY: fraction(taken, all_taken)}
+
+    def _step(self, fractions: Mapping[str, float], models: frozenset[str]) -> StepResult:
+        result = self.store.step(fractions, None if models == set(self.store.settings) else models)
+        self.bad_updates.count(result, models)
+        return result
+
+    def _rows_to_run(self, batch: Batch) -> list[int]:
+        every_row = self.objective.regularised or any(hook.every_row for hook in self.hooks)
+        if every_row or not self.settings.skip_zero_advantage:
+            return batch.rows_with_tokens
+        return [row for row in batch.rows_with_tokens if bool(batch.advantages_BT[row].any())]
+
+    def _gather_gradient(
+        self, batch: Batch, rows: Sequence[int], models: frozenset[str]
+    ) -> dict[str, float]:
+        """Have the store gather the models' gradient of a step; the step's metrics.
+
+        Micro-batches are run once more with half the budget where memory runs out.
 
         Raises:
             ValueError: Memory runs out all the same.
         """
-        own = self.budget.attempt(lambda: self._run_micro_batches(batch, rows, models))
-        return reduce(merge_metrics, self.ranks.gather(own), {})
+        for hook in self._acting(models):
+            hook.begin_step(batch, rows, self.passes)
+        self.store.models.train()
+        share = self.budget.retry_on_oom(lambda: self._run_micro_batches(batch, rows, models))
+        return reduce(merge_metrics, self.ranks.gather(share), {})
 
     def _run_micro_batches(
-        self, batch: Batch, rows: Sequence[int], models: Collection[str]
+        self, batch: Batch, rows: Sequence[int], models: frozenset[str]
     ) -> dict[str, float]:
-        """This rank's share of the gradient, added up in the engine, and of the metrics."""
-        prepared, proxy = {}, None
-        if POLICY in models:
-            prepared = self.objective.prepare(step_of(batch, self.updates))
-            proxy = proxy_requests(self.objective, batch, prepared)
-            if self.router is not None:
-                self.router.begin()
-        step = _Step(
-            Counts.of(batch.mask_BT),
-            Counts.of(batch.mask_BT[rows]),
-            prepared,
-            sequences=int(batch.mask_BT.any(-1).sum()),
+        """Add this rank's share of the gradient to the store's; its share of the metrics."""
+        hooks, old_from = self._acting(models), self.settings.old_logprobs_from
+        for hook in hooks:
+            hook.begin_attempt()
+        held = self.held & models
+        loss_of = StepLoss(
+            self.objective,
+            hooks,
+            models,
+            held,
+            batch,
+            rows,
+            self.updates,
+            old_from,
+            stale=self.stale,
         )
-        metrics: dict[str, float] = {}
-        share = self.micro_batches.share(_rows_of(batch), rows)
-        for index, micro in enumerate(share):
-            inputs, outputs = self._forward(
-                batch,
-                micro,
-                entropy=True,
-                proxy=proxy if micro else None,
-                run=models,
-                routing=self._routing_of(batch) if micro and POLICY in models else None,
+        total: dict[str, float] = {}
+        share = self.passes.share(batch, rows)
+        for index, chosen in enumerate(share):
+            inputs, outputs = self.passes.forward(
+                batch, chosen, run=models, options=loss_of.options, entropy=True
             )
-            if micro:
-                columns = select(batch, micro)
-                loss, found = self._micro_loss(columns, inputs, outputs, step, models)
-                metrics = merge_metrics(metrics, found)
+            if chosen:
+                loss, metrics = loss_of(MicroBatch(batch.select(chosen), inputs, outputs))
+                total = merge_metrics(total, metrics)
             else:
-                idle = [outputs.stats.logprobs_N, *outputs.beside.values()]
-                loss = 0.0 * torch.stack([values_N.sum() for values_N in idle]).sum()
+                loss = outputs.nothing()
             if outputs.idle is not None:
                 loss = loss + 0.0 * outputs.idle
-            self.engine.backward(loss, last=index == len(share) - 1)
-        return metrics
+            self.store.backward(loss, last=index == len(share) - 1)
+        return total
 
-    def _micro_loss(
-        self,
-        columns: Batch,
-        inputs: ModelInputs,
-        outputs: Outputs,
-        step: "_Step",
-        models: Collection[str],
-    ) -> tuple[torch.Tensor, dict[str, float]]:
-        """A micro-batch's share of the losses of the models that take the step."""
-        loss = torch.zeros((), device=inputs.row_N.device)
-        metrics: dict[str, float] = {}
-        if POLICY in models:
-            against = self.settings.ratio_against
-            terms = terms_of(columns, inputs, outputs.stats, step.prepared, against)
-            loss, metrics = self.objective(terms, step.counts, step.measured)
-            if self.router is not None:
-                own, found = self.router.loss(
-                    outputs.stats, inputs, columns, step.counts, step.measured
-                )
-                loss, metrics = loss + own, metrics | found
-            loss, found = self._with_value_loss(loss, outputs, inputs, columns, step.counts)
-            metrics = merge_metrics(metrics, found)
-        if PRM in models:
-            assert self.prime is not None
-            own, found = self.prime.loss(outputs.beside[PRM], inputs, columns, step.sequences)
-            loss, metrics = loss + own, merge_metrics(metrics, found)
-        return loss, metrics
-
-    def _with_value_loss(
-        self,
-        loss: torch.Tensor,
-        outputs: Outputs,
-        inputs: ModelInputs,
-        columns: Batch,
-        counts: Counts,
-    ) -> tuple[torch.Tensor, dict[str, float]]:
-        """The critic's share beside the policy's, which counts for nothing in its warm-up."""
-        if self.critic is None:
-            return loss, {}
-        values_N = outputs.beside[CRITIC]
-        value_loss, metrics = self.critic.loss(values_N, inputs, columns, counts)
-        warming = self.rollouts < self.critic.settings.warmup_rollouts
-        return (0.0 if warming else 1.0) * loss + value_loss, metrics
-
-    def _step_weights(self, any_rows: bool) -> dict[str, float]:
-        """Take the optimizer step, unless nothing was run: then there is no gradient at all."""
-        fraction = self.settings.schedule.fraction(self.updates, self.total_updates)
-        metrics = {"learner/lr": self.settings.lr * fraction}
-        if any_rows:
-            alone = self.policy_step != set(self.engine.settings)
-            result = self.engine.step(fraction, *([self.policy_step] if alone else []))
-            metrics["learner/grad_norm"] = result.grad_norms[POLICY]
-            metrics["learner/changed"] = result.changed[POLICY]
-            metrics["learner/changed_compute"] = result.changed_compute[POLICY]
-            for name in (CRITIC, PRM):
-                if name in self.policy_step and name in result.grad_norms:
-                    metrics[f"{name}/grad_norm"] = result.grad_norms[name]
-                    metrics[f"{name}/changed"] = result.changed[name]
-            self.skipped_updates += result.skipped
-        self.updates += 1
-        return metrics
-
-    def _rows_to_run(self, batch: Batch) -> list[int]:
-        has_tokens = batch.mask_BT.any(-1)
-        needed = self.objective.regularised or len(self.policy_step) > 1
-        needed |= self.router is not None and self.router.settings.trains
-        if self.settings.skip_zero_advantage and not needed:
-            has_tokens &= (batch.advantages_BT != 0).any(-1)
-        rows: list[int] = has_tokens.nonzero()[:, 0].tolist()
-        return rows
-
-    def _forward(
-        self,
-        batch: Batch,
-        micro: Rows,
-        frozen: Policy | None = None,
-        *,
-        entropy: bool = False,
-        proxy: ProxyRequests | None = None,
-        run: Collection[str] | None = None,
-        temperature: float | None = None,
-        routing: Callable[[ModelInputs], RoutingRequest] | RoutingRequest | None = None,
-    ) -> tuple[ModelInputs, Outputs]:
-        """Run one micro-batch through models of the engine, or through a frozen one beside it.
-
-        ``run`` names the engine's; None is the policy, and the critic where there is one.
-        """
-        prompts, completions, rows = batch.prompt_ids, batch.completion_ids, micro
-        if not micro:  # two tokens, so that this rank's passes are as many as the others'
-            prompts, completions, rows = (batch.prompt_ids[0][:1],), ((0,),), (0,)
-        inputs = self.micro_batches.inputs(prompts, completions, rows).to(self.policy.device)
-        options: dict[str, Any] = {
-            "temperature": self.temperature if temperature is None else temperature,
-            "entropy": entropy,
-            "proxy": None if proxy is None else proxy(inputs),
-            "chunk_tokens": self.settings.logits_chunk,
-        }
-        if frozen is not None:
-            return inputs, Outputs(frozen(inputs, **options), {})
-        if routing is not None:
-            options["routing"] = routing(inputs) if callable(routing) else routing
-        models = run or ((POLICY,) if self.critic is None else (POLICY, CRITIC))
-        return inputs, self.engine.forward(inputs, run=models, **options)
-
-    def _routing_of(self, batch: Batch) -> Callable[[ModelInputs], RoutingRequest] | None:
-        """What the training pass is asked of a mixture's routing, by micro-batch."""
-        router = self.router
-        return None if router is None else lambda inputs: router.request(inputs, batch)
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """What a micro-batch's losses must know of the step; ``measured`` counts the rows run."""
-
-    counts: Counts
-    measured: Counts
-    prepared: dict[str, torch.Tensor]
-    sequences: int = 0
-
-
-def _rows_of(batch: Batch) -> RowsOf:
-    """A completion is an item of its own."""
-    return lambda row: ((batch.prompt_ids[row], batch.completion_ids[row]),)
-
-
-def select(batch: Batch, rows: Sequence[int]) -> Batch:
-    """The given rows of a batch, in that order."""
-    index = torch.tensor(rows, dtype=torch.long)
-    columns = {name: value[index] for name, value in batch.columns.items()}
-    return replace(
-        batch,
-        prompt_ids=tuple(batch.prompt_ids[row] for row in rows),
-        completion_ids=tuple(batch.completion_ids[row] for row in rows),
-        proxy_rows=None if batch.proxy_rows is None else tuple(batch.proxy_rows[r] for r in rows),
-        experts=None if batch.experts is None else tuple(batch.experts[row] for row in rows),
-        **columns,
-    )
-
-
-def _split_by_group(group_index_B: torch.Tensor, parts: int) -> Iterator[list[int]]:
-    """Rows of each optimizer step: whole groups, in order, spread as evenly as they divide."""
-    groups = group_index_B.unique_consecutive().tolist()
-    parts = min(parts, len(groups))
-    for part in range(parts):
-        chosen = set(groups[len(groups) * part // parts : len(groups) * (part + 1) // parts])
-        yield [row for row, group in enumerate(group_index_B.tolist()) if group in chosen]
+    def _acting(self, models: frozenset[str]) -> list[Hook]:
+        """The hooks whose loss trains one of these models."""
+        return [hook for hook in self.hooks if hook.trains in models]

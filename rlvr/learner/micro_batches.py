@@ -1,4 +1,4 @@
-"""A step's items into micro-batches by a token budget, dealt to the ranks of the job.
+"""A step's items into micro-batches by a token budget, shared out to the ranks of the job.
 
 An item is what runs together and is not split: one completion, or the sides of a pair. Every rank
 holds the whole step, so plans and counts are the same everywhere without a word.
@@ -7,9 +7,15 @@ holds the whole step, so plans and counts are the same everywhere without a word
 from collections.abc import Callable, Sequence
 
 from rlvr.learner.budget import Budget
-from rlvr.learner.deal import Rows, deal
-from rlvr.learner.engine import Engine
-from rlvr.policy import ModelInputs, packed_inputs, padded_inputs, plan_packed, plan_padded
+from rlvr.learner.parameter_store import ParameterStore
+from rlvr.learner.partition import Rows, partition
+from rlvr.policy.batching import (
+    ModelInputs,
+    packed_inputs,
+    padded_inputs,
+    plan_packed,
+    plan_padded,
+)
 from rlvr.ranks import Ranks
 
 Ids = tuple[int, ...]
@@ -21,19 +27,21 @@ class MicroBatches:
     """Splits steps and shares them out.
 
     Args:
-        engine: Says whether ranks have to run equally many micro-batches.
+        store: Says whether ranks have to run equally many micro-batches.
         ranks: The processes that share the work.
         budget: Most tokens of a micro-batch, unless one item is more.
         packed: Whether completions of one prompt share it.
     """
 
-    def __init__(self, engine: Engine, ranks: Ranks, budget: Budget, *, packed: bool) -> None:
-        self.engine, self.ranks, self.budget, self.packed = engine, ranks, budget, packed
+    def __init__(
+        self, store: ParameterStore, ranks: Ranks, budget: Budget, *, packed: bool
+    ) -> None:
+        self.store, self.ranks, self.budget, self.packed = store, ranks, budget, packed
 
     def share(self, rows_of: RowsOf, items: Sequence[int]) -> list[Rows]:
         """This rank's micro-batches of the items."""
-        share = self._deal(rows_of, items)[self.ranks.rank]
-        return share if self.engine.equal_micro_batches else [micro for micro in share if micro]
+        share = self._partition(rows_of, items)[self.ranks.rank]
+        return share if self.store.equal_micro_batches else [micro for micro in share if micro]
 
     def inputs(self, prompts: Sequence[Ids], completions: Sequence[Ids], rows: Rows) -> ModelInputs:
         """The given rows as the model sees them."""
@@ -45,7 +53,7 @@ class MicroBatches:
         real = sum(len(prompt) + len(own) for item in items for prompt, own in rows_of(item))
         by_rank = [
             sum(self._positions(rows_of, micro) for micro in share)
-            for share in self._deal(rows_of, items)
+            for share in self._partition(rows_of, items)
         ]
         total = sum(by_rank)
         return {
@@ -66,13 +74,13 @@ class MicroBatches:
             plan = plan_padded(alone, self.budget.tokens)
         return [tuple(items[index] for index in micro) for micro in plan]
 
-    def _deal(self, rows_of: RowsOf, items: Sequence[int]) -> list[list[Rows]]:
+    def _partition(self, rows_of: RowsOf, items: Sequence[int]) -> list[list[Rows]]:
         """Every rank's micro-batches."""
         units: dict[object, Rows] = {}
         for item in items:  # packed, completions of one prompt share it
             unit = rows_of(item)[0][0] if self.packed else item
             units[unit] = (*units.get(unit, ()), item)
-        return deal(
+        return partition(
             list(units.values()),
             lambda micro: self._positions(rows_of, micro),
             lambda share: self.plan(rows_of, share),

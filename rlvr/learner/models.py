@@ -1,8 +1,8 @@
-"""The models that one engine trains together: the policy, and what is trained beside it.
+"""The models that one parameter store trains together: the policy and auxiliary ones.
 
-A critic or a reward model that learns during the run stands beside the policy in one module, so
-that one engine shards all of them and one optimizer step moves all of them; each keeps its own
-rate, decay and clip.
+A critic or a reward model that learns during the run stands in one module with the policy, so that
+one store shards all of them and one optimizer step moves all of them; each keeps its own rate,
+decay and clip.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -11,67 +11,70 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from rlvr.learner.settings import OptimizerSettings
-from rlvr.policy import ModelInputs, Policy, TokenStats, padded_inputs
-
-POLICY = "policy"
+from rlvr.learner.settings import POLICY, OptimizerSettings
+from rlvr.policy.batching import ModelInputs, padded_inputs
+from rlvr.policy.model import Policy
+from rlvr.policy.token_stats import TokenStats
 
 
 class Outputs(NamedTuple):
-    """The policy's statistics [N], and the output of each model beside it by name.
+    """The policy's statistics [N], and the output of each auxiliary model by name.
 
     Statistics of a policy that did not run are those of nothing. ``idle`` sums what models gave
-    that ran for the engine's sake alone; a loss takes it times 0.
+    that ran for the store's sake alone; a loss takes it times 0.
     """
 
     stats: TokenStats
-    beside: dict[str, torch.Tensor]
+    auxiliary: dict[str, torch.Tensor]
     idle: torch.Tensor | None = None
+
+    def nothing(self) -> torch.Tensor:
+        """A loss of 0 that reaches everything that was to run."""
+        values = [self.stats.logprobs_N, *self.auxiliary.values()]
+        return 0.0 * torch.stack([values_N.sum() for values_N in values]).sum()
 
 
 class Models(nn.Module):
-    """The policy and the models trained beside it.
+    """The policy and the models that are trained with it.
 
     Args:
         policy: The model that is sampled from.
-        beside: Other models by name; each is called with the policy's inputs, and gives N values.
+        auxiliary: Other models by name; each is called with the policy's inputs, and gives N
+            values.
     """
 
-    def __init__(self, policy: Policy, beside: Mapping[str, nn.Module] | None = None) -> None:
+    def __init__(self, policy: Policy, auxiliary: Mapping[str, nn.Module] | None = None) -> None:
         super().__init__()
         self.policy = policy
-        self.beside = nn.ModuleDict(dict(beside or {}))
+        self.auxiliary = nn.ModuleDict(dict(auxiliary or {}))
 
     def forward(
         self,
         inputs: ModelInputs,
         *,
-        beside: bool = False,
-        run: Collection[str] | None = None,
+        run: Collection[str] = (POLICY,),
         **options: Any,  # noqa: ANN401
     ) -> Outputs:
         """Run models on a micro-batch.
 
         Args:
             inputs: The micro-batch.
-            beside: Run the policy and all others, where ``run`` does not say.
             run: Names of the models to run. Where gradients are taken the others run on two tokens:
-                an engine that shards parameters waits for a gradient of every one.
+                a store that shards parameters waits for a gradient of every one.
             options: The policy's (:meth:`rlvr.policy.Policy.forward`).
         """
-        everything = {POLICY, *self.beside}
-        names = set(run) if run is not None else everything if beside else {POLICY}
+        names, everything = set(run), {POLICY, *self.auxiliary}
         stats = self.policy(inputs, **options) if POLICY in names else _no_stats(inputs)
-        others = {name: model(inputs) for name, model in self.beside.items() if name in names}
+        others = {name: model(inputs) for name, model in self.auxiliary.items() if name in names}
         idle = None
-        if run is not None and names != everything and torch.is_grad_enabled():
+        if names != everything and torch.is_grad_enabled():
             idle = self._idle(everything - names, inputs.input_ids_RL.device)
         return Outputs(stats, others, idle)
 
     def _idle(self, names: Collection[str], device: torch.device) -> torch.Tensor:
         """The sum of what the named models give for two tokens."""
         inputs = padded_inputs(((0,),), ((0,),), (0,)).to(device)
-        sums = [self.beside[name](inputs).sum() for name in names if name != POLICY]
+        sums = [self.auxiliary[name](inputs).sum() for name in names if name != POLICY]
         if POLICY in names:
             sums.append(self.policy(inputs).logprobs_N.sum())
         return torch.stack(sums).sum()
@@ -81,7 +84,7 @@ class Models(nn.Module):
 
         The policy's names are its own, so that a checkpoint is the same with or without a critic.
         """
-        members: list[tuple[str, nn.Module]] = [(POLICY, self.policy), *self.beside.items()]
+        members: list[tuple[str, nn.Module]] = [(POLICY, self.policy), *self.auxiliary.items()]
         for model, module in members:
             for name, parameter in module.named_parameters():
                 if parameter.requires_grad:
@@ -93,6 +96,23 @@ class Models(nn.Module):
         for model, _, parameter in self.trained():
             sizes[model] = sizes.get(model, 0) + parameter.numel()
         return sizes
+
+
+class LogprobModel(nn.Module):
+    """A language model that gives the log-probabilities of completion tokens, at temperature 1.
+
+    Args:
+        policy: The language model; hand over one of its own.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, inputs: ModelInputs) -> torch.Tensor:
+        """Log-probabilities [N] of ``inputs.targets_N``, in at least float32."""
+        logprobs_N: torch.Tensor = self.policy(inputs).logprobs_N
+        return logprobs_N
 
 
 def _no_stats(inputs: ModelInputs) -> TokenStats:

@@ -1,164 +1,132 @@
 """What an update must know of the policy that it starts from.
 
 One pass without gradient gives it all: log-probabilities where a rollout has several updates, the
-entropies that a ranking of the whole step needs, and the proxy distributions of Lp-Reg. With one
-update per rollout the old policy is the current one, so that the training pass itself gives what
-depends on the token alone, and this pass is spared unless entropies are ranked.
+entropies that a ranking of the whole step needs, and what terms of the loss and hooks read for
+themselves. With one update per rollout the old policy is the current one, so that the training pass
+itself gives what depends on the token alone, and this pass is spared unless entropies are ranked.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from rlvr.learner.routing import experts_by_row
-from rlvr.objective import Objective
-from rlvr.policy import ModelInputs, ProxyRequest, ProxyRows, TokenStats
+from rlvr.learner.methods.hook import Hook
+from rlvr.learner.objective_inputs import has_old, sparse_by_row
+from rlvr.learner.passes import MicroBatch, Passes
+from rlvr.learner.settings import POLICY
+from rlvr.objective.objective import Objective
+from rlvr.objective.token_statistic import SparseRows
+from rlvr.policy.batching import ModelInputs
 from rlvr.ranks import Ranks
 from rlvr.types import Batch
-
-Entries = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class OldPolicy:
     """Gathers a rollout's columns under the policy that its updates start from.
 
+    Columns that are there already are not gathered again.
+
     Args:
+        batch: The rollout.
         objective: Says what is needed.
-        batch: The rollout; columns that are there already are not gathered again.
+        hooks: Those of the learner.
         moves: Whether the policy moves within the rollout: several updates.
         against_learner: Whether ratios are taken against the learner's own probabilities.
-        values: Whether a critic's values are wanted, too.
-        experts: Whether the choices of a mixture's routers are.
     """
 
     def __init__(
         self,
-        objective: Objective,
         batch: Batch,
+        objective: Objective,
+        hooks: Sequence[Hook],
         *,
         moves: bool,
         against_learner: bool = True,
-        values: bool = False,
-        experts: bool = False,
     ) -> None:
-        self._batch = batch
-        self.filter = objective.noise_filter if moves and batch.log_kept_mass_BT is None else None
+        self.batch, self.hooks = batch, hooks
+        self.readers = [hook for hook in hooks if hook.reads_old(batch)]
+        self.parts = [p for p in objective.parts if moves and not has_old(p.statistics, batch)]
         sampled = batch.rollout_logprobs_BT is not None  # stand for those of an unmoved policy
-        wanted = (moves and against_learner) or self.filter is not None
+        wanted = (moves and against_learner) or bool(self.parts)
         wanted |= objective.needs_step_logprobs and not sampled
         self.logprobs = wanted and batch.old_logprobs_BT is None
-        self.entropy = objective.needs_step_entropy and batch.old_entropy_BT is None
-        self._divergence = self.filter is not None and objective.needs_proxy_kl
-        empty = torch.zeros_like(batch.mask_BT)
-        names = ["old_logprobs_BT"] * self.logprobs + ["old_entropy_BT"] * self.entropy
-        names += ["log_kept_mass_BT", "kept_BT"] * (self.filter is not None)
-        names += ["old_values_BT"] * values
-        self._columns = {name: empty.clone() for name in names}
-        self._rows: list[Entries | None] = [None] * len(batch)
-        self.experts = experts and batch.experts is None
-        self._experts: list[torch.Tensor | None] = [None] * len(batch)
+        self.entropy = objective.needs_step_entropy and "old_entropy" not in batch.columns
+        self.tokens: dict[str, torch.Tensor] = {}
+        self.by_row: dict[str, dict[int, Any]] = {}
 
     @property
     def needed(self) -> bool:
         """Whether there is anything to gather."""
-        return bool(self._columns) or self.experts
+        return self.logprobs or self.entropy or bool(self.parts) or bool(self.readers)
 
-    def request(self, inputs: ModelInputs) -> ProxyRequest | None:
-        """What a micro-batch's pass must say of proxy distributions."""
-        if self.filter is None:
-            return None
-        keep_at_N = None
-        if self._divergence:  # a gate can open at tokens whose advantage is not zero alone
-            advantages_BT = self._batch.advantages_BT[list(inputs.rows)].to(inputs.row_N.device)
-            keep_at_N = advantages_BT[inputs.row_N, inputs.column_N] != 0
-        return ProxyRequest(self.filter, keep_at_N=keep_at_N)
-
-    def add(
-        self, inputs: ModelInputs, stats: TokenStats, values_N: torch.Tensor | None = None
-    ) -> None:
-        """Take in a micro-batch's statistics and values."""
-        found = {
-            "old_logprobs_BT": stats.logprobs_N,
-            "old_entropy_BT": stats.entropy_N,
-            "log_kept_mass_BT": stats.log_kept_mass_N,
-            "kept_BT": stats.kept_N,
-            "old_values_BT": values_N,
-        }
-        for name, column_BT in self._columns.items():
-            column_N = found[name]
-            assert column_N is not None
-            laid_out_BT = inputs.scatter(column_N.to(stats.logprobs_N), column_BT.shape[1])
-            column_BT[list(inputs.rows)] = laid_out_BT.to(column_BT)
-        if stats.proxy_rows is not None:
-            for row, entries in zip(
-                inputs.rows, _by_completion(inputs, stats.proxy_rows), strict=True
-            ):
-                self._rows[row] = entries
-        if self.experts:
-            lengths = [len(self._batch.prompt_ids[row]) for row in inputs.rows]
-            for row, chosen in zip(
-                inputs.rows, experts_by_row(stats, inputs, lengths), strict=True
-            ):
-                self._experts[row] = chosen
-
-    def batch(self, ranks: Ranks) -> Batch:
+    def gather(self, passes: Passes) -> Batch:
         """The rollout with what all ranks gathered; collective."""
-        fields: dict[str, Any] = {name: ranks.sum(c_BT) for name, c_BT in self._columns.items()}
-        if self._divergence:
-            fields["proxy_rows"] = self._rows_of_all(ranks)
-        if self.experts:
-            fields["experts"] = self._experts_of_all(ranks)
-        return replace(self._batch, **fields)
+        run = {POLICY, *(hook.trains for hook in self.readers if hook.trains)}
+        passes.read(self.batch, self._take, run=run, options=self._options)
+        names = self._share(passes.ranks)
+        empty_BT = torch.zeros_like(self.batch.mask_BT)
+        tokens = {name: passes.ranks.sum(self.tokens.get(name, empty_BT)) for name in names}
+        by_row = {
+            name: tuple(values[row] for row in range(len(self.batch)))
+            for name, values in self.by_row.items()
+        }
+        old_BT = tokens.pop("old_logprobs", self.batch.old_logprobs_BT)
+        return replace(self.batch, old_logprobs_BT=old_BT).with_columns(**tokens, **by_row)
 
-    def _experts_of_all(self, ranks: Ranks) -> tuple[torch.Tensor, ...]:
-        if ranks.count > 1:
-            mine = {str(r): x.tolist() for r, x in enumerate(self._experts) if x is not None}
-            for found in ranks.gather(mine):
-                for row, chosen in found.items():
-                    self._experts[int(row)] = torch.tensor(chosen, dtype=torch.int16)
-        experts = tuple(chosen for chosen in self._experts if chosen is not None)
-        assert len(experts) == len(self._batch), "every completion was run on some rank"
-        return experts
+    def _options(self, inputs: ModelInputs) -> dict[str, Any]:
+        advantages_BT = self.batch.advantages_BT[list(inputs.rows)].to(inputs.row_N.device)
+        advantages_N = advantages_BT[inputs.row_N, inputs.column_N]
+        statistics = [part.old_statistic(advantages_N) for part in self.parts]
+        asked: dict[str, Any] = {"entropy": self.entropy, "statistics": statistics}
+        for hook in self.hooks:
+            asked |= hook.options(self.batch, inputs)
+        return asked
 
-    def _rows_of_all(self, ranks: Ranks) -> tuple[Entries, ...]:
-        if ranks.count > 1:
-            mine = {
-                str(row): [column_S.tolist() for column_S in entries]
-                for row, entries in enumerate(self._rows)
-                if entries is not None
-            }
-            for found in ranks.gather(mine):
-                for row, (columns, words, logprobs) in found.items():
-                    dtype = self._batch.mask_BT.dtype
-                    values = torch.tensor(logprobs, dtype=dtype)
-                    places = torch.tensor([columns, words], dtype=torch.long)
-                    self._rows[int(row)] = (places[0], places[1], values)
-        rows = tuple(entries for entries in self._rows if entries is not None)
-        assert len(rows) == len(self._batch), "every completion was run on some rank"
-        return rows
+    def _take(self, micro: MicroBatch) -> None:
+        """Take in a micro-batch's columns [N], and its lists by completion."""
+        stats, rows = micro.outputs.stats, micro.inputs.rows
+        read: dict[str, Any] = dict(stats.columns)
+        if self.logprobs:
+            read["old_logprobs"] = stats.logprobs_N
+        if self.entropy:
+            read["old_entropy"] = stats.entropy_N
+        read |= {name: sparse_by_row(micro.inputs, kept) for name, kept in stats.sparse.items()}
+        for hook in self.readers:
+            read |= hook.read_old(micro)
+        for name, values in read.items():
+            if isinstance(values, list):
+                by_row = zip(rows, values, strict=True)
+                self.by_row.setdefault(name, {}).update(by_row)
+            else:
+                column_BT = self.tokens.setdefault(name, torch.zeros_like(self.batch.mask_BT))
+                column_BT[list(rows)] = micro.scatter(values.to(stats.logprobs_N)).to(column_BT)
+
+    def _share(self, ranks: Ranks) -> list[str]:
+        """Have every rank hold all lists; the names of all columns [B, T], in one order."""
+        if ranks.count == 1:
+            return list(self.tokens)
+        mine = {
+            name: {str(row): _packed(value) for row, value in values.items()}
+            for name, values in self.by_row.items()
+        }
+        everyones = ranks.gather([sorted(self.tokens), mine])
+        for _, lists in everyones:
+            for name, values in lists.items():
+                unpacked = {int(row): _unpacked(value) for row, value in values.items()}
+                self.by_row.setdefault(name, {}).update(unpacked)
+        return sorted({name for names, _ in everyones for name in names})
 
 
-def _by_completion(inputs: ModelInputs, rows: ProxyRows) -> list[Entries]:
-    """Entries by completion of a micro-batch, positions as columns."""
-    slot_S = inputs.row_N[rows.position_S]
-    order = slot_S.argsort(stable=True)
-    sizes = torch.bincount(slot_S, minlength=len(inputs.rows)).tolist()
-    columns = (inputs.column_N[rows.position_S], rows.token_S, rows.logprob_S)
-    parts = [column_S[order].cpu().split(sizes) for column_S in columns]
-    return list(zip(*parts, strict=True))
+def _packed(value: torch.Tensor | SparseRows) -> list[Any]:
+    """As JSON values."""
+    if isinstance(value, SparseRows):
+        return [_packed(part) for part in (value.position_S, value.token_S, value.value_S)]
+    return [str(value.dtype).removeprefix("torch."), value.tolist()]
 
 
-def proxy_rows_of(inputs: ModelInputs, entries: tuple[Entries, ...]) -> ProxyRows:
-    """The batch's entries as those of a micro-batch's N positions."""
-    width = int(inputs.column_N.max()) + 1
-    position_BT = torch.zeros(len(inputs.rows), width, dtype=torch.long)
-    position_BT[inputs.row_N.cpu(), inputs.column_N.cpu()] = torch.arange(len(inputs.row_N))
-    mine = [entries[row] for row in inputs.rows]
-    position_S = torch.cat(
-        [position_BT[slot, column_S] for slot, (column_S, _, _) in enumerate(mine)]
-    )
-    order = position_S.argsort(stable=True)
-    columns = (position_S, torch.cat([e[1] for e in mine]), torch.cat([e[2] for e in mine]))
-    device = inputs.row_N.device
-    return ProxyRows(*(column_S[order].to(device) for column_S in columns))
+def _unpacked(packed: list[Any]) -> torch.Tensor | SparseRows:
+    if isinstance(packed[0], list):
+        return SparseRows(*(torch.tensor(v, dtype=getattr(torch, d)) for d, v in packed))
+    return torch.tensor(packed[1], dtype=getattr(torch, packed[0]))

@@ -4,8 +4,8 @@
     w <- w - lr (m^ / (sqrt(v^) + eps) + decay w)
 
 with bias-corrected m^ and v^ (Loshchilov and Hutter, arXiv:1711.05101). The same object serves
-whole parameters and the flat slices that an engine which shards them hands over, in several calls
-of :meth:`AdamW.step`; that is why norms are measured by the engine and only applied here.
+whole parameters and the flat slices that a store which shards them hands over, in several calls
+of :meth:`AdamW.step`; that is why norms are measured by the store and only applied here.
 """
 
 from collections.abc import Callable, Collection
@@ -86,12 +86,13 @@ class AdamW(torch.optim.Optimizer):
         return state
 
     def take_changed(self) -> dict[str, torch.Tensor]:
-        """How many weights of each model moved since the last call, float64 [2]: as held, as used.
+        """What became of each model's weights since the last call, float64 [3].
 
-        A move that is lost in rounding is none; padding of flat slices never moves.
+        How many moved, as held and as used (a move that is lost in rounding is none; padding of
+        flat slices never moves), and how many slices now hold a value that is not finite.
         """
         models = dict.fromkeys(group["model"] for group in self.param_groups)
-        found = {model: torch.zeros(2, dtype=torch.float64) for model in models}
+        found = {model: torch.zeros(3, dtype=torch.float64) for model in models}
         for model, moved in self._changed.items():
             for counts in moved:
                 found[model] += counts.cpu()
@@ -100,8 +101,10 @@ class AdamW(torch.optim.Optimizer):
 
 
 def _moved(before: torch.Tensor, after: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
-    """How many weights differ, [2]: as they are, and rounded to the compute dtype."""
+    """How many weights differ, as they are and rounded; 1 where one is not finite now; [3]."""
     count = torch.count_nonzero(before != after)  # on a CPU 7 times faster than sum() of a mask
-    if compute == before.dtype:
-        return torch.stack([count, count])
-    return torch.stack([count, torch.count_nonzero(before.to(compute) != after.to(compute))])
+    used = count
+    if compute != before.dtype:
+        used = torch.count_nonzero(before.to(compute) != after.to(compute))
+    broken = ~torch.stack(torch.aminmax(after)).isfinite().all()
+    return torch.stack([count, used, broken.to(count)])

@@ -7,6 +7,9 @@ from pydantic import Field
 
 from rlvr.settings import Settings
 
+POLICY = "policy"
+"""The policy's name among the models that are trained together."""
+
 
 class Schedule(Settings):
     """Learning rate over the run, as a fraction of ``learner.lr``."""
@@ -45,26 +48,33 @@ class OptimizerSettings(Settings):
     """Gradients are scaled down to this norm; null leaves them."""
 
 
-class LearnerSettings(OptimizerSettings):
-    """How weights are updated from a batch of rollouts."""
+class UpdateSettings(OptimizerSettings):
+    """How weights are updated, whatever from."""
 
     schedule: Schedule = Schedule()
     """Learning rate over the run."""
-    updates_per_rollout: int = Field(1, ge=1)
-    """Optimizer steps that a rollout is split into, by prompts. With 1, old and current policy
-    coincide and the ratio is 1."""
-    ratio_against: Literal["learner", "rollout"] = "learner"
-    """Whose log-probabilities are the loss's old ones. learner: the policy's at the start of the
-    rollout's updates; with one update per rollout these are the current ones and cost no forward
-    pass, with more they cost one. rollout: the engine's, recorded as it sampled; never a pass, and
-    the ratio then also holds what engine and learner differ by (rounding, staleness)."""
+    max_bad_updates: int = Field(5, ge=1)
+    """Updates in a row whose gradient is not finite after which the run ends; they are skipped."""
     tokens_per_micro_batch: int = Field(4096, ge=1)
     """Most input positions run at once, padding included."""
     layout: Literal["auto", "packed", "padded"] = "auto"
     """packed runs a prompt once for all its completions behind a block mask; auto chooses it where
     a trial shows that it gives this model's numbers."""
+    logits_chunk: int | None = Field(None, ge=1)
+    """Tokens whose logits are formed at once; null chooses by vocabulary size."""
+
+
+class LearnerSettings(UpdateSettings):
+    """How weights are updated from a batch of rollouts."""
+
+    updates_per_rollout: int = Field(1, ge=1)
+    """Optimizer steps that a rollout is split into, by prompts. With 1, old and current policy
+    coincide and the ratio is 1."""
+    old_logprobs_from: Literal["learner", "rollout"] = "learner"
+    """Whose log-probabilities are the loss's old ones. learner: the policy's at the start of the
+    rollout's updates; with one update per rollout these are the current ones and cost no forward
+    pass, with more they cost one. rollout: the engine's, recorded as it sampled; never a pass, and
+    the ratio then also holds what engine and learner differ by (rounding, staleness)."""
     skip_zero_advantage: bool = True
     """Do not run completions whose advantage is zero when no regulariser touches them: their
     gradient is exactly zero. Policy metrics are then means over the completions that were run."""
-    logits_chunk: int | None = Field(None, ge=1)
-    """Tokens whose logits are formed at once; null chooses by vocabulary size."""

@@ -1,6 +1,6 @@
-"""DeepSpeed's ZeRO behind the learner's engine: stages 1, 2 and 3, with offload.
+"""DeepSpeed's ZeRO as a parameter store: stages 1, 2 and 3, with offload.
 
-    stage 1   AdamW's moments and float32 master weights are parted over ranks
+    stage 1   AdamW's moments and float32 master weights are sharded over ranks
     stage 2   and gradients
     stage 3   and the weights: a layer's are gathered when it runs
 
@@ -14,25 +14,33 @@ Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Paramet
 - Each model has its own clip, which DeepSpeed cannot do: its clipping is off, its norms are read
   before the step, and our AdamW applies the factors.
 - Optimizer state is read and written as slices of named parameters, so a checkpoint holds nothing
-  pickled and can be taken up by another number of ranks or another engine.
+  pickled and can be taken up by another number of ranks or another store.
 
-This file knows names inside DeepSpeed 0.19; tests/learner/test_engines.py holds it to them.
+This file knows names inside DeepSpeed 0.19; tests/learner/test_parameter_stores.py holds it to
+them.
 """
 
 import logging
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import nan
 from typing import Any
 
 import torch
 
-from rlvr.learner.engine import StepResult, check_names, give_back_freed_memory, prepare_step
 from rlvr.learner.models import Models, Outputs, parameter_groups
 from rlvr.learner.optimizer import AdamW
+from rlvr.learner.parameter_store import (
+    Fraction,
+    StepResult,
+    check_names,
+    give_back_freed_memory,
+    prepare_step,
+)
 from rlvr.learner.settings import OptimizerSettings
-from rlvr.policy import ModelInputs
+from rlvr.policy.batching import ModelInputs
+from rlvr.policy.finite import largest
 from rlvr.ranks import Ranks
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -52,7 +60,7 @@ class _Slice:
     count: int
 
 
-class ZeroEngine:
+class ZeroStore:
     """Models and their AdamW sharded over ranks.
 
     Args:
@@ -81,7 +89,7 @@ class ZeroEngine:
         if models.policy.device.type == "cpu":
             give_back_freed_memory()
         self.named = {name: parameter for _, name, parameter in models.trained()}
-        self.sizes = models.trained_sizes()  # before the engine takes the weights apart
+        self.sizes = models.trained_sizes()  # before DeepSpeed takes the weights apart
         self.stage = int(zero["stage"])
         self.optimizer = AdamW(parameter_groups(models, settings), models.policy.compute_dtype)
         self.engine, *_ = deepspeed.initialize(
@@ -110,14 +118,41 @@ class ZeroEngine:
         """Forget what the step has gathered."""
         self.zero.zero_grad(set_to_none=True)
 
-    def step(self, fraction: float, moving: Collection[str] | None = None) -> StepResult:
+    def step(self, fraction: Fraction, moving: Collection[str] | None = None) -> StepResult:
         """Clip, update at ``fraction`` of every model's peak rate, and clear the gradients."""
         norms = self._norms()
         finite = prepare_step(self.optimizer, self.settings, norms, fraction, moving)
+        bad_gradient = None if finite else self._first_bad(self._gradients())
         self.engine.step()  # finds the same norms, and skips where they are not finite
         assert self.zero.overflow is not finite, "DeepSpeed and the learner disagree on a step"
         moved = {m: self.ranks.sum(own) for m, own in self.optimizer.take_changed().items()}
-        return StepResult.of(norms, not finite, moved, self.sizes)
+        return StepResult.of(norms, bad_gradient, moved, self.sizes, self._first_bad_weight)
+
+    def _first_bad(self, own: Iterable[tuple[str, torch.Tensor]]) -> str:
+        """The first tensor, of all ranks' parts, with the largest value; collective."""
+        found = self.ranks.gather(largest(own))
+        size = max(size for _, size in found)
+        names = [name for name, own in found if own == size]
+        return next((name for name in self.named if name in names), "an offloaded tensor")
+
+    def _gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """This rank's parts by name; offloaded ones are in nobody's reach before the step."""
+        zero = self.zero
+        names = {id(parameter): name for name, parameter in self.named.items()}
+        groups = zero.fp16_groups if self.stage == 3 else zero.params_in_partition
+        for index, parameters in enumerate(groups):
+            gradients = zero.averaged_gradients.get(index) or ()
+            # Behind the last one there may be padding.
+            for parameter, gradient in zip(parameters, gradients, strict=False):
+                if gradient is not None:
+                    yield names[id(parameter)], gradient
+
+    def _first_bad_weight(self) -> str:
+        own = (
+            (name, part.flat.detach().view(-1).narrow(0, part.offset, part.count))
+            for name, part in self._slices()
+        )
+        return self._first_bad(own)
 
     def _norms(self) -> dict[str, float]:
         """Norm of each model's whole gradient; DeepSpeed says -1 where one is not finite."""
@@ -153,7 +188,7 @@ class ZeroEngine:
         return tensors
 
     def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take back what any engine gave, whole parameters by name.
+        """Take back what any store gave, whole parameters by name.
 
         Raises:
             ValueError: The state belongs to other parameters.
@@ -181,11 +216,11 @@ class ZeroEngine:
 
     def _slices(self) -> Iterator[tuple[str, _Slice]]:
         for name, parameter in self.named.items():
-            part = self._sharded(parameter) if self.stage == 3 else self._parted(parameter)
+            part = self._shard(parameter) if self.stage == 3 else self._fragment(parameter)
             if part is not None and part.count > 0:
                 yield name, part
 
-    def _sharded(self, parameter: Any) -> _Slice:  # noqa: ANN401
+    def _shard(self, parameter: Any) -> _Slice:  # noqa: ANN401
         """Stage 3: each rank has an equal part of every parameter, the last one padded."""
         zero = self.zero
         group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
@@ -193,7 +228,7 @@ class ZeroEngine:
         count = min(size, parameter.ds_numel - start)
         return _Slice(zero.fp32_partitioned_groups_flat[group], offset, start, count)
 
-    def _parted(self, parameter: Any) -> _Slice | None:  # noqa: ANN401
+    def _fragment(self, parameter: Any) -> _Slice | None:  # noqa: ANN401
         """Stages 1 and 2: each rank has an equal part of all parameters laid end to end."""
         mapping = parameter._hp_mapping
         if mapping is None:

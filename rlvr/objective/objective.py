@@ -1,18 +1,16 @@
 """A policy loss, its correction for the engine, its regularisers and the reducer, together."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
+from rlvr.lazy import torch
 from rlvr.objective.corrections import Correction, NoCorrection, mismatch_metrics
-from rlvr.objective.filters import TokenFilter
-from rlvr.objective.policy_losses import PolicyLoss
-from rlvr.objective.proxy import Proxy
+from rlvr.objective.loss_inputs import LossInputs, PerToken, Step
+from rlvr.objective.loss_term import LossTerm, Memory
+from rlvr.objective.parts import PolicyLoss, Regulariser, TokenFilter
 from rlvr.objective.reducers import Counts, Reducer, TokenMean
-from rlvr.objective.regularisers import Regulariser
-from rlvr.objective.terms import Memory, Part, PerToken, Step, Terms
 
 
 @dataclass(frozen=True)
@@ -30,16 +28,17 @@ class Objective:
     memory: dict[str, Memory] = field(default_factory=dict)
 
     @property
-    def parts(self) -> list[Part]:
-        """Filters, and the regularisers that do something."""
-        return [*self.filters, *(term for term in self.regularisers if term.active)]
+    def parts(self) -> list[LossTerm]:
+        """The policy loss, filters, and the regularisers that do something."""
+        regularisers = (term for term in self.regularisers if term.active)
+        return [self.policy_loss, *self.filters, *regularisers]
 
     @property
-    def terms(self) -> list[Callable[[Terms], PerToken]]:
+    def terms(self) -> list[Callable[[LossInputs], PerToken]]:
         """The weighted policy loss and every regulariser that does something."""
         return [self._weighted, *(term for term in self.regularisers if term.active)]
 
-    def _weighted(self, terms: Terms) -> PerToken:
+    def _weighted(self, terms: LossInputs) -> PerToken:
         result = self.policy_loss(terms)
         loss_BT, metrics = result.loss_BT, dict(result.metrics)
         if terms.rollout_logprobs_BT is not None:
@@ -47,7 +46,7 @@ class Objective:
             weights_BT = self.correction.weights(log_rho_BT, terms.mask_BT)
             loss_BT = weights_BT * loss_BT
             metrics |= mismatch_metrics(log_rho_BT, terms.mask_BT)
-            if not isinstance(self.correction, NoCorrection):
+            if self.correction.active:
                 metrics["mismatch/weight"] = weights_BT
         for token_filter in self.filters:
             weights_BT = token_filter.weights(terms)
@@ -75,25 +74,10 @@ class Objective:
         """Whether entropies of the whole step must be there before it is run."""
         return any(part.needs_step_entropy for part in self.parts)
 
-    @property
-    def noise_filter(self) -> Proxy | None:
-        """The proxy distribution whose statistics some term looks at."""
-        return next((part.noise_filter for part in self.parts if part.noise_filter), None)
-
-    @property
-    def needs_proxy_kl(self) -> bool:
-        """Whether some term looks at the divergence from the proxy over the vocabulary."""
-        return any(part.needs_proxy_kl for part in self.parts)
-
-    def noise_below(self, prepared: dict[str, torch.Tensor]) -> float:
-        """Log-probability from which on nothing looks at a token's proxy statistics."""
-        bounds = [p.noise_below(prepared.get(p.name)) for p in self._named() if p.noise_filter]
-        return max(bounds, default=-math.inf)
-
     def prepare(self, step: Step) -> dict[str, torch.Tensor]:
         """What depends on the whole step, by part: columns [B, T] to cut micro-batches from."""
         columns = {
-            part.name: part.prepare(step, self.memory.get(part.name, {})) for part in self._named()
+            part.name: part.prepare(step, self.memory.get(part.name, {})) for part in self.parts
         }
         return {name: column for name, column in columns.items() if column is not None}
 
@@ -104,7 +88,7 @@ class Objective:
             metrics: Of the whole step, over all micro-batches and ranks.
         """
         metrics = dict(metrics)
-        for part in self._named():
+        for part in self.parts:
             added, remembered = part.finish(metrics, self.memory.get(part.name, {}))
             metrics |= added
             if remembered:
@@ -120,12 +104,8 @@ class Objective:
         self.memory.clear()
         self.memory.update({name: dict(memory) for name, memory in state.items()})
 
-    def _named(self) -> Iterator[TokenFilter | Regulariser]:
-        yield from self.filters
-        yield from (term for term in self.regularisers if term.active)
-
     def __call__(
-        self, terms: Terms, counts: Counts, measured: Counts | None = None
+        self, terms: LossInputs, counts: Counts, measured: Counts | None = None
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """This micro-batch's share of the step's loss, and of its metrics.
 

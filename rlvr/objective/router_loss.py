@@ -17,7 +17,9 @@ loss pools the layers and lets f sum to k: with one layer it is k times this one
 Both are means over completion tokens, each counted once however prompts are laid out.
 """
 
-import torch
+from __future__ import annotations
+
+from rlvr.lazy import torch
 
 
 def balance_terms(logits_NME: torch.Tensor, share_ME: torch.Tensor) -> torch.Tensor:

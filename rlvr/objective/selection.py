@@ -3,9 +3,11 @@
 All take columns [B, T] with a mask and look at masked-in tokens only.
 """
 
+from __future__ import annotations
+
 import math
 
-import torch
+from rlvr.lazy import torch
 
 # Fractions like 0.3 of 10 tokens must count as 3 whatever 0.3 * 10 rounds to.
 _SLACK = 1e-9

@@ -7,15 +7,18 @@
 
 After Ctrl-U (arXiv:2410.11236), whose reward is differentiated: exp(-U) l + U is
 minimised there, and gradients flow through U. Here the reward is a number, so only the weights are
-kept. With mean 1 a group moves as far as it did; equal uncertainties, of which 0 is one, change
-nothing, to the last bit.
+kept. With mean 1 a group moves as far as it did: beside uncertain completions certain ones count
+more than without weights (w > 1), and their rewards are pushed away from the mean. Where all of a
+group are equally uncertain, or all certain, nothing changes, to the last bit.
 """
+
+from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 
+from rlvr.lazy import torch
 from rlvr.settings import Settings
 
 
@@ -25,7 +28,8 @@ class Uncertainty(Settings):
     temperature: float = Field(1.0, gt=0)
     """tau, in units of the reward: to be uncertain by tau more is to count 1/e as much."""
     apply: Literal["advantages", "rewards"] = "rewards"
-    """Draw rewards towards their group's mean before advantages are taken, or weigh advantages."""
+    """Weigh advantages; or, before these are taken, draw uncertain rewards towards their group's
+    mean and push certain ones away from it."""
 
     def weights(self, uncertainty_B: torch.Tensor, group_index_B: torch.Tensor) -> torch.Tensor:
         """Weights [B] of mean 1 in each group, without gradient."""
@@ -41,7 +45,7 @@ class Uncertainty(Settings):
     def shrunk(
         self, rewards_B: torch.Tensor, uncertainty_B: torch.Tensor, group_index_B: torch.Tensor
     ) -> torch.Tensor:
-        """Rewards [B] drawn towards their group's mean where they are uncertain."""
+        """Rewards [B], the less certain of a group nearer to its mean, the others further away."""
         weights_B = self.weights(uncertainty_B, group_index_B)
         found_B = rewards_B.double().clone()
         for group in group_index_B.unique().tolist():

@@ -8,10 +8,12 @@ Gradients" (arXiv:2005.12729). Moving a value past the clip away from the return
 full, moving it past the clip towards the return is not rewarded.
 """
 
-import torch
+from __future__ import annotations
+
 from pydantic import Field
 
-from rlvr.objective.terms import PerToken
+from rlvr.lazy import torch
+from rlvr.objective.loss_inputs import PerToken
 from rlvr.settings import Settings
 
 
@@ -29,8 +31,9 @@ class ValueLoss(Settings):
         metrics = {"critic/value": values_BT.detach(), "critic/return": returns_BT}
         if self.clip is None:
             return PerToken(error_BT / 2, metrics)
-        moved_BT = (values_BT - old_values_BT).clamp(-self.clip, self.clip)
-        clipped_BT = (old_values_BT + moved_BT - returns_BT).square()
+        # A value within the bounds is itself, to the last bit: rounding is no clip.
+        held_BT = values_BT.clamp(old_values_BT - self.clip, old_values_BT + self.clip)
+        clipped_BT = (held_BT - returns_BT).square()
         metrics["critic/clip_fraction"] = (clipped_BT > error_BT).to(error_BT.dtype)
         return PerToken(torch.maximum(error_BT, clipped_BT) / 2, metrics)
 

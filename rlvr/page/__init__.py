@@ -1,25 +1,26 @@
-"""Put styles, scripts and data into one HTML page that asks no host for anything.
+"""Put styles, scripts and data into one self-contained HTML page that makes no requests.
 
-Everything a model or a data set said reaches the page as JSON inside inert script elements and is
-shown by the scripts as text, never as markup. A content security policy stands behind that: only
-the scripts and the style sheet whose hashes it lists run, and nothing may be fetched.
+All text from a model or a data set is stored in the page as JSON inside inert script elements, and
+the scripts show it as text, never as markup. A content security policy enforces this: only the
+scripts and the style sheet whose hashes it lists are used, and nothing may be fetched.
 
-Shared by the report of a run and the page of evaluations, each of which brings assets of its own.
+The report of a run and the page of evaluations share this package; each has its own assets.
 """
 
 import base64
 import hashlib
 import html
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
+from rlvr.files import replacing
+
 _OWN = "rlvr.page"
 _BASE_SCRIPTS, _BASE_STYLE = ("dom.js", "scale.js"), "base.css"
+_DOCUMENT = "document.html"
 
 
 def render(
@@ -31,17 +32,19 @@ def render(
     *,
     shell: str = "page.html",
     styles: Sequence[str] = ("style.css",),
+    live: bool = False,
 ) -> str:
-    """The page that a package's ``assets/page.html``, ``style.css`` and scripts make.
+    """Build the page from a package's ``assets/page.html``, ``style.css`` and scripts.
 
     Args:
         package: Importable name of the package with the assets.
         scripts: Names of its scripts in the order in which they run, after the shared ones.
-        title: Of the document; any text.
-        summary: Shown where scripts do not run; any text.
-        data: JSON that holds no ``<`` by the id of the element that carries it.
-        shell: Another of the package's pages.
+        title: Title of the document; any text.
+        summary: Text that is shown if scripts do not run.
+        data: JSON without any ``<``, by the id of its element.
+        shell: Name of the HTML file in the package's assets, the body of the page.
         styles: Names of its style sheets.
+        live: Whether the page may ask the server that it comes from for more.
     """
     style = "".join([asset(_OWN, _BASE_STYLE), *(asset(package, name) for name in styles)])
     script = "\n".join(
@@ -51,26 +54,36 @@ def render(
         ]
     )
     if "</script" in script or "</style" in style:
-        raise AssertionError("an asset would end its own element")
+        raise AssertionError("an asset would close its own element")
     elements = "\n".join(
         f'<script type="application/json" id="{html.escape(name)}">{text}</script>'
         for name, text in data.items()
     )
     values = {
-        "policy": content_policy([script], [style]),
+        "policy": content_policy([script], [style], live=live),
         "title": html.escape(title),
         "summary": html.escape(summary),
         "style": style,
         "data": elements,
         "script": script,
     }
-    page = asset(package, shell)
-    # One pass, so that a value which looks like a placeholder is left as it is.
+    return _filled(asset(_OWN, _DOCUMENT).replace("{{body}}", asset(package, shell)), values)
+
+
+def _filled(page: str, values: Mapping[str, str]) -> str:
+    """A page with its placeholders replaced, in one pass, so that no value is searched for them."""
     return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], page)
 
 
+def simple_page(title: str, body: str, script: str, style: str) -> str:
+    """A page with one script and one style sheet; ``body`` is HTML."""
+    policy = content_policy([script], [style])
+    values = {"policy": policy, "title": html.escape(title), "style": style, "script": script}
+    return _filled(asset(_OWN, _DOCUMENT), {**values, "body": body, "data": ""})
+
+
 def embed(value: object) -> str:
-    """JSON that may stand inside a script element: it holds no ``<`` and no lone surrogate.
+    """JSON that is safe inside a script element: it contains no ``<`` and no lone surrogate.
 
     Source: HTML Living Standard, "Restrictions for contents of script elements".
     """
@@ -79,30 +92,24 @@ def embed(value: object) -> str:
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write a page beside its place and move it there, so that no reader meets half of it."""
+    """Write a page atomically; others may read it whatever this user's umask is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text.encode("utf-8", errors="replace"))
-            file.flush()
-            os.fsync(file.fileno())
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", errors="replace"))
         temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def content_policy(scripts: Sequence[str], styles: Sequence[str]) -> str:
-    """What a page may load and run: these scripts and style sheets, and nothing from elsewhere.
+def content_policy(scripts: Sequence[str], styles: Sequence[str], *, live: bool = False) -> str:
+    """The content security policy of a page: only these scripts and style sheets, and no requests,
+    or, if ``live``, only requests to the page's own server.
 
     Source: W3C Content Security Policy Level 3, hash sources.
     """
     script_hashes = " ".join(f"'sha256-{_hash(text)}'" for text in scripts)
     style_hashes = " ".join(f"'sha256-{_hash(text)}'" for text in styles)
+    connect = " connect-src 'self';" if live else ""
     return (
-        f"default-src 'none'; script-src {script_hashes}; style-src {style_hashes}; "
+        f"default-src 'none';{connect} script-src {script_hashes}; style-src {style_hashes}; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
 
@@ -112,5 +119,5 @@ def _hash(text: str) -> str:
 
 
 def asset(package: str, name: str) -> str:
-    """A file of a package's ``assets``, as text."""
+    """A file in a package's ``assets``, as text."""
     return resources.files(package).joinpath("assets", name).read_text(encoding="utf-8")

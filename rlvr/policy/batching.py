@@ -3,7 +3,7 @@
 ``padded`` puts each prompt with its completion on a row of its own, rows sorted by length so that
 little is padding. ``packed`` puts everything on one row: a prompt stands once, followed by the
 completions of its group, each of which sees its prompt and itself and nothing else (a block mask),
-with position ids that count from its own beginning. Both give the same numbers; a group of eight
+with position ids that count from its own context. Both give the same numbers; a group of eight
 short completions behind a long prompt runs several times fewer tokens when packed.
 
 Whichever the layout, the output head runs only at the N positions that predict completion tokens.

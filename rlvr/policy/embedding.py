@@ -60,3 +60,10 @@ def add_rows_in_place(embedding: nn.Module) -> None:
     if embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:
         return
     embedding.__class__ = _InPlace
+
+
+def add_rows_by_autograd(model: nn.Module) -> None:
+    """Take :func:`add_rows_in_place` back, for a model that goes on to be used elsewhere."""
+    for module in model.modules():
+        if type(module) is _InPlace:
+            module.__class__ = nn.Embedding  # type: ignore[assignment]

@@ -17,17 +17,15 @@ makes the result trainable and trustworthy:
 Not covered: files in several parts, vision towers, adapters in GGUF form.
 """
 
-import contextlib
-import os
-import shutil
-import tempfile
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+
+from rlvr.data.turns import turn_end
+from rlvr.files import replacing_folder
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -77,14 +75,13 @@ def import_gguf(file: Path, out: Path, dtype: Dtype = "float32") -> Path:
     """
     header = _read_header(file)
     _refuse_occupied(out)
-    with _partial_folder(out) as folder:
+    with replacing_folder(out) as folder:
         unpacked = _unpacked_model(file, header, getattr(torch, dtype))
         model, tokenizer = _plain_model(unpacked), _tokenizer(file, header)
         _settle_special_tokens(model, tokenizer, header)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         _check(folder, unpacked, tokenizer)
-        os.replace(folder, out)
     return out
 
 
@@ -156,18 +153,6 @@ def _parse_header(file: Path) -> _Header:
 def _refuse_occupied(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"output {str(out)!r} exists and is not an empty folder; choose another")
-
-
-@contextlib.contextmanager
-def _partial_folder(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` (same file system, so that the rename is atomic), gone afterwards."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    folder.chmod(0o755)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _unpacked_model(file: Path, header: _Header, dtype: torch.dtype) -> Any:  # noqa: ANN401
@@ -262,7 +247,7 @@ def _settle_special_tokens(model: Any, tokenizer: Any, header: _Header) -> None:
     keep the end of a text and the end of a turn apart; generation must stop at either).
     """
     ends = list(header.end_ids)
-    closing = _turn_end(tokenizer)
+    closing = turn_end(tokenizer)
     if closing is not None and closing not in ends:
         ends.append(closing)
     if not ends:
@@ -279,18 +264,6 @@ def _settle_special_tokens(model: Any, tokenizer: Any, header: _Header) -> None:
         config.eos_token_id = eos
         config.pad_token_id = tokenizer.pad_token_id
         config.bos_token_id = tokenizer.bos_token_id
-
-
-def _turn_end(tokenizer: Any) -> int | None:  # noqa: ANN401
-    """The special token that the chat template writes after an assistant's words, if any."""
-    if not tokenizer.chat_template:
-        return None
-    words = "a reply that no template holds"
-    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": words}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
-    after = tokenizer.encode(text.rpartition(words)[2].lstrip(), add_special_tokens=False)
-    added = tokenizer.added_tokens_decoder.get(after[0]) if after else None
-    return after[0] if added is not None and added.special else None
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from rlvr.policy.model import transformer_of
 from rlvr.policy.routers import router_modules
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -65,7 +66,7 @@ def model_size(causal_lm: Any) -> ModelSize:  # noqa: ANN401
     """Count a transformers causal LM, on any device, whole or sharded."""
     own = {n: p for n, p in causal_lm.named_parameters() if ".lora_" not in n}
     total = sum(_numel(parameter) for parameter in own.values())
-    layers = len(router_modules(getattr(causal_lm, causal_lm.base_model_prefix)))
+    layers = len(router_modules(transformer_of(causal_lm)))
     config = causal_lm.config.get_text_config()
     experts, chosen = (
         next((int(v) for name in names if (v := getattr(config, name, None))), 0)

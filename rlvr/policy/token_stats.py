@@ -1,4 +1,4 @@
-"""Log-probability, entropy and proxy distribution of given tokens, straight from hidden states.
+"""Log-probability, entropy and other statistics of given tokens, straight from hidden states.
 
 This is the only place that turns hidden states into probabilities. The logits of a batch,
 [tokens x vocabulary], are the largest tensor of an update by far (4096 tokens x 49k words in fp32
@@ -7,33 +7,23 @@ and formed again in the backward pass. With z = h W^T / temperature and p = soft
 
     logprob  = z_y - logsumexp(z)               d logprob / dz = e_y - p
     entropy  = -sum_v p_v log p_v               d entropy / dz = -p (log p + entropy)
-    proxy KL = sum_v q_v log(q_v / p_v)         d KL / dz = p - q
 
 so one recomputed chunk yields all gradients in closed form; the first few chunks are kept instead,
-which saves short batches their second pass. q is the proxy distribution of Lp-Reg
-(``rlvr/objective/proxy.py``): p without its noise tail, renormalised, a constant. All that most
-losses need of it is the kept mass Z and whether the sampled token was kept, two numbers a token.
-The divergence from the proxy of p itself is -log Z; from that of an older p, which ``ProxyRows``
-holds, it is summed over the few tokens that the older proxy kept. Where a loss ignores a
-position's divergence, the backward pass spends nothing on it.
+which saves short batches their second pass. Whatever else a loss wants to read off p it brings
+along as a :class:`~rlvr.objective.token_statistic.TokenStatistic`, which sees the same chunks.
 
 Not here: soft-capped or otherwise transformed logits (``Policy`` refuses such models at load).
 """
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from rlvr.policy.proxy import (
-    ProxyRequest,
-    ProxyRows,
-    divergence_from,
-    divergence_gradient,
-    kept_entries,
-    proxy_mass,
-)
+from rlvr.objective.token_statistic import SparseRows, TokenStatistic
 from rlvr.policy.routers import Routing
 
 # Logits in a chunk: enough to keep matrix multiplies efficient. 16 MiB in fp32 on a CPU, where more
@@ -42,23 +32,25 @@ _CHUNK_LOGITS = {"cpu": 2**22}
 _CHUNK_LOGITS_ELSEWHERE = 2**25
 # Log-probabilities kept for the backward pass, 128 MiB in fp32: what fits is not formed again.
 KEPT_LOGITS = 2**25
+# Of a token whose logit is minus infinity, where entropies are taken: e^x is 0, and 0 x is too.
+_LEAST_LOGPROB = -1e4
+
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class TokenStats(NamedTuple):
     """Statistics of N tokens, in nats.
 
-    ``logprobs_N``, ``entropy_N`` and ``proxy_kl_N`` carry gradients. ``log_kept_mass_N`` is log Z
-    of the proxy distribution and ``kept_N`` whether the token itself passed the filter; the proxy's
-    log-probability of a kept token is logprob - log Z. ``proxy_rows`` are proxy distributions to
-    measure a later policy against. ``routing`` is what a mixture's routers did, where asked for.
+    ``logprobs_N`` and ``entropy_N`` carry gradients. ``columns`` [N] and ``sparse`` are what the
+    statistics that were asked for found, by name. ``routing`` is what a mixture's routers did,
+    where asked for.
     """
 
     logprobs_N: torch.Tensor
     entropy_N: torch.Tensor | None = None
-    log_kept_mass_N: torch.Tensor | None = None
-    kept_N: torch.Tensor | None = None
-    proxy_kl_N: torch.Tensor | None = None
-    proxy_rows: ProxyRows | None = None
+    columns: Mapping[str, torch.Tensor] = _NOTHING
+    sparse: Mapping[str, SparseRows] = _NOTHING
     routing: Routing | None = None
 
 
@@ -70,7 +62,7 @@ def token_stats(
     temperature: float = 1.0,
     bias_V: torch.Tensor | None = None,
     entropy: bool = False,
-    proxy: ProxyRequest | None = None,
+    statistics: Sequence[TokenStatistic] = (),
     chunk_tokens: int | None = None,
 ) -> TokenStats:
     """Statistics of ``targets_N`` under softmax(hidden @ weight^T / temperature).
@@ -82,7 +74,7 @@ def token_stats(
         temperature: The sampling temperature, > 0; it enters here exactly as it entered sampling.
         bias_V: The head's bias, where it has one.
         entropy: Also return the entropy over the whole vocabulary.
-        proxy: Also return what this asks for.
+        statistics: Also return what these read; made for this pass alone.
         chunk_tokens: C, tokens per chunk; None chooses by vocabulary size.
 
     Raises:
@@ -92,18 +84,23 @@ def token_stats(
         raise ValueError(f"temperature {temperature} is not positive; sample greedily elsewhere")
     chunk = chunk_tokens or default_chunk(weight_VD.shape[0], hidden_ND.device.type)
     room = KEPT_LOGITS // weight_VD.shape[0] if torch.is_grad_enabled() else 0
-    kept_rows: list[ProxyRows] = []
-    logprobs_N, entropy_N, log_mass_N, kept_N, kl_N = _ChunkedStats.apply(
-        hidden_ND, weight_VD, bias_V, targets_N, temperature, entropy, proxy, kept_rows, chunk, room
+    readers = _Readers(statistics)
+    logprobs_N, entropy_N, *columns = _ChunkedStats.apply(
+        hidden_ND,
+        weight_VD,
+        bias_V,
+        targets_N,
+        temperature,
+        entropy,
+        readers,
+        chunk,
+        room,
     )
-    has_kl = proxy is not None and (proxy.divergence or proxy.rows is not None)
     return TokenStats(
         logprobs_N,
         entropy_N if entropy else None,
-        log_mass_N if proxy else None,
-        kept_N if proxy else None,
-        kl_N if has_kl else None,
-        kept_rows[0] if kept_rows else None,
+        dict(zip(readers.owners, columns, strict=True)),
+        {name: rows for each in statistics for name, rows in each.sparse().items()},
     )
 
 
@@ -161,47 +158,38 @@ def _log_softmax_chunk(
     return logits_CV
 
 
-class _ProxyColumns:
-    """What a forward pass gathers of the proxy distribution, chunk by chunk."""
+class _Readers:
+    """The statistics of a pass; ``owners`` says whose each column is, in order."""
 
-    def __init__(self, request: ProxyRequest | None, like_N: torch.Tensor) -> None:
-        self.request = request
-        count = like_N.shape[0] if request else 0
-        self.log_mass_N = like_N.new_zeros(count)
-        self.kept_N = torch.ones(count, dtype=torch.bool, device=like_N.device)
-        self.kl_N = like_N.new_zeros(count)
-        self.rows: list[ProxyRows] = []
+    def __init__(self, statistics: Sequence[TokenStatistic]) -> None:
+        self.statistics = statistics
+        self.owners: dict[str, TokenStatistic] = {}
+        self._chunks: dict[str, list[torch.Tensor]] = {}
 
-    def look(self, logp_CV: torch.Tensor, logprobs_C: torch.Tensor, start: int) -> None:
-        """Take in the chunk that begins at position ``start``."""
-        if self.request is None:
-            return
-        if self.request.rows is not None:
-            rows = self.request.rows.within(start, start + len(logprobs_C))
-            self.kl_N[start : start + len(logprobs_C)] = divergence_from(rows, logp_CV)
-        seen_R = (logprobs_C < self.request.below).nonzero()[:, 0]
-        if not len(seen_R):
-            return
-        logp_RV = logp_CV if len(seen_R) == len(logprobs_C) else logp_CV[seen_R]
-        log_mass_R, log_tau_R1 = proxy_mass(logp_RV, self.request.filter)
-        self.log_mass_N[start + seen_R] = log_mass_R
-        self.kept_N[start + seen_R] = logprobs_C[seen_R] > log_tau_R1[:, 0]
-        if self.request.divergence:
-            self.kl_N[start + seen_R] = (-log_mass_R).masked_fill(log_mass_R.isinf(), 0.0)
-        if self.request.keep_at_N is not None:
-            wanted = self.request.keep_at_N[start + seen_R].nonzero()[:, 0]
-            entries = kept_entries(logp_RV[wanted], log_mass_R[wanted], log_tau_R1[wanted], 0)
-            position_S = start + seen_R[wanted][entries.position_S]
-            self.rows.append(ProxyRows(position_S, entries.token_S, entries.logprob_S))
+    def read(self, logp_CV: torch.Tensor, logprobs_C: torch.Tensor, start: int) -> None:
+        """Take in a chunk."""
+        for each in self.statistics:
+            for name, column_C in each.read(logp_CV, logprobs_C, start).items():
+                assert self.owners.setdefault(name, each) is each, f"{name} is read twice"
+                self._chunks.setdefault(name, []).append(column_C)
 
-    def gathered_rows(self) -> list[ProxyRows]:
-        """One object for all chunks, or none where none was asked for."""
-        if self.request is None or self.request.keep_at_N is None:
-            return []
-        empty = self.log_mass_N.new_empty(0)
-        parts = [(rows.position_S, rows.token_S, rows.logprob_S) for rows in self.rows]
-        parts = parts or [(empty.long(), empty.long(), empty)]
-        return [ProxyRows(*(torch.cat(column) for column in zip(*parts, strict=True)))]
+    def columns(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """All columns [N], and those of them that carry no gradient; chunks are let go."""
+        columns = {name: torch.cat(chunks) for name, chunks in self._chunks.items()}
+        self._chunks = {}
+        constant = [n for n in columns if n not in self.owners[n].differentiable]
+        return list(columns.values()), [columns[name] for name in constant]
+
+    def gradients(
+        self, grads_N: Sequence[torch.Tensor | None], logp_CV: torch.Tensor, start: int
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Of each column that has one, its gradient by a chunk's logits."""
+        part = slice(start, start + len(logp_CV))
+        return [
+            each.gradient(name, grad_N[part], logp_CV, start)
+            for (name, each), grad_N in zip(self.owners.items(), grads_N, strict=True)
+            if grad_N is not None
+        ]
 
 
 class _ChunkedStats(torch.autograd.Function):
@@ -216,8 +204,7 @@ class _ChunkedStats(torch.autograd.Function):
         targets_N: torch.Tensor,
         temperature: float,
         entropy: bool,
-        proxy: ProxyRequest | None,
-        kept_rows: list[ProxyRows],
+        readers: _Readers,
         chunk: int,
         room: int,
     ) -> tuple[torch.Tensor, ...]:
@@ -227,26 +214,29 @@ class _ChunkedStats(torch.autograd.Function):
         count = targets_N.shape[0]
         logprobs_N = hidden_ND.new_empty(count, dtype=statistics_dtype)
         entropy_N = torch.empty_like(logprobs_N) if entropy else logprobs_N.new_empty(0)
-        columns = _ProxyColumns(proxy, logprobs_N)
         weight, bias = weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype)
-        ctx.kept_chunks = {}
+        ctx.kept_chunks, ctx.impossible = {}, False
         with torch.autocast(device, enabled=False):
-            for start in range(0, count, chunk):
+            for start in range(0, max(1, count), chunk):  # columns are named even where N is 0
                 part = slice(start, start + chunk)
                 logp_CV = _log_softmax_chunk(hidden_ND[part].to(dtype), weight, bias, temperature)
                 if start + len(logp_CV) <= room:
                     ctx.kept_chunks[start] = logp_CV
                 logprobs_N[part] = logp_CV.gather(-1, targets_N[part, None])[:, 0]
-                columns.look(logp_CV, logprobs_N[part], start)
+                readers.read(logp_CV, logprobs_N[part], start)
                 if entropy:
-                    entropy_N[part] = -logp_CV.exp().mul_(logp_CV).sum(-1)
+                    entropy_C = _entropy(logp_CV)
+                    if bool(entropy_C.isnan().any()):  # 0 times the infinity of impossible tokens
+                        ctx.impossible = True
+                        entropy_C = _entropy(logp_CV.clamp_min_(_LEAST_LOGPROB))
+                    entropy_N[part] = entropy_C
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, entropy_N)
         ctx.temperature, ctx.chunk, ctx.dtype, ctx.entropy = temperature, chunk, dtype, entropy
-        ctx.request = proxy
-        kept_rows += columns.gathered_rows()
-        ctx.mark_non_differentiable(columns.log_mass_N, columns.kept_N)
+        ctx.readers = readers
+        columns, constants = readers.columns()
+        ctx.mark_non_differentiable(*constants)
         ctx.set_materialize_grads(False)
-        return logprobs_N, entropy_N, columns.log_mass_N, columns.kept_N, columns.kl_N
+        return logprobs_N, entropy_N, *columns
 
     @staticmethod
     @once_differentiable
@@ -254,9 +244,7 @@ class _ChunkedStats(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         grad_logprobs_N: torch.Tensor | None,
         grad_entropy_N: torch.Tensor | None,
-        _mass: None,
-        _kept: None,
-        grad_kl_N: torch.Tensor | None,
+        *grads_N: torch.Tensor | None,
     ) -> tuple[torch.Tensor | None, ...]:
         hidden_ND, weight_VD, bias_V, targets_N, entropy_N = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -265,7 +253,7 @@ class _ChunkedStats(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden_ND) if needs_hidden else None
         grad_weight: torch.Tensor | None = None
         grad_bias = torch.zeros_like(bias_V) if needs_bias else None
-        asked = any(grad is not None for grad in (grad_logprobs_N, grad_entropy_N, grad_kl_N))
+        asked = any(grad is not None for grad in (grad_logprobs_N, grad_entropy_N, *grads_N))
         weight = weight_VD.to(ctx.dtype)
         bias = None if bias_V is None else bias_V.to(ctx.dtype)
         with torch.autocast(hidden_ND.device.type, enabled=False):
@@ -276,7 +264,9 @@ class _ChunkedStats(torch.autograd.Function):
                 logp_CV = ctx.kept_chunks.pop(start, None)
                 if logp_CV is None:
                     logp_CV = _log_softmax_chunk(hidden_CD, weight, bias, ctx.temperature)
-                pulled = _pull(logp_CV, grad_kl_N, ctx.request, start)
+                if ctx.impossible:
+                    logp_CV.clamp_min_(_LEAST_LOGPROB)
+                others = ctx.readers.gradients(grads_N, logp_CV, start)
                 grad_CV = _logit_gradient(
                     logp_CV,
                     targets_N[part],
@@ -284,8 +274,8 @@ class _ChunkedStats(torch.autograd.Function):
                     None if grad_entropy_N is None else grad_entropy_N[part],
                     entropy_N[part],
                 )
-                if pulled is not None:
-                    grad_CV.index_add_(0, *pulled)
+                for index_R, gradient_RV in others:
+                    grad_CV.index_add_(0, index_R, gradient_RV)
                 if ctx.temperature != 1.0:
                     grad_CV /= ctx.temperature
                 grad_CV = grad_CV.to(ctx.dtype)
@@ -297,22 +287,11 @@ class _ChunkedStats(torch.autograd.Function):
                     grad_bias += grad_CV.sum(0)
         if needs_weight and grad_weight is None:
             grad_weight = torch.zeros_like(weight_VD)
-        return grad_hidden, grad_weight, grad_bias, *(None,) * 7
+        return grad_hidden, grad_weight, grad_bias, *(None,) * 6
 
 
-def _pull(
-    logp_CV: torch.Tensor,
-    grad_kl_N: torch.Tensor | None,
-    request: ProxyRequest | None,
-    start: int,
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The proxy divergence's gradient for the rows of a chunk that have one."""
-    if grad_kl_N is None or request is None:
-        return None
-    upstream_C = grad_kl_N[start : start + len(logp_CV)]
-    rows = request.rows
-    rows = None if rows is None else rows.within(start, start + len(logp_CV))
-    return divergence_gradient(logp_CV, upstream_C, request, rows)
+def _entropy(logp_CV: torch.Tensor) -> torch.Tensor:
+    return -logp_CV.exp().mul_(logp_CV).sum(-1)
 
 
 def _logit_gradient(

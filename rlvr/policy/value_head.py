@@ -18,8 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rlvr.policy.batching import ModelInputs
-from rlvr.policy.model import ModelSettings, Policy, load_policy
+from rlvr.policy.finite import check_file, check_writable, first_bad
+from rlvr.policy.loading import load_policy
+from rlvr.policy.model import Policy, transformer_of
+from rlvr.policy.settings import ModelSettings
 from rlvr.policy.tree_attention import piecewise
+
+CRITIC = "critic.safetensors"
+"""A critic's weights in a checkpoint."""
 
 
 class Critic(nn.Module):
@@ -32,8 +38,9 @@ class Critic(nn.Module):
     def __init__(self, policy: Policy) -> None:
         super().__init__()
         causal_lm = policy.causal_lm
-        self.backbone: Any = getattr(causal_lm, causal_lm.base_model_prefix)
+        self.backbone: Any = transformer_of(causal_lm)
         self.precision = policy.precision
+        self.unused = policy.unused
         width = causal_lm.config.get_text_config().hidden_size
         self.head = nn.Linear(width, 1)
         nn.init.zeros_(self.head.weight)
@@ -46,11 +53,12 @@ class Critic(nn.Module):
         device = self.head.weight.device.type
         mixed = torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
         with mixed, piecewise(self.backbone, inputs.blocks, inputs.attention_mask):
+            positions = {"position_ids": inputs.position_ids_RL}
             hidden_RLD = self.backbone(
                 input_ids=inputs.input_ids_RL,
                 attention_mask=inputs.attention_mask,
-                position_ids=inputs.position_ids_RL,
                 use_cache=False,
+                **{name: value for name, value in positions.items() if name not in self.unused},
             ).last_hidden_state
         hidden_ND = hidden_RLD.flatten(0, 1)[inputs.predict_N]
         # The head outside autocast: values differ by less than bfloat16 resolves.
@@ -69,20 +77,18 @@ def load_critic(
     whole = settings.model_copy(update={"lora": None})
     critic = Critic(load_policy(whole, device=device))
     if saved is not None:
-        critic.load_state_dict(load_file(saved / "critic.safetensors"))
+        file = saved / CRITIC
+        weights = load_file(file)
+        check_file(weights, file)
+        critic.load_state_dict(weights)
     return critic
 
 
 def critic_writer(
-    critic: nn.Module | None, policy: Policy, *, keep: bool = True, copy: bool = False
+    critic: nn.Module, policy: Policy, *, keep: bool = True, copy: bool = False
 ) -> Callable[[Path], None]:
-    """What writes all weights to ``folder/critic.safetensors``; they are gathered now.
-
-    ``critic``: None writes nothing; the rest as :func:`module_writer`.
-    """
-    if critic is None:
-        return lambda folder: None
-    return module_writer(critic, policy, "critic.safetensors", keep=keep, copy=copy)
+    """:func:`module_writer` to the file that :func:`load_critic` reads."""
+    return module_writer(critic, policy, CRITIC, keep=keep, copy=copy)
 
 
 def module_writer(
@@ -91,7 +97,7 @@ def module_writer(
     """What writes a module's weights to ``folder/name``; they are gathered now.
 
     Args:
-        module: Trained beside the policy.
+        module: Trained with the policy.
         policy: Says how sharded parameters are gathered.
         name: Of the safetensors file.
         keep: Hold on to them; only the process that is to write needs to.
@@ -106,6 +112,7 @@ def module_writer(
 
     def write(folder: Path) -> None:
         if state:
+            check_writable(first_bad(state.items()), folder)
             save_file(state, folder / name)
 
     return write

@@ -15,14 +15,14 @@ Weights come as log-probabilities and stay logarithms, so a completion of probab
 exact loss and a finite gradient. log p is cut at -1e-6 (``numerics.py``).
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
-from torch.nn.functional import logsigmoid
-
+from rlvr.lazy import torch
 from rlvr.preference.formulas import atom_mask, essential, full, project
-from rlvr.preference.numerics import LARGEST_LOG_PROBABILITY, log1mexp
+from rlvr.preference.numerics import LARGEST_LOG_PROBABILITY, log1mexp, logsigmoid
 from rlvr.preference.structure import Structure
 
 Form = Literal["logistic", "squared", "hinge"]

@@ -12,15 +12,19 @@ probability and the terms of a sum cannot hold together. Anything else is refuse
 that are in the way.
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import sympy
-from sympy.logic.boolalg import And, Boolean, Not, Or
-
+from rlvr.lazy import sympy
 from rlvr.preference.compile import PROBABILITIES
-from rlvr.preference.formulas import SYMBOLS, atoms_of, essential, full, mask_of
+from rlvr.preference.formulas import atoms_of, essential, full, mask_of, symbol
 from rlvr.preference.structure import Structure
+
+if TYPE_CHECKING:
+    from sympy.logic.boolalg import Boolean
 
 _ATOM_OF = {probability: atom for atom, probability in PROBABILITIES.items()}
 _TOKEN = re.compile(r"\s*(\*\*|[-+*/^()·]|\d+(?:\.\d*)?|\.\d+|[A-Za-z_]\w*)")
@@ -54,7 +58,7 @@ def decompile(equation: str) -> Decompiled:
         ValueError: Broken syntax, unknown probabilities, powers, constants, factors that share a
             probability, sums that are not disjoint; the terms are shown.
     """
-    reader = _Reader(equation, _tokens(equation))
+    reader = _EquationReader(equation, _tokens(equation))
     top, bottom = reader.fraction()
     structure = Structure.of_sets(top.formula, bottom.formula)
     return Decompiled(structure, _common_factors(structure))
@@ -64,7 +68,7 @@ def _common_factors(structure: Structure) -> tuple[str, ...]:
     """Literals on both sides: they cancel in rho, and yet stand in P_C."""
     count, found = len(structure.atoms), []
     for index, name in enumerate(structure.atoms):
-        true = mask_of(SYMBOLS[name], structure.atoms)
+        true = mask_of(symbol(name), structure.atoms)
         both = structure.check | structure.cross
         for rows, text in ((true, PROBABILITIES[name]), (full(count) & ~true, _minus(name))):
             # Not rw in Rw / Rw: a factor has to leave something on each side.
@@ -94,7 +98,7 @@ def _tokens(text: str) -> list[str]:
     return found
 
 
-class _Reader:
+class _EquationReader:
     """Recursive descent over sums, products and complements, translating as it goes."""
 
     def __init__(self, text: str, tokens: list[str]) -> None:
@@ -147,18 +151,20 @@ class _Reader:
                 f"{_bracketed(f'1-{_bracketed(one.text)}')}*{_bracketed(other.text)} if they are "
                 "independent"
             )
-        return Meaning(f"{one.text} + {other.text}", Or(one.formula, other.formula, evaluate=False))
+        return Meaning(
+            f"{one.text} + {other.text}", sympy.Or(one.formula, other.formula, evaluate=False)
+        )
 
     def without(self, one: Meaning, other: Meaning) -> Meaning:
-        row = _both_hold(other.formula, Not(one.formula, evaluate=False))
+        row = _both_hold(other.formula, sympy.Not(one.formula, evaluate=False))
         if row is not None:
             raise self.fault(
                 f"{other.text} cannot be taken from {one.text}: it also holds where {row}, where "
                 f"{one.text} does not"
             )
         text = f"{one.text}-{_bracketed(other.text)}"
-        negated = Not(other.formula, evaluate=False)
-        return Meaning(text, And(one.formula, negated, evaluate=False))
+        negated = sympy.Not(other.formula, evaluate=False)
+        return Meaning(text, sympy.And(one.formula, negated, evaluate=False))
 
     def product(self) -> Meaning:
         value = self.factor()
@@ -180,7 +186,7 @@ class _Reader:
                 f"({_copy_of(shared[0])})"
             )
         text = f"{_bracketed(one.text)}*{_bracketed(other.text)}"
-        return Meaning(text, And(one.formula, other.formula, evaluate=False))
+        return Meaning(text, sympy.And(one.formula, other.formula, evaluate=False))
 
     def factor(self) -> Meaning:
         token = self.peek()
@@ -194,7 +200,7 @@ class _Reader:
         elif token[0].isdigit() or token[0] == ".":
             value = self.constant(token)
         elif token in _ATOM_OF:
-            value = Meaning(token, SYMBOLS[_ATOM_OF[token]])
+            value = Meaning(token, symbol(_ATOM_OF[token]))
         else:
             known = ", ".join(_ATOM_OF)
             raise self.fault(f"{token!r} is no probability here; they are {known}, and 1")

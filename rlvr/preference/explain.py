@@ -1,11 +1,12 @@
 """A loss in words: what ``rlvr logic`` prints."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from typing import Any, cast, get_args
 
-import torch
-
+from rlvr.lazy import torch
 from rlvr.preference.compile import PROBABILITIES, Form, equation, log_ratio, loss_of
 from rlvr.preference.decompile import decompile
 from rlvr.preference.lattice import name_of, neighbours

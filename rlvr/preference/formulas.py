@@ -19,17 +19,20 @@ Nothing read from text is evaluated: the grammar below is parsed by hand.
     not := ("~" | "!" | "not") not | "(" formula ")" | "true" | "false" | ATOM
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
-import sympy
-from sympy.logic.boolalg import And, Boolean, BooleanFalse, BooleanTrue, Not, Or, SOPform
+from rlvr.lazy import sympy
+
+if TYPE_CHECKING:
+    from sympy.logic.boolalg import Boolean
 
 ATOMS = ("w", "l", "rw", "rl", "w2", "l2", "rw2", "rl2", "mw", "ml")
 """Every atom, in the order in which they are printed."""
-
-SYMBOLS: dict[str, Boolean] = {name: sympy.Symbol(name) for name in ATOMS}
 
 _WORDS = {
     "w": "the policy deems the winner valid",
@@ -48,6 +51,12 @@ _SPELLINGS = {
     "<=>": "<->", "=>": "->", "!": "~", "not": "~", "and": "&",
     "or": "|", "^": "xor", "top": "true", "bottom": "false",
 }  # fmt: skip
+
+
+@cache
+def symbol(atom: str) -> Boolean:
+    """The atom as a formula."""
+    return sympy.Symbol(atom)
 
 
 def parse_formula(text: str) -> Boolean:
@@ -109,7 +118,7 @@ class _Reader:
     def either(self) -> Boolean:
         value = self.exclusive()
         while self.take("|"):
-            value = Or(value, self.exclusive())
+            value = sympy.Or(value, self.exclusive())
         return value
 
     def exclusive(self) -> Boolean:
@@ -121,12 +130,12 @@ class _Reader:
     def both(self) -> Boolean:
         value = self.negation()
         while self.take("&"):
-            value = And(value, self.negation())
+            value = sympy.And(value, self.negation())
         return value
 
     def negation(self) -> Boolean:
         if self.take("~"):
-            return Not(self.negation())
+            return sympy.Not(self.negation())
         if self.take("("):
             value = self.formula()
             if not self.take(")"):
@@ -140,9 +149,9 @@ class _Reader:
         constant = {"true": sympy.true, "false": sympy.false}.get(token.lower())
         if constant is not None:
             return constant
-        if token not in SYMBOLS:
+        if token not in ATOMS:
             self.fail(f"{token!r} is no atom (they are {', '.join(ATOMS)})")
-        return SYMBOLS[token]
+        return symbol(token)
 
 
 def atoms_of(*formulas: Boolean) -> tuple[str, ...]:
@@ -169,22 +178,22 @@ def atom_mask(index: int, count: int) -> int:
 
 
 def _mask(formula: Boolean, columns: dict[str, int], whole: int) -> int:
-    if isinstance(formula, BooleanTrue):
+    if isinstance(formula, sympy.logic.boolalg.BooleanTrue):
         return whole
-    if isinstance(formula, BooleanFalse):
+    if isinstance(formula, sympy.logic.boolalg.BooleanFalse):
         return 0
     if formula.is_Symbol:
         return columns[str(formula)]
     parts = [_mask(part, columns, whole) for part in formula.args]
-    if isinstance(formula, Not):
+    if isinstance(formula, sympy.Not):
         return whole & ~parts[0]
     if isinstance(formula, sympy.Implies):
         return (whole & ~parts[0]) | parts[1]
     if isinstance(formula, sympy.Equivalent):
         return _fold(lambda a, b: whole & ~(a ^ b), parts)
-    if isinstance(formula, And):
+    if isinstance(formula, sympy.And):
         return _fold(lambda a, b: a & b, parts)
-    if isinstance(formula, Or):
+    if isinstance(formula, sympy.Or):
         return _fold(lambda a, b: a | b, parts)
     assert isinstance(formula, sympy.Xor), f"no truth table for {type(formula).__name__}"
     return _fold(lambda a, b: a ^ b, parts)
@@ -238,7 +247,7 @@ def _minimal(mask: int, atoms: tuple[str, ...]) -> Boolean:
     count = len(atoms)
     if mask in (0, full(count)):
         return sympy.true if mask else sympy.false
-    symbols = [SYMBOLS[name] for name in atoms]
+    symbols = [symbol(name) for name in atoms]
 
     def terms(rows: int) -> Boolean:
         listed = [
@@ -246,10 +255,10 @@ def _minimal(mask: int, atoms: tuple[str, ...]) -> Boolean:
             for row in range(1 << count)
             if rows >> row & 1
         ]
-        return SOPform(symbols, listed)
+        return sympy.SOPform(symbols, listed)
 
     positive, negative = terms(mask), terms(full(count) & ~mask)
-    product = sympy.to_nnf(Not(negative))
+    product = sympy.to_nnf(sympy.Not(negative))
     return min((positive, product), key=lambda formula: (formula.count_ops(), str(formula)))
 
 
@@ -260,26 +269,26 @@ def to_text(formula: Boolean) -> str:
 
 # How tightly operators bind: implication 1, or 2, and 3, not 4.
 def _text(formula: Boolean, outer: int) -> str:
-    if isinstance(formula, BooleanTrue):
+    if isinstance(formula, sympy.logic.boolalg.BooleanTrue):
         return "true"
-    if isinstance(formula, BooleanFalse):
+    if isinstance(formula, sympy.logic.boolalg.BooleanFalse):
         return "false"
     if formula.is_Symbol:
         return str(formula)
-    if isinstance(formula, Not):
+    if isinstance(formula, sympy.Not):
         return f"~{_text(formula.args[0], 4)}"
-    if isinstance(formula, Or):
+    if isinstance(formula, sympy.Or):
         equal = _exclusive(formula)
         if equal is not None:
             return _wrapped(equal, 1, outer)
         before, after = split_clause(formula)
         if not after and not before:
-            return f"~{_text(And(*[part.args[0] for part in formula.args]), 4)}"
+            return f"~{_text(sympy.And(*[part.args[0] for part in formula.args]), 4)}"
         if before and after:
             text = f"{_join('&', before, 3)} -> {_join('|', after, 2)}"
             return _wrapped(text, 1, outer)
         return _wrapped(_join("|", _sorted(formula.args), 2), 2, outer)
-    if isinstance(formula, And):
+    if isinstance(formula, sympy.And):
         return _wrapped(_join("&", _sorted(formula.args), 3), 3, outer)
     if isinstance(formula, sympy.Implies):
         left, right = (_text(part, 2) for part in formula.args)
@@ -303,8 +312,8 @@ def split_clause(formula: Boolean) -> tuple[list[Boolean], list[Boolean]]:
     Of negated atoms alone, the reference's go in front, as in ``rw -> ~l``; where that leaves
     either side without any, both lists are empty: ``~(w & l)`` is no implication.
     """
-    before = [part for part in formula.args if isinstance(part, Not)]
-    after = [part for part in formula.args if not isinstance(part, Not)]
+    before = [part for part in formula.args if isinstance(part, sympy.Not)]
+    after = [part for part in formula.args if not isinstance(part, sympy.Not)]
     if not after:
         after = [part for part in before if not str(part.args[0]).startswith("r")]
         before = [part for part in before if part not in after]
@@ -329,18 +338,18 @@ def _wrapped(text: str, level: int, outer: int) -> str:
 
 def to_english(formula: Boolean) -> str:
     """The formula as a sentence, without a full stop."""
-    if isinstance(formula, BooleanTrue):
+    if isinstance(formula, sympy.logic.boolalg.BooleanTrue):
         return "anything goes"
-    if isinstance(formula, BooleanFalse):
+    if isinstance(formula, sympy.logic.boolalg.BooleanFalse):
         return "nothing at all"
     if formula.is_Symbol:
         return _WORDS[str(formula)]
-    if isinstance(formula, Not):
+    if isinstance(formula, sympy.Not):
         inner = formula.args[0]
         if inner.is_Symbol:
             return _WORDS[str(inner)].replace(" deems ", " does not deem ")
         return f"it is not so that {to_english(inner)}"
-    if isinstance(formula, Or):
+    if isinstance(formula, sympy.Or):
         equal = _exclusive(formula)
         if equal is not None:
             names = [_WORDS[name] for name in atoms_of(formula)]
@@ -353,7 +362,7 @@ def to_english(formula: Boolean) -> str:
             then = " or ".join(map(to_english, after))
             return f"whenever {' and '.join(map(to_english, before))}, {then}"
         return f"{', or '.join(map(to_english, _sorted(formula.args)))}"
-    if isinstance(formula, And):
+    if isinstance(formula, sympy.And):
         return ", and ".join(map(to_english, _sorted(formula.args)))
     if isinstance(formula, sympy.Implies):
         return f"whenever {to_english(formula.args[0])}, {to_english(formula.args[1])}"

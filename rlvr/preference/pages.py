@@ -1,4 +1,4 @@
-"""The documents about losses that are printed from the code: two tables, and a page per loss.
+"""The documents about losses that are printed from the code: three tables, and a page per loss.
 
 python -m rlvr.preference.pages docs/methods
 """
@@ -10,9 +10,12 @@ from pathlib import Path
 
 from rlvr.preference.explain import equation
 from rlvr.preference.lattice import find, single_model_losses
-from rlvr.preference.losses import LOSSES, Logic, PreferenceLoss, UnpairedLoss
+from rlvr.preference.losses.base import PreferenceLoss, UnpairedLoss
+from rlvr.preference.losses.logical import Logic
 from rlvr.preference.structure import Structure
+from rlvr.preference.tex import tex
 from rlvr.settings import describe, markdown_table
+from rlvr.settings.index import write_index
 
 
 def loss_table() -> str:
@@ -21,9 +24,9 @@ def loss_table() -> str:
         _row("loss", "equation", "log-probabilities", "reference", "P; P_C; P_A of rho", "paper"),
         "|---|---|---|---|---|---|",
     ]
-    for name, loss in LOSSES.items():
+    for name, loss in PreferenceLoss.registry().items():
         cells = (f"`{loss.equation}`", _reduction(loss), _reference(loss), _formulas(loss))
-        rows.append(_row(f"[`{name}`](losses/{name}.md)", *cells, _paper(loss.paper)))
+        rows.append(_row(f"[`{name}`](losses/{name}.md)", *cells, loss.linked_paper()))
     return "\n".join(rows)
 
 
@@ -42,15 +45,15 @@ def structure_table() -> str:
 
 def loss_page(name: str) -> str:
     """The page of a loss: equation, paper, meaning, settings, how to train with it."""
-    loss = LOSSES[name]
+    loss = PreferenceLoss.registry()[name]
     about = " ".join((loss.__doc__ or "").split())
     file = Path(inspect.getfile(loss)).name
     lines = [
         f"# `{name}`",
         about,
-        f"    {loss.equation}",
+        f"```math\n\\ell = {tex(loss.equation)}\n```",
         f"Log-probabilities of completions: {_reduction(loss)}. Reference: {_reference(loss)}. "
-        f"Paper: {_paper(loss.paper)}. Code: "
+        f"Paper: {loss.linked_paper()}. Code: "
         f"[`{file}`](../../../rlvr/preference/losses/{file}). "
         "Notation: [preference.md](../preference.md).",
         *_meaning(loss),
@@ -63,14 +66,14 @@ def loss_page(name: str) -> str:
 
 def example(name: str) -> tuple[str, str]:
     """A recipe, and the override of it that trains with this loss."""
-    unpaired = issubclass(LOSSES[name], UnpairedLoss)
-    more = ", structure: cCPO" if name == "logic" else ""
-    recipe = f"recipes/preference_{'kto' if unpaired else 'dpo'}.yaml"
-    return recipe, f"'losses=[{{name: {name}{more}}}]'"
+    loss = PreferenceLoss.registry()[name]
+    recipe = f"recipes/preference_{'kto' if issubclass(loss, UnpairedLoss) else 'dpo'}.yaml"
+    return recipe, f"'{loss.written_example().replace(': ', '=', 1)}'"
 
 
 def write_pages(folder: Path) -> None:
-    """Bring the tables of two pages and the pages of ``losses/`` up to date."""
+    """Bring the tables of the pages about losses and the pages of ``losses/`` up to date."""
+    write_index("losses", (PreferenceLoss,), folder.absolute().parents[1])
     for page, key, table in (
         ("preference", "losses", loss_table()),
         ("preference_logic", "structures", structure_table()),
@@ -80,7 +83,7 @@ def write_pages(folder: Path) -> None:
         after = rest.partition("\n<!-- end -->")[2]
         path.write_text(f"{before}{mark}{table}\n<!-- end -->{after}", encoding="utf-8")
     (folder / "losses").mkdir(exist_ok=True)
-    for name in LOSSES:
+    for name in PreferenceLoss.registry():
         (folder / "losses" / f"{name}.md").write_text(loss_page(name), encoding="utf-8")
 
 
@@ -113,11 +116,6 @@ def _reference(loss: type[PreferenceLoss]) -> str:
     if loss is Logic:
         return "as written"
     return "yes" if loss.takes_reference else "no"
-
-
-def _paper(text: str) -> str:
-    number = text.split()[0].rstrip(",")
-    return text.replace(number, f"[{number}](https://arxiv.org/abs/{number})", 1)
 
 
 def _row(*cells: str) -> str:

@@ -13,14 +13,18 @@ The core formula alone does not fix a loss: four losses share l -> w. Two struct
 loss if and only if their Check and Cross hold in the same rows.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import sympy
-from sympy.logic.boolalg import Boolean
-
+from rlvr.lazy import sympy
 from rlvr.preference import formulas
 from rlvr.preference.formulas import ATOMS, formula_of, full, mask_of, parse_formula, to_text, widen
+
+if TYPE_CHECKING:
+    from sympy.logic.boolalg import Boolean
 
 POLICY_ATOMS = ("w", "l")
 REFERENCE_ATOMS = ("w", "l", "rw", "rl")
@@ -41,7 +45,7 @@ class Structure:
     @staticmethod
     def of(
         P: str | Boolean, P_C: str | Boolean = "true", P_A: str | Boolean = "false"
-    ) -> "Structure":
+    ) -> Structure:
         """The structure that three formulas (or their texts) describe.
 
         Raises:
@@ -60,7 +64,7 @@ class Structure:
         return found
 
     @staticmethod
-    def of_sets(check: Boolean, cross: Boolean) -> "Structure":
+    def of_sets(check: Boolean, cross: Boolean) -> Structure:
         """The structure with these formulas for Check and Cross.
 
         Raises:
@@ -107,7 +111,7 @@ class Structure:
         """P, P_C and P_A as text."""
         return {"P": to_text(self.core), "P_C": to_text(self.condition), "P_A": to_text(self.added)}
 
-    def over(self, atoms: Sequence[str]) -> "Structure":
+    def over(self, atoms: Sequence[str]) -> Structure:
         """The same structure over more atoms."""
         onto = tuple(atoms)
         if onto == self.atoms:
@@ -116,12 +120,12 @@ class Structure:
             onto, widen(self.check, self.atoms, onto), widen(self.cross, self.atoms, onto)
         )
 
-    def same_as(self, other: "Structure") -> bool:
+    def same_as(self, other: Structure) -> bool:
         """Whether both mean the same loss."""
         mine, theirs = aligned(self, other)
         return (mine.check, mine.cross) == (theirs.check, theirs.cross)
 
-    def below(self, other: "Structure") -> bool:
+    def below(self, other: Structure) -> bool:
         """Whether this one asks for at least as much: its loss is never the smaller one.
 
         Check here within Check there, and Cross there within Cross here.
@@ -129,7 +133,7 @@ class Structure:
         mine, theirs = aligned(self, other)
         return not mine.check & ~theirs.check and not theirs.cross & ~mine.cross
 
-    def referenced(self) -> "Structure":
+    def referenced(self) -> Structure:
         """The reference form: Check and rl over Cross and rw; rho falls by log(Rw / Rl).
 
         Raises:

@@ -1,25 +1,25 @@
-"""How well a reward model's probabilities were calibrated, as the newest evaluation found them."""
+"""Calibration of a reward model's probabilities in the newest evaluation."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlvr.report.lines import read_lines
+from rlvr.files import read_lines
 
 _NUMBERS = ("low", "high", "count", "probability", "right")
 
 
 def read_calibration(path: Path, last: int | None = None) -> list[dict[str, Any]]:
-    """The newest reliability of each set in ``calibration.jsonl``, in the order of first mention.
+    """The newest reliability of each set in ``calibration.jsonl``, in order of first occurrence.
 
     Args:
-        path: The file; the report does without it where it is missing.
-        last: Steps after this one were abandoned and do not count; None takes all.
+        path: The file; if it is missing, the report omits this section.
+        last: Last step to use, because later steps were abandoned; None uses all.
 
     Returns:
         Mappings of ``label``, ``brier``, ``ece`` and ``bins``.
     """
-    rows = [row for row in read_lines(path).objects if _whole(row)] if path.is_file() else []
+    rows = [row for row in read_lines(path).objects if _whole(row)]
     newest: dict[str, dict[str, Any]] = {}
     for row in rows:
         if last is None or row["step"] <= last:

@@ -1,7 +1,7 @@
-"""Which charts a page has: the known metrics in a fixed order, every other one under "more".
+"""The charts of a page: known metrics in a fixed order, all others under "More".
 
-A chart whose metrics were not logged is left out, and a metric that no chart below asks for gets
-one of its own under its prefix, so a method that logs something new needs no change here.
+A chart whose metrics were not logged is omitted. A metric that no chart below uses gets a separate
+chart under its prefix, so a method that logs a new metric needs no change here.
 """
 
 import fnmatch
@@ -15,13 +15,13 @@ Column = Sequence[float | None]
 
 
 @dataclass(frozen=True)
-class Template:
+class ChartTemplate:
     """One chart: its metrics are patterns, matched in order; ``*`` stands for any name.
 
     ``band`` is a metric drawn as a band of plus and minus its value around the first series.
     ``dashed`` are patterns of series that are extremes rather than averages; ``except_`` are
-    metrics that a pattern would match and should not. With ``each`` there is a chart for every name
-    that the first ``*`` stands for. The series of a ``histogram`` are shades in rising order.
+    metrics that a pattern matches but must not include. With ``each`` there is one chart for every
+    name that the first ``*`` matches. The series of a ``histogram`` are shades in increasing order.
     """
 
     section: str
@@ -37,27 +37,28 @@ class Template:
 
 
 COUNTS = "eval/*/items"
-"""How many items an evaluation was over: no chart of their own."""
+"""Numbers of items in an evaluation; they get no chart."""
 
 LEARNING, POLICY, LEARNER, TIME = "Learning", "Policy", "Learner", "Time and machine"
 
-TEMPLATES: tuple[Template, ...] = (
-    Template(
+TEMPLATES: tuple[ChartTemplate, ...] = (
+    ChartTemplate(
         LEARNING,
         "Reward",
         ("reward/mean",),
         "Mean reward of the completions sampled in training; band: one standard deviation.",
         band="reward/std",
     ),
-    Template(
+    ChartTemplate(
         LEARNING,
         "Accuracy",
         ("reward/correct", "eval/*/accuracy"),
-        "Fraction answered correctly: of the completions sampled in training, and of each set held "
-        "out. Where training is at its limit and these still rise, the policy generalises.",
+        "Fraction of right answers among the completions sampled in training and on each "
+        "held-out set. If training is at its limit and the others still rise, the policy "
+        "generalises.",
         "fraction",
     ),
-    Template(
+    ChartTemplate(
         LEARNING,
         "Response length",
         ("completion/length_mean", "eval/*/length", "completion/length_max"),
@@ -65,190 +66,194 @@ TEMPLATES: tuple[Template, ...] = (
         "count",
         dashed=("*max",),
     ),
-    Template(
+    ChartTemplate(
         LEARNING,
         "Truncated responses",
         ("completion/truncated", "eval/*/truncated"),
         "Fraction cut at the length limit before an end token.",
         "fraction",
     ),
-    Template(
+    ChartTemplate(
         LEARNING,
         "Watched words",
         ("words/any", "eval/*/words_any"),
-        "Fraction of responses that hold any of the watched words, in training and in evaluation.",
+        "Fraction of responses that contain any of the watched words, in training and in "
+        "evaluation.",
         "fraction",
     ),
-    Template(
+    ChartTemplate(
         LEARNING,
         "Watched words, one by one",
         ("words/*",),
-        "Fraction of the sampled completions that hold each word.",
+        "Fraction of the sampled completions that contain each word.",
         "fraction",
         except_=("words/any",),
     ),
-    Template(
+    ChartTemplate(
         LEARNING,
         "Watched words in",
         ("eval/*/words_*",),
-        "Fraction of the responses to the evaluation set that hold each word.",
+        "Fraction of the responses to the evaluation set that contain each word.",
         "fraction",
         except_=("*/words_any",),
         each=True,
     ),
-    Template(
+    ChartTemplate(
         LEARNING,
         "Groups without variance",
         ("reward/zero_variance_groups",),
-        "Fraction of prompts whose samples all got the same reward and so teach nothing.",
+        "Fraction of prompts whose samples all got the same reward and therefore teach nothing.",
         "fraction",
     ),
-    Template(
+    ChartTemplate(
         LEARNING,
-        "Verifier",
+        "Verifier, cumulative",
         ("verifier/*",),
-        "Completions of a step that the verifier could not judge plainly, by why.",
+        "Verdicts since the run began, of training and evaluation, by what they say.",
         "count",
     ),
-    Template(
+    ChartTemplate(
         LEARNING,
         "Chosen and rejected log-probabilities",
         ("preference/chosen_logps", "preference/rejected_logps"),
-        "Mean log-probability of whole completions, in nats. Both falling while the margin grows "
-        "is the classic failure of preference losses.",
+        "Mean log-probability of whole completions, in nats. If both fall while the margin "
+        "grows, that is the classic failure of preference losses.",
     ),
-    Template(
+    ChartTemplate(
         LEARNING,
         "Held-out log-probabilities",
         ("eval/*/chosen_logps", "eval/*/rejected_logps"),
         "The same on held-out pairs; dashed: rejected.",
         dashed=("*rejected_logps",),
     ),
-    Template(
+    ChartTemplate(
         LEARNING,
         "Margin",
         ("preference/margin", "eval/*/margin"),
-        "Mean of the chosen completion's log-ratio (or log-probability, without a reference) less "
-        "the rejected one's.",
+        "Mean of the chosen completion's log-ratio (or log-probability, without a reference) "
+        "minus the rejected one's.",
     ),
-    Template(
+    ChartTemplate(
         LEARNING,
         "Pairs ranked right",
         ("preference/reward_accuracy", "eval/*/reward_accuracy"),
         "Fraction of the pairs with a positive margin.",
         "fraction",
     ),
-    Template(
+    ChartTemplate(
         LEARNING,
         "Log-ratios by label",
         ("preference/desirable_log_ratio", "preference/undesirable_log_ratio"),
         "Mean log-ratio to the reference of desirable and of undesirable completions.",
     ),
-    Template(
+    ChartTemplate(
         LEARNING, "Preference loss", ("preference/loss", "eval/*/loss"), "The loss of the mixture."
     ),
-    Template(
+    ChartTemplate(
         LEARNING,
         "Reward model: rewards by outcome",
         ("rm/reward_right", "rm/reward_wrong", "prm/reward_right", "prm/reward_wrong"),
         "Mean reward of the step's right and wrong responses.",
     ),
-    Template(
+    ChartTemplate(
         LEARNING,
         "Reward model: ranked right",
         ("rm/accuracy", "eval/*/auc_within", "eval/*/pair_accuracy", "eval/*/best_of_n"),
-        "Fraction of the step's pairs with the right response above the wrong one; of held-out "
-        "prompts the same over all pairs, and whether the highest-scored response is right.",
+        "Fraction of the step's pairs that rank the right response above the wrong one; on "
+        "held-out prompts the same over all pairs, and how often the highest-scored response is "
+        "right.",
         "fraction",
     ),
-    Template(
+    ChartTemplate(
         LEARNING,
         "Reward model: spread of right responses",
         ("eval/*/pass_spread",),
-        "Standard deviation of rewards among a prompt's right responses, over the distance between "
-        "right and wrong ones.",
+        "Standard deviation of rewards among a prompt's right responses, divided by the distance "
+        "between right and wrong ones.",
     ),
-    Template(
+    ChartTemplate(
         LEARNING,
         "Reward model: calibration",
         ("eval/*/ece", "eval/*/ks", "eval/*/brier"),
-        "Errors of held-out probabilities; the Brier score also counts what nobody can know.",
+        "Errors of held-out probabilities; the Brier score also includes unavoidable uncertainty.",
     ),
-    Template(LEARNING, "Reward model: loss", ("rm/loss",), "The loss that was minimised."),
-    Template(
+    ChartTemplate(LEARNING, "Reward model: loss", ("rm/loss",), "The loss that was minimised."),
+    ChartTemplate(
         LEARNING,
         "Reward model: right or wrong",
         ("prm/accuracy", "prm/pair_accuracy", "prm/auc_within", "prm/accuracy_before"),
-        "Share of the policy's own completions whose reward has the sign of their outcome, and of "
-        "right and wrong ones of a prompt in the right order. Below one half it misleads.",
+        "Share of the policy's completions whose reward has the sign of their outcome, and of "
+        "pairs of right and wrong completions of a prompt in the right order. Below one half the "
+        "reward misleads.",
         "fraction",
         dashed=("*before",),
     ),
-    Template(
+    ChartTemplate(
         LEARNING,
         "Reward model: drift",
         ("prm/drift", "prm/log_ratio"),
         "Mean size, and mean, of a token's log-ratio between reward model and reference, in nats.",
     ),
-    Template(
+    ChartTemplate(
         LEARNING,
         "Negative log-likelihood",
         ("sft/loss", "eval/*/nll"),
-        "Mean of -log p in nats, of response tokens learnt from and of held-out ones, or of a "
-        "reward model's held-out outcomes. Where it rises again, they are being learnt by heart.",
+        "Mean of -log p in nats, of the response tokens in training and of held-out ones, or of "
+        "a reward model's held-out outcomes. If the held-out curve rises again, the training "
+        "data is being memorised.",
     ),
-    Template(
+    ChartTemplate(
         LEARNING,
         "Likeliest token right",
         ("sft/token_accuracy",),
-        "Fraction of the learnt tokens that the model finds likeliest.",
+        "Fraction of the training tokens that the model finds likeliest.",
         "fraction",
     ),
-    Template(
+    ChartTemplate(
         LEARNING,
         "Improbable tokens",
         ("eval/*/improbable",),
         "Fraction of held-out response tokens to which the model gives a probability below 1 %.",
         "fraction",
     ),
-    Template(
+    ChartTemplate(
         POLICY,
         "Entropy",
         ("policy/entropy",),
         "Mean entropy of the next-token distribution, in nats.",
     ),
-    Template(
+    ChartTemplate(
         POLICY,
         "KL divergence",
         ("policy/kl_reference", "policy/kl_old"),
         "Estimated divergence from the frozen reference and from the sampling policy, in nats.",
     ),
-    Template(
+    ChartTemplate(
         POLICY,
         "Clip fraction",
         ("policy/clip_fraction",),
         "Fraction of tokens whose importance ratio the loss clipped.",
         "fraction",
     ),
-    Template(
+    ChartTemplate(
         POLICY, "Largest ratio", ("policy/ratio_max",), "Largest importance ratio of any token."
     ),
-    Template(POLICY, "Loss", ("policy/loss",), "The loss that was minimised."),
-    Template(
+    ChartTemplate(POLICY, "Loss", ("policy/loss",), "The loss that was minimised."),
+    ChartTemplate(
         POLICY,
         "Watched tokens",
         ("watch/*/count",),
-        "Sampled tokens of each set in a step.",
+        "Number of sampled tokens of each set in a step.",
         "count",
     ),
-    Template(
+    ChartTemplate(
         POLICY,
         "Probability of watched tokens",
         ("watch/*/probability",),
         "Mean probability with which tokens of each set were sampled.",
         "fraction",
     ),
-    Template(
+    ChartTemplate(
         POLICY,
         "Probabilities of watched tokens:",
         ("watch/*/tenth_*",),
@@ -257,14 +262,14 @@ TEMPLATES: tuple[Template, ...] = (
         kind="histogram",
         each=True,
     ),
-    Template(
+    ChartTemplate(
         POLICY,
         "Lp-Reg: rare tokens",
         ("lp_reg/passed", "lp_reg/kept_mass"),
         "Fraction of the rare tokens that pass the noise filter, and mean mass Z that it keeps.",
         "fraction",
     ),
-    Template(
+    ChartTemplate(
         POLICY,
         "Lp-Reg: kept mass",
         ("lp_reg/kept_mass/tenth_*",),
@@ -272,63 +277,63 @@ TEMPLATES: tuple[Template, ...] = (
         "fraction",
         kind="histogram",
     ),
-    Template(
+    ChartTemplate(
         POLICY,
         "Lp-Reg: tokens",
         ("lp_reg/low", "lp_reg/regularised"),
-        "Fraction of the tokens that are rare, and that are regularised.",
+        "Fraction of tokens that are rare, and fraction that are regularised.",
         "fraction",
     ),
-    Template(
+    ChartTemplate(
         POLICY,
         "Lp-Reg: threshold",
         ("lp_reg/threshold",),
         "Probability below which a token counts as rare.",
         "scientific",
     ),
-    Template(
+    ChartTemplate(
         POLICY,
         "Routers: load",
         ("router/load_max", "router/load_min"),
-        "Tokens of the busiest and of the idlest expert over an even share; 1 is balanced.",
+        "Tokens of the busiest and the idlest expert divided by an even share; 1 is balanced.",
     ),
-    Template(
+    ChartTemplate(
         POLICY,
         "Pathway distance",
         ("eval/*/pathway_distance",),
-        "How far apart the experts are that different problems go to, from 0 to 1, on a fixed set.",
+        "Distance between the experts that different problems use, from 0 to 1, on a fixed set.",
     ),
-    Template(
+    ChartTemplate(
         POLICY,
         "Pathway consistency",
         ("eval/*/pathway_consistency",),
-        "Cosine of the experts chosen in neighbouring layers, on the same set.",
+        "Cosine similarity of the experts chosen in neighbouring layers, on the same set.",
     ),
-    Template(
+    ChartTemplate(
         LEARNER, "Gradient norm", ("learner/grad_norm",), "Norm of the gradient before clipping."
     ),
-    Template(
+    ChartTemplate(
         LEARNER,
         "Learning rate",
         ("learner/lr",),
         "Step size of the optimizer.",
         "scientific",
     ),
-    Template(
+    ChartTemplate(
         LEARNER,
-        "Skipped updates",
+        "Skipped updates, cumulative",
         ("learner/skipped_updates",),
-        "Updates left out because the gradient was not finite.",
+        "Updates since the run began that were skipped because the gradient was not finite.",
         "count",
     ),
-    Template(
+    ChartTemplate(
         LEARNER,
         "Padding",
         ("learner/pad_fraction",),
-        "Fraction of the positions computed that were padding.",
+        "Fraction of the computed positions that were padding.",
         "fraction",
     ),
-    Template(
+    ChartTemplate(
         TIME,
         "Seconds per phase",
         (
@@ -340,12 +345,12 @@ TEMPLATES: tuple[Template, ...] = (
             "time/checkpoint",
             "time/*",
         ),
-        "Wall-clock seconds of a step, by what they were spent on.",
+        "Wall-clock seconds of a step by phase.",
         "seconds",
         kind="stack",
         except_=("time/step",),
     ),
-    Template(
+    ChartTemplate(
         TIME,
         "Tokens per second",
         (
@@ -356,12 +361,12 @@ TEMPLATES: tuple[Template, ...] = (
         "Tokens sampled per second of generation, and trained on per second of update.",
         "count",
     ),
-    Template(TIME, "Memory", ("memory/*_gib",), "GiB in use."),
+    ChartTemplate(TIME, "Memory", ("memory/*_gib",), "GiB in use."),
 )
 
 
 def plan_charts(columns: Mapping[str, Column]) -> list[dict[str, Any]]:
-    """The charts that ``columns`` can fill, in reading order.
+    """The charts for which ``columns`` has data, in reading order.
 
     Returns:
         One mapping per chart: ``section``, ``group`` (heading inside "More"), ``title``, ``help``,
@@ -381,7 +386,30 @@ def plan_charts(columns: Mapping[str, Column]) -> list[dict[str, Any]]:
     return charts + [_chart(_own(name), [name], columns) for name in rest]
 
 
-def _matches(template: Template, there: Sequence[str]) -> list[str]:
+def plan_overlays(columns: Mapping[str, Column]) -> list[dict[str, Any]]:
+    """A chart for each metric, in which the curves of several runs lie over each other.
+
+    Returns:
+        One mapping per metric, in the order of :func:`plan_charts`: ``section``, ``group``,
+        ``title``, ``help``, ``format`` and ``metric``.
+    """
+    return [
+        {
+            "section": chart["section"],
+            "group": chart["group"],
+            "title": chart["title"]
+            if len(chart["series"]) == 1
+            else f"{chart['title']}: {series['label']}",
+            "help": re.sub(r"; band: .*", ".", chart["help"]) if len(chart["series"]) == 1 else "",
+            "format": chart["format"],
+            "metric": series["metric"],
+        }
+        for chart in plan_charts(columns)
+        for series in chart["series"]
+    ]
+
+
+def _matches(template: ChartTemplate, there: Sequence[str]) -> list[str]:
     found: list[str] = []
     for pattern in template.metrics:
         for name in fnmatch.filter(there, pattern):
@@ -391,7 +419,7 @@ def _matches(template: Template, there: Sequence[str]) -> list[str]:
     return found
 
 
-def _parts(template: Template, names: Sequence[str]) -> list[tuple[Template, list[str]]]:
+def _parts(template: ChartTemplate, names: Sequence[str]) -> list[tuple[ChartTemplate, list[str]]]:
     """The charts of a template, each with its metrics."""
     if not template.each:
         return [(template, list(names))] if names else []
@@ -403,13 +431,13 @@ def _parts(template: Template, names: Sequence[str]) -> list[tuple[Template, lis
     ]
 
 
-def _own(name: str) -> Template:
+def _own(name: str) -> ChartTemplate:
     title = _words(name.partition("/")[2] or name)
-    return Template("More", title[:1].upper() + title[1:], (name,), name)
+    return ChartTemplate("More", title[:1].upper() + title[1:], (name,), name)
 
 
 def _chart(
-    template: Template, names: Sequence[str], columns: Mapping[str, Column]
+    template: ChartTemplate, names: Sequence[str], columns: Mapping[str, Column]
 ) -> dict[str, Any]:
     band = template.band if template.band in columns else None
     shades = template.kind == "histogram"
@@ -436,14 +464,15 @@ def _chart(
 
 
 def _color(name: str, index: int, sets: Sequence[str]) -> int:
-    """1 to 8. An evaluation set has the same colour in every chart, and never training's."""
+    """A colour from 1 to 8. An evaluation set has the same colour in all charts, never
+    training's."""
     if _about_set(name):
         return sets.index(_label(name)) % 7 + 2
     return 1 if name in LABELS and LABELS[name].startswith("training") else index % 8 + 1
 
 
 def _about_set(name: str) -> bool:
-    """Whether a metric is of an evaluation set as a whole, and not of one word in it."""
+    """Whether a metric is about an evaluation set as a whole and not about one word in it."""
     return name.startswith("eval/") and "/words_" not in name.removesuffix("_any")
 
 
@@ -483,7 +512,7 @@ LABELS = {
 
 
 def _label(name: str) -> str:
-    """What a series is called in its chart: a set by its name, others by their words."""
+    """The label of a series in its chart: the name of a set, or the words of the metric."""
     if name in LABELS:
         return LABELS[name]
     *parts, last = name.split("/")

@@ -1,25 +1,27 @@
-"""Choose and shrink the completions that a page carries.
+"""Choose and shrink the completions that a page contains.
 
-Whole runs do not fit into a page that opens at once. Steps are taken in the order newest, first,
-middle, quarters and so on, training and evaluation in turn, until the budget is spent; what stayed
-out is told. Prompts are stored once per step, responses only where the tokens do not spell them,
-numbers to four decimals.
+A whole run does not fit into a page that opens quickly. Steps are chosen in the order newest,
+first, middle, quarters and so on, alternating between training and evaluation, until the budget is
+used; the page says what was omitted. Prompts are stored once per step, responses only if the tokens
+do not spell them, and numbers with four decimals.
 """
 
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
+from rlvr.files import read_lines
 from rlvr.page import embed
-from rlvr.report.lines import read_lines
 
 MAX_ROWS = 5_000
 MAX_BYTES = 20_000_000
-SPREAD = 20  # a step gets at most a 20th of the rows when there are at least as many steps
+SPREAD = 20  # a step gets at most a 20th of the rows if there are at least 20 steps
+
+PROMPT_END = 400  # characters by which a problem is recognised in a list
 
 KINDS = {"training": "completions", "evaluation": "evaluations"}
 
@@ -30,23 +32,29 @@ KNOWN = {*TEXTS, *NUMBERS, "step", "prompt", "rewards", "correct", "tokens", "st
 
 @dataclass(frozen=True)
 class StepFile:
-    """The completions of one step as the page embeds them: ``text`` is their JSON."""
+    """The completions of one step as embedded in the page; ``text`` is their JSON.
+
+    ``verdicts`` counts right and all completions by set and problem id, of all rows, embedded or
+    not; ``prompts`` holds the end of each problem's prompt.
+    """
 
     kind: str
     step: int
     rows: int
     total: int
     text: str
+    verdicts: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    prompts: dict[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
-        """Name of the element that holds it."""
+        """Id of the HTML element that contains it."""
         return f"completions-{self.kind}-{self.step}"
 
 
 @dataclass(frozen=True)
 class Completions:
-    """The chosen steps, by kind and step, and what was left out."""
+    """The chosen steps, by kind and step, and what was omitted."""
 
     files: tuple[StepFile, ...]
     notes: tuple[str, ...]
@@ -55,14 +63,14 @@ class Completions:
 def choose_completions(
     run: Path, last_step: int | None = None, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES
 ) -> Completions:
-    """Read as many completions of ``run`` as the budget holds, whole groups, steps spread evenly.
+    """Read as many completions of ``run`` as the budget allows: whole groups, steps spread evenly.
 
     Args:
         run: Run folder.
-        last_step: Files of later steps are skipped: an attempt that was resumed from an earlier
-            checkpoint left them. None skips nothing.
-        max_rows: Most rows in all.
-        max_bytes: Most bytes of JSON in all.
+        last_step: Files of later steps are skipped, because an attempt that was resumed from an
+            earlier checkpoint left them. None skips nothing.
+        max_rows: Maximum number of rows in total.
+        max_bytes: Maximum bytes of JSON in total.
     """
     paths = {kind: _step_files(run / folder, last_step) for kind, folder in KINDS.items()}
     count = sum(len(found) for found in paths.values())
@@ -86,10 +94,32 @@ def choose_completions(
     )
 
 
-def spread_order(count: int) -> list[int]:
-    """Indices 0 to count - 1, so that any number taken from the front lies evenly; newest first.
+def list_steps(run: Path) -> list[tuple[str, int]]:
+    """The kind and step of every file of completions in a run's folder."""
+    return [
+        (kind, step) for kind, name in KINDS.items() for step, _ in _step_files(run / name, None)
+    ]
 
-    The last, the first, then the middles of the gaps between those taken, widest gaps first.
+
+def read_step(run: Path, kind: str, step: int) -> StepFile | None:
+    """All completions of one step that a page may hold; None if there are none.
+
+    Args:
+        run: Run folder.
+        kind: ``training`` or ``evaluation``.
+        step: The step; files are looked up by number, so no text of a reader becomes a path.
+    """
+    paths = dict(_step_files(run / KINDS[kind], None)) if kind in KINDS else {}
+    if step not in paths:
+        return None
+    objects = read_lines(paths[step]).objects
+    return _step_file(kind, step, objects, MAX_ROWS, (MAX_ROWS, MAX_BYTES))
+
+
+def spread_order(count: int) -> list[int]:
+    """Indices 0 to count - 1 in an order whose every prefix is spread evenly; the newest is first.
+
+    The last, the first, then the middles of the gaps between chosen indices, widest gaps first.
     """
     order = list(dict.fromkeys([count - 1, 0])) if count else []
     gaps = [(0, count - 1)]
@@ -124,7 +154,8 @@ def _in_turn(paths: dict[str, list[tuple[int, Path]]]) -> Iterator[tuple[str, in
 def _step_file(
     kind: str, step: int, objects: Sequence[dict[str, Any]], share: int, left: tuple[int, int]
 ) -> StepFile:
-    """Whole groups up to ``share`` rows, at least one; never over ``left`` (rows, bytes)."""
+    """Whole groups up to ``share`` rows, at least one group; never more than ``left`` (rows,
+    bytes)."""
     prompts: dict[str, int] = {}
     rows: list[str] = []
     size = 0
@@ -139,7 +170,27 @@ def _step_file(
         rows += texts
         size += added
     text = f'{{"prompts":{embed(list(prompts))},"rows":[{",".join(rows)}]}}'
-    return StepFile(kind, step, len(rows), len(objects), text)
+    return StepFile(
+        kind, step, len(rows), len(objects), text, _verdicts(objects), _prompts(objects)
+    )
+
+
+def _verdicts(objects: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[int]]:
+    found: dict[tuple[str, str], list[int]] = {}
+    for row in objects:
+        if isinstance(row.get("correct"), bool) and row.get("problem_id") is not None:
+            counts = found.setdefault((_text(row.get("set", "")), _text(row["problem_id"])), [0, 0])
+            counts[0] += row["correct"]
+            counts[1] += 1
+    return found
+
+
+def _prompts(objects: Sequence[dict[str, Any]]) -> dict[str, str]:
+    return {
+        _text(row["problem_id"]): _text(row.get("prompt", ""))[-PROMPT_END:]
+        for row in objects
+        if row.get("problem_id") is not None
+    }
 
 
 def _groups(objects: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -151,7 +202,7 @@ def _groups(objects: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def _row(row: dict[str, Any], prompts: dict[str, int]) -> dict[str, Any]:
-    """One row as the page wants it; fields that nobody knows yet are carried along."""
+    """One row in the page's format; unknown fields are kept."""
     small: dict[str, Any] = {name: _text(row[name]) for name in TEXTS if row.get(name) is not None}
     small |= {name: _number(row.get(name)) for name in NUMBERS if name in row}
     small["prompt"] = prompts.setdefault(_text(row.get("prompt", "")), len(prompts))
@@ -177,14 +228,14 @@ def _row(row: dict[str, Any], prompts: dict[str, int]) -> dict[str, Any]:
 
 
 def _parts(ends: object, length: int) -> bool:
-    """Whether these are the ends of steps that part a response of so many tokens."""
+    """Whether these are the ends of steps that divide a response of this many tokens."""
     if not isinstance(ends, list) or not all(type(end) is int for end in ends):
         return False
     return ends[-1:] == [length] and all(a < b for a, b in pairwise([0, *ends]))
 
 
 def _token_lists(row: dict[str, Any], length: int) -> dict[str, list[float | None]]:
-    """Every field with one number per token: log-probabilities, and whatever else was kept."""
+    """Every field with one number per token: log-probabilities and others."""
     return {
         name: [_number(value) for value in values]
         for name, values in row.items()
@@ -213,9 +264,9 @@ def _left_out(
         taken = [file for file in files if file.kind == kind]
         cut = sum(file.total - file.rows for file in taken)
         if len(taken) < len(found) or cut:
-            rows = f", {cut:,} further completions of these steps stayed out" if cut else ""
+            rows = f", {cut:,} more completions of these steps were omitted" if cut else ""
             notes.append(
-                f"To keep the page small it holds {len(taken)} of the {len(found)} steps with "
+                f"To keep the page small it contains {len(taken)} of the {len(found)} steps with "
                 f"{kind} completions{rows}. All of them are in the run's folder {KINDS[kind]}."
             )
     return tuple(notes)

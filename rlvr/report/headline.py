@@ -1,11 +1,12 @@
-"""The top of the page: what was run, and what came of it in one sentence."""
+"""The top of the page: what was run, and the result in one sentence."""
 
 import fnmatch
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlvr.report.history import History
-from rlvr.report.run_folder import RunFolder
+from rlvr.report.recorded_run import RunFolder
 
 SETS_IN_SUMMARY = 3
 SATURATED = 0.99
@@ -43,13 +44,21 @@ def _facts(run: RunFolder, model: str, task: str) -> list[tuple[str, str]]:
         ("Task", task),
         ("Method", _method(run.recipe)),
         ("Steps", _steps(run.recipe, history)),
+        ("Branched from", _parent(info.get("parent"))),
         ("Seed", "" if seed is None else str(seed)),
         ("Saturation", _saturation(history)),
         ("Started", str(info.get("started", ""))),
         ("Time", _duration(sum(value for _, value in history.points("time/step")))),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
-        ("Command", " ".join(map(str, command)) if isinstance(command, list) else ""),
+        ("Command", shlex.join(map(str, command)) if isinstance(command, list) else ""),
     ]
+
+
+def _parent(parent: object) -> str:
+    """Run and step whose checkpoint this one began with."""
+    if not isinstance(parent, Mapping):
+        return ""
+    return f"{parent.get('folder')}, after step {parent.get('step')}"
 
 
 def _model(recipe: Mapping[str, Any]) -> str:
@@ -62,7 +71,7 @@ def _model(recipe: Mapping[str, Any]) -> str:
 
 
 def _parameters(card: object) -> str:
-    """Total parameters, and of a mixture those that a token goes through."""
+    """Number of parameters in total, and for a mixture those that a token uses."""
     if not isinstance(card, Mapping) or not isinstance(total := card.get("parameters"), int):
         return ""
     active, k, experts = (
@@ -71,7 +80,7 @@ def _parameters(card: object) -> str:
     if not isinstance(active, int):
         return f"{total:,}"
     return (
-        f"{total:,}, {active:,} active a token ({k} of {experts} experts, "
+        f"{total:,}, {active:,} active per token ({k} of {experts} experts, "
         f"sparsity {card.get('sparsity')})"
     )
 
@@ -96,7 +105,7 @@ def _task(recipe: Mapping[str, Any]) -> str:
 
 
 def _short_task(recipe: Mapping[str, Any]) -> str:
-    """What the problems are, without their settings."""
+    """The kind of problems, without their settings."""
     source = _source(recipe)
     if not isinstance(source, Mapping):
         return str(source or "")
@@ -112,7 +121,7 @@ def _method(recipe: Mapping[str, Any]) -> str:
 
 
 def _named(value: object) -> str:
-    """A setting that is an object with a name, as text: ``clip (low 0.2, high 0.28)``."""
+    """A setting that is a named object, as text: ``clip (low 0.2, high 0.28)``."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return " + ".join(_named(item) for item in value)
     if not isinstance(value, Mapping):
@@ -133,7 +142,7 @@ def _steps(recipe: Mapping[str, Any], history: History) -> str:
 
 
 def _saturation(history: History) -> str:
-    """From when on training accuracy stays at its limit, and what held-out accuracy did then.
+    """The step from which training accuracy stays at its limit, and held-out accuracy since then.
 
     Source: Wang et al., arXiv:2504.20571, who call it post-saturation generalisation.
     """

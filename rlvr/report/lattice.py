@@ -1,10 +1,11 @@
-"""The landscape of preference losses as one HTML page: the sixteen of a model, in their order."""
+"""The lattice of preference losses as one HTML page: the sixteen losses of a model and their
+order."""
 
 import html
 from pathlib import Path
 from typing import Any
 
-from rlvr.page import asset, content_policy, embed, write_page
+from rlvr.page import asset, embed, simple_page, write_page
 from rlvr.preference.explain import describe, named_neighbours
 from rlvr.preference.lattice import covers, order, single_model_losses
 
@@ -13,7 +14,7 @@ _WIDTH, _STEP, _TOP = 960, 110, 50
 
 
 def write_lattice(out: Path) -> Path:
-    """Write the page; it needs neither network nor other files.
+    """Write the page; it needs neither a network nor other files.
 
     Raises:
         ValueError: ``out`` is a folder.
@@ -22,25 +23,19 @@ def write_lattice(out: Path) -> Path:
         raise ValueError(f"{out} is a folder; name the HTML file to write")
     script, style = asset(_PACKAGE, "lattice.js"), asset(_PACKAGE, "lattice.css")
     data = embed({"plain": _facts(False), "reference": _facts(True)})
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{content_policy([script], [style])}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>Preference losses as logic</title><style>{style}</style></head><body>"
+    body = (
         f"{asset(_PACKAGE, 'lattice.html')}"
         f'<main><svg viewBox="0 0 {_WIDTH} {2 * _TOP + 4 * _STEP}" role="group" '
         f'aria-label="Lattice of losses">{_drawing()}</svg>'
         '<section id="detail" aria-live="polite"></section></main>'
         f'<script type="application/json" id="losses">{data}</script>'
-        f"<script>{script}</script></body></html>\n"
     )
-    write_page(out, page)
+    write_page(out, simple_page("Preference losses as logic", body, script, style))
     return out
 
 
 def _facts(reference: bool) -> dict[str, dict[str, Any]]:
-    """What the page tells of every loss, by the name of its node."""
+    """Facts about every loss on the page, by the name of its node."""
     facts = {}
     edges = covers(single_model_losses())
     for name, structure in single_model_losses().items():
@@ -56,9 +51,10 @@ def _facts(reference: bool) -> dict[str, dict[str, Any]]:
 
 
 def _places() -> dict[str, tuple[float, float]]:
-    """Where nodes stand, ranks from the most demanding at the top.
+    """Positions of the nodes, with the most demanding ranks at the top.
 
-    Within a rank by the mean place of the neighbours above, so that fewer edges cross.
+    Within a rank, nodes are sorted by the mean position of their neighbours above, so that fewer
+    edges cross.
     """
     losses = single_model_losses()
     edges = covers(losses)

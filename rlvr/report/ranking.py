@@ -1,20 +1,20 @@
-"""A ranking by a reward model as one HTML page: best of N beside its rivals, and reliability."""
+"""A reward model's ranking as one HTML page: best of N compared with other methods, reliability."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlvr.page import asset, content_policy, embed, write_page
+from rlvr.page import asset, embed, simple_page, write_page
 
 _PACKAGE, _SHARED = "rlvr.report", "rlvr.page"
 
 
 def write_ranking_page(found: Mapping[str, Any], labels: Mapping[str, str], out: Path) -> Path:
-    """Write the page; it needs neither network nor other files.
+    """Write the page; it needs neither a network nor other files.
 
     Args:
-        found: What :func:`rlvr.train.prm_rank.rank` found.
-        labels: What its methods are called.
+        found: The result of :func:`rlvr.tasks.tools.rank.rank`.
+        labels: Labels of its methods.
         out: The file.
 
     Raises:
@@ -25,17 +25,11 @@ def write_ranking_page(found: Mapping[str, Any], labels: Mapping[str, str], out:
     style = asset(_SHARED, "base.css") + asset(_PACKAGE, "style.css")
     shared = [asset(_SHARED, name) for name in ("dom.js", "scale.js")]
     script = "\n".join([*shared, *(asset(_PACKAGE, f"{n}.js") for n in ("reliability", "ranking"))])
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{content_policy([script], [style])}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>Best of N</title><style>{style}</style></head><body>"
+    body = (
         f"{asset(_PACKAGE, 'ranking.html')}"
         f'<script type="application/json" id="ranking">{embed(_data(found, labels))}</script>'
-        f"<script>{script}</script></body></html>\n"
     )
-    write_page(out, page)
+    write_page(out, simple_page("Best of N", body, script, style))
     return out
 
 

@@ -1,23 +1,25 @@
-"""``write_report``: a run folder in, one HTML page out.
+"""``write_report`` turns a run folder into one HTML page.
 
-The page is written beside its place and moved there, so a reader never meets half of it and an
-older report survives a full disk.
+The page is written to a temporary file and moved into place, so a reader never sees half of it and
+an older report survives a full disk.
 """
 
 from pathlib import Path
+from typing import Any
 
 from rlvr.page import embed, write_page
 from rlvr.report.charts import plan_charts
 from rlvr.report.headline import headline
 from rlvr.report.page import render
-from rlvr.report.run_folder import RunFolder, read_run
+from rlvr.report.problems import follow_problems
+from rlvr.report.recorded_run import RunFolder, read_run
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
-    """Write the report of a run as one HTML page that needs neither network nor other files.
+    """Write the report of a run as one HTML page that needs neither a network nor other files.
 
-    Works on a run that is still going, was killed or was resumed; what that left incomplete is
-    said in the page.
+    It works for a run that is still running, was killed, or was resumed; the page says what is
+    incomplete.
 
     Args:
         run: Run folder, with at least ``recipe.yaml`` and ``metrics.jsonl``.
@@ -27,7 +29,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         The path of the page.
 
     Raises:
-        ValueError: ``run`` is no run folder, or ``out`` is a folder.
+        ValueError: ``run`` is not a run folder, or ``out`` is a folder.
     """
     out = run / "report.html" if out is None else out
     if out.is_dir():
@@ -39,24 +41,37 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     return out
 
 
-def _page(run: RunFolder) -> str:
-    head = headline(run)
-    files = run.completions.files
-    index = {
-        **head,
-        "notes": run.notes,
+def report_index(run: RunFolder) -> dict[str, Any]:
+    """What the page of a run begins with: all but completions and problems."""
+    return {
+        **headline(run),
+        **curves_of(run),
+        "notes": (*run.unfinished, *run.notes),
         "recipe": run.recipe_text,
-        "steps": run.history.steps,
-        "columns": run.history.columns,
-        "notFinite": run.history.not_finite,
         "charts": plan_charts(run.history.columns),
         "calibration": run.calibration,
         "timeline": run.timeline,
         "completions": [
             {"id": f.id, "kind": f.kind, "step": f.step, "rows": f.rows, "total": f.total}
-            for f in files
+            for f in run.completions.files
         ],
         "completionNotes": run.completions.notes,
     }
-    data = {"report": embed(index), **{file.id: file.text for file in files}}
-    return render(head["title"], head["summary"], data)
+
+
+def curves_of(run: RunFolder) -> dict[str, Any]:
+    """One run's curves, as the page's scripts read them."""
+    return {
+        "steps": run.history.steps,
+        "columns": run.history.columns,
+        "notFinite": run.history.not_finite,
+        "tokens": run.history.tokens,
+        "seconds": run.history.seconds,
+    }
+
+
+def _page(run: RunFolder) -> str:
+    index = report_index(run)
+    data = {"report": embed(index), "problems": embed(follow_problems([run]))}
+    files = {file.id: file.text for file in run.completions.files}
+    return render(index["title"], index["summary"], {**data, **files})

@@ -1,13 +1,13 @@
-"""When each phase of the last steps ran, lane by lane: what overlapped and who waited for whom."""
+"""When each phase of the last steps ran, by lane: what overlapped, and what waited."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlvr.report.lines import read_lines
+from rlvr.files import read_lines
 
 MAX_STEPS = 200
-# In reading order; the number is the colour, 1 to 8.
+# In reading order; the number is a colour from 1 to 8.
 _PHASES = {
     "generate": 1,
     "verify": 3,
@@ -25,14 +25,14 @@ def read_timeline(path: Path, last: int | None = None) -> dict[str, Any]:
     """The spans of ``timeline.jsonl``, for the newest steps.
 
     Args:
-        path: The file; the report does without it where it is missing.
-        last: Steps after this one were abandoned and do not count; None takes all.
+        path: The file; if it is missing, the report omits this section.
+        last: Last step to use, because later steps were abandoned; None uses all.
 
     Returns:
-        ``lanes`` and ``phases`` by name, and ``spans`` as [lane, phase, step, begin, end] with
-        indices into the two and seconds since the first span shown.
+        The names of ``lanes`` and ``phases``, and ``spans`` as [lane, phase, step, begin, end] with
+        indices into both and times in seconds since the first span.
     """
-    rows = [row for row in read_lines(path).objects if _whole(row)] if path.is_file() else []
+    rows = [row for row in read_lines(path).objects if _whole(row)]
     rows = [row for row in rows if last is None or row["step"] <= last]
     newest = sorted({row["step"] for row in rows})[-MAX_STEPS:]
     rows = sorted((row for row in rows if row["step"] in set(newest)), key=lambda row: row["begin"])

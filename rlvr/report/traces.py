@@ -1,4 +1,4 @@
-"""Traces as one HTML page: who wrote each token, and how probable the student finds it."""
+"""Traces as one HTML page: who wrote each token, and its probability under the student."""
 
 import math
 from collections.abc import Sequence
@@ -9,9 +9,10 @@ from typing import Any
 import rlvr.page
 from rlvr.data import load_template
 from rlvr.data.demonstrations import Demonstration, load_demonstrations
-from rlvr.distill.surprisal import Scored, score_traces, surprisal
+from rlvr.distill.surprisal import ScoredTraces, score_traces, surprisal
 from rlvr.page import embed, write_page
-from rlvr.policy import ModelSettings, load_tokenizer
+from rlvr.policy.loading import load_tokenizer
+from rlvr.policy.settings import ModelSettings
 from rlvr.settings import parse_yaml
 
 MAX_TRACES = 200
@@ -20,11 +21,11 @@ _SCRIPTS = ("tokens.js", "traces.js")
 
 @dataclass(frozen=True, slots=True)
 class PageSettings:
-    """What the page shows.
+    """Settings of the page.
 
-    ``student`` scores the traces anew; without one the probabilities that the traces carry are
-    shown, and ``tokenizer`` spells their tokens. Neither given, the recipe beside the traces names
-    the student whose tokenizer it is.
+    ``student`` scores the traces again. Without it, the page shows the probabilities in the traces,
+    and ``tokenizer`` spells their tokens. If neither is given, the recipe next to the traces names
+    the student whose tokenizer is used.
     """
 
     student: str | None = None
@@ -36,10 +37,11 @@ class PageSettings:
 
 
 def write_traces_page(sources: Sequence[Path], out: Path, settings: PageSettings) -> Path:
-    """Write the page; it needs neither network nor other files.
+    """Write the page; it needs neither a network nor other files.
 
     Raises:
-        ValueError: No such traces, no tokenizer to spell them, or ``out`` is a folder.
+        ValueError: The traces are missing, there is no tokenizer to spell them, or ``out`` is a
+            folder.
     """
     if out.is_dir():
         raise ValueError(f"{out} is a folder; name the HTML file to write")
@@ -75,7 +77,7 @@ def write_traces_page(sources: Sequence[Path], out: Path, settings: PageSettings
 
 
 def token_pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:  # noqa: ANN401
-    """The text of each token; a character that several spell stands at the last of them."""
+    """The text of each token; a character that several tokens spell is put at the last of them."""
     pieces: list[str] = []
     waiting: list[int] = []
     for token in ids:
@@ -91,17 +93,17 @@ def token_pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:  # noqa: ANN4
     return pieces
 
 
-def _as_stored(sources: Sequence[Path], settings: PageSettings) -> Scored:
-    """The traces as they are; their own probabilities are looked up row by row."""
+def _as_stored(sources: Sequence[Path], settings: PageSettings) -> ScoredTraces:
+    """The traces without new scores; their own probabilities are read row by row."""
     path = settings.tokenizer or _student_beside(sources)
     if path is None:
         raise ValueError(
-            f"{sources[0]}: no recipe beside it names the student, so its tokens cannot be "
-            "spelled; give --model STUDENT to score the traces, or --tokenizer FOLDER"
+            f"{sources[0]}: no recipe next to it names the student, so its tokens cannot be "
+            "spelled; set --model STUDENT to score the traces, or --tokenizer FOLDER"
         )
     tokenizer = load_tokenizer(ModelSettings(path=path))
     found = load_demonstrations(sources, load_template(settings.template), tokenizer)
-    return Scored(tuple(found), (), tokenizer)
+    return ScoredTraces(tuple(found), (), tokenizer)
 
 
 def _student_beside(sources: Sequence[Path]) -> str | None:
@@ -114,7 +116,7 @@ def _student_beside(sources: Sequence[Path]) -> str | None:
     return path if isinstance(path, str) else None
 
 
-def _summary(scored: Scored, settings: PageSettings) -> str:
+def _summary(scored: ScoredTraces, settings: PageSettings) -> str:
     tokens = sum(len(item.token_ids) for item in scored.traces)
     text = f"{len(scored.traces)} traces, {tokens:,} tokens"
     written = [w for w in map(_writer, scored.traces) if w is not None]
@@ -125,12 +127,12 @@ def _summary(scored: Scored, settings: PageSettings) -> str:
     return f"{text}. Probabilities are those of {by}."
 
 
-def _notes(scored: Scored, chosen: Sequence[int], settings: PageSettings) -> list[str]:
+def _notes(scored: ScoredTraces, chosen: Sequence[int], settings: PageSettings) -> list[str]:
     notes = []
     if len(chosen) < len(scored.traces):
-        notes.append(f"The page holds the first {len(chosen)} of {len(scored.traces)} traces.")
+        notes.append(f"The page contains the first {len(chosen)} of {len(scored.traces)} traces.")
     if settings.student is None and any("student_prob" not in item.row for item in scored.traces):
-        notes.append("Some rows carry no probabilities; give a model to score them.")
+        notes.append("Some rows have no probabilities; name a model to score them.")
     return notes
 
 
@@ -139,7 +141,7 @@ def _writer(item: Demonstration) -> str | None:
     return text if isinstance(text, str) and len(text) == len(item.token_ids) else None
 
 
-def _row(scored: Scored, place: int) -> dict[str, Any]:
+def _row(scored: ScoredTraces, place: int) -> dict[str, Any]:
     item = scored.traces[place]
     if scored.logprobs:
         student = [_number(math.exp(value)) for value in scored.logprobs[place].tolist()]

@@ -1,6 +1,6 @@
-"""Messages between a process and its child: JSON objects, each behind its length.
+"""Messages between a process and its child: JSON objects, each preceded by its length.
 
-JSON and not pickle, so that reading a message can never run code. Python writes floats so that
+JSON, not pickle, so that reading a message can never run code. Python writes floats such that
 reading them back gives the same number.
 """
 
@@ -12,18 +12,18 @@ import time
 from typing import Any
 
 _HEADER = struct.Struct("!Q")
-# Far above any rollout; a longer length is a sign of a broken stream.
+# Far more than any rollout needs; a larger length means that the stream is broken.
 _LONGEST = 2**32
 
 
 class ClosedError(ConnectionError):
-    """The other side is gone."""
+    """The other side has closed the connection."""
 
 
 class Channel:
     """One end of a stream socket.
 
-    Sending and receiving may happen in two threads, but each in one at a time.
+    One thread may send while another receives; each direction is used by one thread at a time.
     """
 
     def __init__(self, end: socket.socket) -> None:
@@ -34,7 +34,7 @@ class Channel:
         """Send one message.
 
         Raises:
-            ClosedError: The other side is gone.
+            ClosedError: The other side has closed the connection.
         """
         body = json.dumps(message, separators=(",", ":")).encode()
         try:
@@ -43,11 +43,11 @@ class Channel:
             raise ClosedError(str(error)) from error
 
     def receive(self, timeout_s: float | None = None) -> dict[str, Any]:
-        """The next message.
+        """Return the next message.
 
         Raises:
-            TimeoutError: None was complete within ``timeout_s`` seconds.
-            ClosedError: The other side is gone.
+            TimeoutError: No complete message arrived within ``timeout_s`` seconds.
+            ClosedError: The other side has closed the connection.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while (message := self._take()) is None:
@@ -55,7 +55,7 @@ class Channel:
         return message
 
     def _take(self) -> dict[str, Any] | None:
-        """The first message of the buffer if it is whole."""
+        """The first message in the buffer if it is complete."""
         start = _HEADER.size
         if len(self._buffer) < start:
             return None

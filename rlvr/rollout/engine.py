@@ -1,11 +1,11 @@
 """The engine protocol: prompts in as token ids, samples out as token ids.
 
-An engine knows nothing of problems, rewards or steps. It gets one request per prompt with a seed
-per sample, and gives back that many samples per request, in order.
+An engine knows nothing about problems, rewards or steps. It receives one request per prompt, with
+one seed per sample, and returns one sample per seed, in order.
 
-New weights reach it in two halves, so that sampling and learning may overlap: the learner
-*publishes* what it has, at a moment when its weights stand still, and the engine *loads* what was
-published last, at a moment when it does not generate.
+New weights reach it in two steps, so that sampling and learning may overlap: the learner
+*publishes* its weights while they do not change, and the engine *loads* the weights published last
+while it does not generate.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,14 +14,14 @@ from typing import Protocol
 
 import torch
 
-from rlvr.policy import Policy
+from rlvr.policy.model import Policy
 from rlvr.rollout.sampling import Sampling
 from rlvr.types import FinishReason
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt, to be completed once per seed."""
+    """One prompt to complete once per seed."""
 
     prompt_ids: tuple[int, ...]
     seeds: tuple[int, ...]
@@ -31,8 +31,8 @@ class Request:
 class Sample:
     """One completion of a request; log-probabilities in nats at the sampling temperature.
 
-    ``experts`` are a mixture's choices [P, M, K] at all positions of prompt and completion but the
-    last, from engines that are asked to keep them.
+    ``experts`` are the choices [P, M, K] of a mixture of experts at all positions of prompt and
+    completion except the last; only engines that are asked to keep them set it.
     """
 
     token_ids: tuple[int, ...]
@@ -42,20 +42,20 @@ class Sample:
 
 
 Progress = Callable[[int, int], None]
-"""Called with (completions finished, completions asked for) while an engine works; what it raises
-ends the work."""
+"""Called with (completions finished, completions requested) while an engine works; an exception
+that it raises stops the engine."""
 
 Finished = Callable[[int, list[Sample]], None]
-"""Called with (request index, its samples) as soon as a request is complete."""
+"""Called with (request index, samples of the request) as soon as a request is complete."""
 
 
 class Assembly:
-    """Samples as they come, put back into the order of their requests.
+    """Collects samples as they arrive and puts them in the order of their requests.
 
     Args:
-        requests: What was asked for.
-        progress: Told about every sample.
-        finished: Told about every request that is complete.
+        requests: The requests.
+        progress: Called for every sample.
+        finished: Called for every complete request.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class Assembly:
         return len(self.slots) - sum(self._left)
 
     def add(self, request: int, sample: int, output: Sample) -> None:
-        """Put one sample in its place; each place is filled once."""
-        assert self._outputs[request][sample] is None, "a sample came twice"
+        """Put one sample in its place; each place may be filled only once."""
+        assert self._outputs[request][sample] is None, "a sample arrived twice"
         self._outputs[request][sample] = output
         self._left[request] -= 1
         self.tick()
@@ -84,55 +84,56 @@ class Assembly:
             self._finished(request, self.samples(request))
 
     def tick(self) -> None:
-        """Tell ``progress`` how far things are."""
+        """Call ``progress`` with the current counts."""
         if self._progress is not None:
             self._progress(len(self), len(self.slots))
 
     def missing(self) -> Iterator[tuple[int, int, int]]:
-        """(position in ``slots``, request, sample) of what has not come yet."""
+        """(position in ``slots``, request, sample) of the samples that have not arrived yet."""
         for position, (request, sample) in enumerate(self.slots):
             if self._outputs[request][sample] is None:
                 yield position, request, sample
 
     def samples(self, request: int) -> list[Sample]:
-        """The samples of one request that are there."""
+        """The samples of one request that have arrived."""
         return [output for output in self._outputs[request] if output is not None]
 
     @property
     def outputs(self) -> list[list[Sample]]:
         """All samples, the outer list by request."""
-        assert not any(self._left), "not every sample has come"
+        assert not any(self._left), "some samples have not arrived"
         return [self.samples(request) for request in range(len(self._outputs))]
 
 
 class Engine(Protocol):
-    """What the rollout worker needs of an engine."""
+    """What the rollout needs from an engine."""
 
     overlaps: bool
-    """Whether it holds weights of its own, so that it may generate while the learner updates."""
+    """Whether it holds a separate copy of the weights, so that it may generate while the learner
+    updates."""
 
     @property
     def policy_version(self) -> int:
-        """Version of the weights that the engine generates with."""
+        """Version of the weights with which the engine generates."""
         ...
 
     def publish(self, policy: Policy, version: int) -> dict[str, float]:
-        """Take note of the policy's weights, called ``version``; metrics of it.
+        """Publish the policy's weights as ``version``; return metrics.
 
-        Called by the learner's thread, possibly while another one generates. The version counts
-        finished steps.
+        The learner's thread calls it, possibly while another thread generates. The version is the
+        number of finished steps.
         """
         ...
 
     def load(self) -> dict[str, float]:
-        """Generate with the weights published last from now on; metrics of it.
+        """From now on generate with the weights published last; return metrics.
 
-        Never called during :meth:`generate`.
+        It is never called during :meth:`generate`.
         """
         ...
 
     def sync(self, policy: Policy, version: int) -> dict[str, float]:
-        """Publish and load. Needed once before the first :meth:`generate`."""
+        """Publish and load; required once before the first :meth:`generate`."""
         return self.publish(policy, version) | self.load()
 
     def generate(
@@ -142,9 +143,10 @@ class Engine(Protocol):
         progress: Progress | None = None,
         finished: Finished | None = None,
     ) -> list[list[Sample]]:
-        """Complete every request; the outer list follows ``requests``, the inner their seeds."""
+        """Complete every request; the outer list follows ``requests``, the inner lists their
+        seeds."""
         ...
 
     def close(self) -> None:
-        """Free what the engine holds."""
+        """Free the engine's resources."""
         ...

@@ -1,8 +1,8 @@
-"""An event loop in a thread of its own.
+"""An event loop in a separate thread.
 
-A signal's handler may raise in the main thread at any instruction. In the midst of a callback of an
-event loop the exception would be reported and dropped; waiting here for another thread, it is
-raised where it belongs.
+A signal handler may raise in the main thread at any instruction. Inside a callback of an event loop
+the exception would be reported and dropped. If the main thread waits here for another thread, the
+exception is raised in the caller.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 _Result = TypeVar("_Result")
+_PATIENCE_S = 10.0
 
 
 class EventLoop:
@@ -24,24 +25,28 @@ class EventLoop:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
-        """Run a coroutine and wait for it; what interrupts the waiting calls it off."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Run a coroutine and wait for it; an exception while waiting cancels it."""
+        future = self.submit(work)
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
 
+    def submit(self, work: Coroutine[Any, Any, _Result]) -> "Future[_Result]":
+        """Have a coroutine run."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
     def stream(
         self,
         work: Callable[[Callable[[Any], None]], Coroutine[Any, Any, None]],
         interval_s: float,
     ) -> Generator[Any, None, None]:
-        """What a coroutine hands to the function it is given, in the caller's thread.
+        """Yield, in the caller's thread, the values that a coroutine passes to its callback.
 
         Args:
-            work: Makes the coroutine of such a function.
-            interval_s: None is yielded after so many seconds without anything.
+            work: Makes the coroutine from the callback.
+            interval_s: None is yielded after this many seconds without a value.
         """
         items: queue.SimpleQueue[tuple[Any] | None] = queue.SimpleQueue()
         future: Future[None] = asyncio.run_coroutine_threadsafe(
@@ -63,8 +68,12 @@ class EventLoop:
             future.cancel()
 
     def close(self) -> None:
-        """End what still runs, and the thread."""
-        asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result()
+        """Cancel running coroutines and end the thread; one that blocks it is left to itself."""
+        ended = asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop)
+        try:
+            ended.result(_PATIENCE_S)
+        except TimeoutError:
+            return
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

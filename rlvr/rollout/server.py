@@ -1,8 +1,7 @@
-"""One ``vllm serve`` at the other end of a network address: what it is asked, and what it answers.
+"""A client of one ``vllm serve`` at a network address.
 
-Token ids go in and come out through ``/inference/v1/generate``, log-probabilities come as numbers.
-Nothing that a server says is taken on trust: an answer that is not what was asked for counts as a
-failure of the server, like one that does not come.
+Token ids go in and out through ``/inference/v1/generate``; log-probabilities arrive as numbers. The
+client checks every answer: a wrong answer counts as a failure of the server, like a missing one.
 """
 
 import json
@@ -13,18 +12,18 @@ import aiohttp
 from packaging.version import InvalidVersion, Version
 
 from rlvr.rollout.engine import Sample
-from rlvr.rollout.serve import expected_version, remedy
+from rlvr.rollout.serve import expected_version, start_hint
 from rlvr.rollout.vllm_process import sampling_fields
 
-# What vLLM writes where it has no log-probability.
+# What vLLM writes if it has no log-probability.
 _NO_LOGPROB = -9999.0
 _OVERLOADED = (408, 429)
-# Seconds for things that a living server does at once.
+# Seconds for requests that a healthy server answers immediately.
 _BRIEF_S = 10.0
 
 
 class ServerFailedError(RuntimeError):
-    """A server did not do what it was asked for; another one, or the same one later, may.
+    """A request to a server failed; another server, or the same one later, may succeed.
 
     Attributes:
         gone: Whether there was no answer at all.
@@ -36,26 +35,26 @@ class ServerFailedError(RuntimeError):
 
 
 class ServerRefusedError(ValueError):
-    """A server that is not as it has to be; asking again would change nothing."""
+    """A server is not set up as required; trying again would not help."""
 
 
 class Server:
-    """A server, what is known of it, and what it has to do just now.
+    """A server, what is known about it, and its current load.
 
     Args:
         address: ``http://HOST:PORT``.
         session: HTTP session of the event loop.
         key: API key, sent as a bearer token; None sends none.
         key_variable: Where the key comes from, for messages.
-        timeout_s: Longest time that any answer may take.
+        timeout_s: Maximum seconds for any answer.
 
     Attributes:
-        loaded: ``PublishedWeights.serial`` of the weights that it was proven to run; 0 is none.
-        examined: Whether its version and settings were looked at since it was last out.
-        in_flight: Completions that it is working at.
-        strikes: Answers in a row that were failures.
-        reason: Why it was given up last.
-        longest: Longest sequence it takes, once examined.
+        loaded: ``WeightStore.serial`` of the weights that it provably runs; 0 means none.
+        examined: Whether its version and settings were checked since it was last out.
+        in_flight: Number of completions that it is generating.
+        strikes: Number of failures in a row.
+        reason: Why it was last put out.
+        longest: Longest sequence in tokens that it accepts, once examined.
     """
 
     def __init__(
@@ -73,23 +72,23 @@ class Server:
         self.examined = False
         self.in_flight = 0
         self.strikes = 0
-        self.reason = "not asked yet"
+        self.reason = "not contacted yet"
         self.longest: int | None = None
 
     async def health(self, timeout_s: float) -> None:
-        """See that it answers.
+        """Check that it answers.
 
         Raises:
-            ServerFailedError: It does not, or says that its engine is dead.
+            ServerFailedError: It does not answer, or reports that its engine is dead.
         """
         await self._call("GET", "/health", timeout_s=timeout_s)
 
     async def examine(self) -> None:
-        """See that it is a server as :func:`~rlvr.rollout.serve.serve_command` starts it.
+        """Check that it runs with the options of :func:`~rlvr.rollout.serve.serve_command`.
 
         Raises:
-            ServerRefusedError: Another version, a missing key, raw log-probabilities, no endpoint
-                for weights.
+            ServerRefusedError: It runs another version, lacks the key, returns raw
+                log-probabilities, or has no endpoint for weights.
             ServerFailedError: It did not answer.
         """
         await self._check_version()
@@ -115,15 +114,14 @@ class Server:
             raise self._garbage("/version", answer) from error
         if theirs != Version(expected_version()).release:
             raise ServerRefusedError(
-                f"the server at {self.address} runs vLLM {answer['version']} and this side is made "
-                f"for {expected_version()}; install the same version on both"
+                f"the server at {self.address} runs vLLM {answer['version']} but this side needs "
+                f"{expected_version()}; install the same version on both"
             )
 
     async def _check_logprobs(self) -> None:
-        """Almost without temperature the sampled token's processed log-probability is near 0.
+        """Near temperature 0 the processed log-probability of the sampled token is close to 0.
 
-        The raw one is that of temperature 1, which the model also gives to the same token as part
-        of a prompt.
+        The raw one is that of temperature 1, which the model also gives the same token in a prompt.
         """
         prompt = [1, 2, 3]
         sampling = {"temperature": 0.01, "top_p": 1.0, "top_k": 0, "max_tokens": 8, "stop_ids": []}
@@ -132,26 +130,27 @@ class Server:
         apart = sum(abs(a - b) for a, b in zip(sample.logprobs, raw, strict=True))
         if apart < 0.5 * sum(map(abs, raw)) - 0.05:
             raise self._refused(
-                "it gives log-probabilities as they are before the temperature "
-                "(--logprobs-mode processed_logprobs is missing)"
+                "it returns log-probabilities before the temperature (--logprobs-mode "
+                "processed_logprobs is missing)"
             )
 
     async def reload(self, folder: str) -> None:
-        """Read the weights of a Hugging Face folder; to be settled.
+        """Load the weights of a Hugging Face folder; call :meth:`settle` afterwards.
 
         Raises:
-            ServerRefusedError: It does not see the folder.
-            ServerFailedError: It failed.
+            ServerRefusedError: It cannot see the folder.
+            ServerFailedError: The reload failed.
         """
         if await self._remote("sees_weights", folder=folder) != "True":
             raise ServerRefusedError(
-                f"the server at {self.address} does not see the weights in {folder}; name a folder "
-                "that all machines share: rollout.engine.weights_folder"
+                f"the server at {self.address} cannot see the weights in {folder}; set "
+                "rollout.engine.weights_folder to a folder that all machines share"
             )
         await self._remote("reload_weights", weights_path=folder)
 
     async def settle(self, *, repair: bool) -> None:
-        """After new weights: pack output heads again, forget what was cached under the old ones."""
+        """After new weights: pack the output heads again and drop the prefix cache of the old
+        ones."""
         if repair:
             await self._remote("repack_output_heads")
         answer = await self._call("POST", "/reset_prefix_cache", timeout_s=self._timeout_s)
@@ -159,7 +158,7 @@ class Server:
             raise ServerFailedError(f"{self.address}: its prefix cache is in use during a reload")
 
     async def world_size(self) -> int:
-        """Devices of the server."""
+        """Number of devices of the server."""
         answer = await self._call("GET", "/get_world_size", timeout_s=_BRIEF_S)
         try:
             return int(answer["world_size"])
@@ -178,7 +177,7 @@ class Server:
         return values
 
     async def generate(self, prompt: list[int], seed: int, sampling: dict[str, Any]) -> Sample:
-        """One completion; ``sampling`` has the fields of Sampling and stop_ids."""
+        """Generate one completion; ``sampling`` has the fields of Sampling and stop_ids."""
         answer = await self._generate(prompt, sampling_fields(sampling, seed))
         try:
             (choice,) = answer["choices"]
@@ -200,7 +199,7 @@ class Server:
         return await self._call("POST", "/inference/v1/generate", body, timeout_s=self._timeout_s)
 
     async def _remote(self, method: str, **arguments: str) -> Any:  # noqa: ANN401
-        """Call a method of its workers; what the first of them returns, as text."""
+        """Call a method of its workers; return the first worker's result as text."""
         body = {"method": method, "kwargs": arguments}
         answer = await self._call("POST", "/collective_rpc", body, timeout_s=self._timeout_s)
         try:
@@ -233,10 +232,10 @@ class Server:
 
     def _understand(self, path: str, status: int, text: str) -> dict[str, Any]:
         if status == 401:
-            state = "refuses the API key in" if self._key else "asks for an API key; set"
+            state = "rejects the API key in" if self._key else "asks for an API key; set"
             raise ServerRefusedError(
                 f"the server at {self.address} {state} the environment variable "
-                f"{self._key_variable}; it has to be the one the server was started with"
+                f"{self._key_variable}; it must be the key with which the server was started"
             )
         if status in (403, 404):
             raise self._refused(f"it has no {path} (status {status})")
@@ -256,12 +255,13 @@ class Server:
 
     def _garbage(self, what: str, answer: Any) -> ServerFailedError:  # noqa: ANN401
         return ServerFailedError(
-            f"{self.address}: what it answers about {what} makes no sense: {_brief(str(answer))}"
+            f"{self.address}: its answer about {what} makes no sense: {_brief(str(answer))}"
         )
 
     def _refused(self, why: str) -> ServerRefusedError:
         return ServerRefusedError(
-            f"the server at {self.address} is not as it has to be: {why}; {remedy(self.address)}"
+            f"the server at {self.address} is not set up as required: {why}; "
+            f"{start_hint(self.address)}"
         )
 
 

@@ -1,12 +1,12 @@
-"""Several servers as one: who gets which completion, and what happens when a server fails.
+"""Several servers used as one: which server gets which completion, and what happens on failures.
 
-A completion goes to the server with the least to do. A server that is *out* gets nothing: one that
-gave no answer, whose health check failed, or that failed at several completions in a row. What it
-had to do goes to the others, from the same seeds. It is asked again after ever longer pauses, and
-is let in once it was examined, has read the newest weights and was proven to run them, for it may
-have been started anew in the meantime with others.
+A completion goes to the server with the lowest load. A server is *out*, and gets no work, if it
+gave no answer, failed its health check, or failed several completions in a row. Its completions go
+to the other servers, with the same seeds. It is tried again after growing pauses. It is let in
+after it was examined, has loaded the newest weights and was proven to run them, because it may have
+been restarted with other weights.
 
-Everything here runs in one event loop; nothing runs between calls.
+Everything runs in one event loop; nothing runs between calls.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ from typing import Any
 import aiohttp
 
 from rlvr.rollout.engine import Sample
-from rlvr.rollout.published import PublishedWeights
 from rlvr.rollout.server import Server, ServerFailedError, ServerRefusedError
+from rlvr.rollout.weight_store import WeightStore
+from rlvr.rollout.weight_sync import Difference
 from rlvr.rollout.weight_transfer import PolicySource, Sender, nccl_sender
-from rlvr.rollout.weights import Difference
 
-# A server that fails at so many completions in a row is out.
+# A server that fails this many completions in a row is out.
 _STRIKES = 3
 _PROBE_S = 1.0
 _BRIEF_S = 3.0
@@ -35,7 +35,7 @@ _LONGEST_BACKOFF_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How patient the pool is; see ``VllmServerEngineSettings``."""
+    """Time limits and retries of the pool; see ``VllmServerEngineSettings``."""
 
     in_flight: int
     start_timeout_s: float
@@ -46,8 +46,8 @@ class Limits:
 
 
 @dataclass(slots=True)
-class Job:
-    """One completion; ``failures`` counts how often it was tried in vain."""
+class PendingCompletion:
+    """One completion to generate; ``failures`` counts its failed attempts."""
 
     number: int
     prompt: list[int]
@@ -56,36 +56,36 @@ class Job:
 
 
 def backoff(attempt: int) -> float:
-    """Seconds to wait before attempt ``attempt`` (1 is the first repetition), with jitter."""
+    """Seconds to wait before attempt ``attempt`` (1 is the first retry), with jitter."""
     whole = min(_BACKOFF_S * 2.0**attempt, _LONGEST_BACKOFF_S)
-    # Not part of any result: many clients must not come back at the same moment.
+    # Jitter affects no result; it keeps many clients from retrying at the same moment.
     return whole * random.uniform(0.5, 1.5)
 
 
 class ServerPool:
-    """Servers, the weights they are to run, and counts of what went wrong.
+    """Servers, the weights that they must run, and counts of failures.
 
     Args:
-        addresses: One for each server.
-        limits: How patient to be.
-        weights: What they are to run.
-        key: API key of all of them.
-        key_variable: Where it comes from.
-        source: Weights that go from GPU to GPU; None has them read from the folder.
-        repair: Off only to show that the proof finds a stale head.
+        addresses: One address per server.
+        limits: Time limits and retries.
+        weights: The weights that the servers must run.
+        key: API key of all servers.
+        key_variable: Environment variable that holds the key, for messages.
+        source: Weights that are sent from GPU to GPU; if None, servers read them from the folder.
+        repair: Set to False only to show that the proof finds a stale head.
     """
 
     def __init__(
         self,
         addresses: Sequence[str],
         limits: Limits,
-        weights: PublishedWeights,
+        weights: WeightStore,
         key: str | None,
         key_variable: str,
         source: PolicySource | None = None,
         repair: bool = True,
     ) -> None:
-        # Connections are not kept: one that the server closes meanwhile would count as a failure.
+        # Connections are not kept open: one that the server closes would count as a failure.
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         self._session = aiohttp.ClientSession(connector=connector)
         self.servers = [
@@ -102,15 +102,15 @@ class ServerPool:
         self._wanted = 0
 
     def ready(self) -> list[Server]:
-        """Servers that run the wanted weights."""
+        """Servers that run the newest weights."""
         return [server for server in self.servers if server.loaded == self._wanted > 0]
 
     def longest(self) -> int | None:
-        """Longest sequence that all of them take, as far as known."""
+        """Longest sequence in tokens that all servers accept, as far as known."""
         return min((s.longest for s in self.servers if s.longest is not None), default=None)
 
     async def close(self) -> None:
-        """Give up the connections."""
+        """Close the connections."""
         for sender in self._senders.values():
             sender.shutdown()
         self._senders.clear()
@@ -119,13 +119,14 @@ class ServerPool:
     # -- weights ---------------------------------------------------------------------------
 
     async def load(self) -> Difference | None:
-        """Have the servers read the newest weights; the worst proof, None if none was news.
+        """Load the newest weights into the servers; return the worst proof, or None if nothing was
+        new.
 
-        All of them have to come up the first time; later one is enough to go on.
+        The first time all servers must come up; later one is enough.
 
         Raises:
-            ValueError: Too few are there in time, or one is not as it has to be.
-            StaleWeightsError: One does not compute with the weights.
+            ValueError: Too few servers came up in time, or one is not set up as required.
+            StaleWeightsError: A server does not compute with the weights.
         """
         self._wanted = self.weights.serial
         if len(self.ready()) == len(self.servers):
@@ -149,7 +150,7 @@ class ServerPool:
         return max(found, key=lambda difference: difference.mean, default=None)
 
     async def _try_to_bring_up(self, server: Server) -> Difference | None:
-        """The proof, or None where the server fails or, once the run has begun, is refused."""
+        """The proof; None if the server fails or, after the start of the run, is refused."""
         try:
             return await self._bring_up(server)
         except ServerFailedError as error:
@@ -161,7 +162,7 @@ class ServerPool:
         return None
 
     async def _bring_up(self, server: Server) -> Difference:
-        # One that was given up must not hold the others up at every sync.
+        # A server that is out must not delay the others at every sync.
         given_up = self._started and not server.examined
         silence_s = self.limits.silence_timeout_s
         await server.health(min(silence_s, _BRIEF_S) if given_up else silence_s)
@@ -178,7 +179,7 @@ class ServerPool:
             await server.reload(str(self.weights.folder.model.resolve()))
             return
         world_size, patience = await server.world_size(), self.limits.request_timeout_s
-        # One after the other: they all read the same policy.
+        # One after another, because they all read the same policy.
         async with self._sending:
             if server.address not in self._senders:
                 self._senders[server.address] = await asyncio.to_thread(
@@ -187,7 +188,7 @@ class ServerPool:
             await asyncio.to_thread(self._senders[server.address].send_weights)
 
     def _put_out(self, server: Server, reason: str) -> None:
-        # The group of a server that was started anew is of no use.
+        # The transfer group of a restarted server is useless.
         self._senders.pop(server.address, None)
         if server.examined:
             self.lost += 1
@@ -198,23 +199,24 @@ class ServerPool:
         return (
             f"waited {patience:g} s for vLLM servers (rollout.engine.addresses), "
             f"{len(self.ready())} of {len(self.servers)} are ready; {'; '.join(states)}; "
-            "one is started by: rlvr serve MODEL --port PORT"
+            "start one with: rlvr serve MODEL --port PORT"
         )
 
     # -- completions -----------------------------------------------------------------------
 
     async def complete(
         self,
-        jobs: Sequence[Job],
+        completions: Sequence[PendingCompletion],
         sampling: dict[str, Any],
         finished: Callable[[int, Sample], None],
     ) -> None:
-        """Do all jobs, telling each job's number and sample as they are finished, in any order.
+        """Generate all completions; call ``finished`` with the number and sample of each, in any
+        order.
 
         Raises:
-            ValueError: A job failed too often, or no server was ready for too long.
+            ValueError: A completion failed too often, or no server was ready for too long.
         """
-        await _Work(self, jobs, sampling, finished).run()
+        await _Work(self, completions, sampling, finished).run()
 
 
 class _Work:
@@ -223,16 +225,16 @@ class _Work:
     def __init__(
         self,
         pool: ServerPool,
-        jobs: Sequence[Job],
+        completions: Sequence[PendingCompletion],
         sampling: dict[str, Any],
         finished: Callable[[int, Sample], None],
     ) -> None:
         self.pool, self.limits = pool, pool.limits
         self.sampling, self.finished = sampling, finished
-        self.waiting = deque(jobs)
-        self.left = len(jobs)
-        self.running: dict[asyncio.Task[None], tuple[Server, Job]] = {}
-        # Something happened: a job ended, a server came in or went out.
+        self.waiting = deque(completions)
+        self.left = len(completions)
+        self.running: dict[asyncio.Task[None], tuple[Server, PendingCompletion]] = {}
+        # Set when a completion ends or a server comes in or goes out.
         self.news = asyncio.Event()
         self.failure: BaseException | None = None
         self.dark_since: float | None = None
@@ -244,8 +246,8 @@ class _Work:
                 self.news.clear()
                 self._hand_out()
                 self._check()
-                # At intervals without news, too: to see for how long nobody has been ready.
-                # (Not by wait_for, which in Python 3.11 may swallow a cancellation.)
+                # Also wake at intervals without events, to check how long no server has been ready.
+                # (Not with wait_for, which in Python 3.11 may swallow a cancellation.)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_PROBE_S):
                         await self.news.wait()
@@ -258,16 +260,16 @@ class _Work:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _hand_out(self) -> None:
-        """Give what waits to the servers with the least to do."""
+        """Give waiting completions to the servers with the lowest load."""
         while self.waiting:
             free = [s for s in self.pool.ready() if s.in_flight < self.limits.in_flight]
             if not free:
                 return
             server = min(free, key=lambda candidate: candidate.in_flight)
-            job = self.waiting.popleft()
+            completion = self.waiting.popleft()
             server.in_flight += 1
-            task = asyncio.create_task(self._do(server, job))
-            self.running[task] = (server, job)
+            task = asyncio.create_task(self._do(server, completion))
+            self.running[task] = (server, completion)
             task.add_done_callback(self._ended)
 
     def _check(self) -> None:
@@ -278,15 +280,16 @@ class _Work:
         if _now() - self.dark_since > self.limits.outage_timeout_s:
             raise ValueError(self.pool._account(self.limits.outage_timeout_s))
 
-    async def _do(self, server: Server, job: Job) -> None:
-        sample = await server.generate(job.prompt, job.seed, self.sampling)
+    async def _do(self, server: Server, completion: PendingCompletion) -> None:
+        sample = await server.generate(completion.prompt, completion.seed, self.sampling)
         server.strikes = 0
         self.left -= 1
-        self.finished(job.number, sample)
+        self.finished(completion.number, sample)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """A completion is there, failed, or was called off because its server went out."""
-        server, job = self.running.pop(task)
+        """Handle a completion that succeeded, failed, or was cancelled because its server went
+        out."""
+        server, completion = self.running.pop(task)
         server.in_flight -= 1
         self.news.set()
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
@@ -296,25 +299,26 @@ class _Work:
             server.strikes += 1
             if error.gone or server.strikes >= _STRIKES:
                 self._put_out(server, str(error))
-            job.failures += 1
-            if job.failures > self.limits.max_retries:
+            completion.failures += 1
+            if completion.failures > self.limits.max_retries:
                 self.failure = ValueError(
-                    f"a completion failed {job.failures} times with rollout.engine.max_retries = "
-                    f"{self.limits.max_retries}; the last time: {error}"
+                    f"a completion failed {completion.failures} times with "
+                    f"rollout.engine.max_retries = {self.limits.max_retries}; the last time: "
+                    f"{error}"
                 )
         elif not isinstance(error, asyncio.CancelledError):
             self.failure = error
         self.pool.retries += 1
-        # Called off is nobody's failure: at once. A failure may need time to pass.
-        pause = backoff(job.failures) if isinstance(error, ServerFailedError) else 0.0
-        asyncio.get_running_loop().call_later(pause, self._again, job)
+        # A cancelled completion did not fail, so retry it at once. After a failure, wait first.
+        pause = backoff(completion.failures) if isinstance(error, ServerFailedError) else 0.0
+        asyncio.get_running_loop().call_later(pause, self._again, completion)
 
-    def _again(self, job: Job) -> None:
-        self.waiting.append(job)
+    def _again(self, completion: PendingCompletion) -> None:
+        self.waiting.append(completion)
         self.news.set()
 
     def _put_out(self, server: Server, reason: str) -> None:
-        """Give the server nothing more, and what it has to others."""
+        """Give the server no more work, and give its completions to other servers."""
         self.pool._put_out(server, reason)
         for task, (owner, _) in self.running.items():
             if owner is server:
@@ -322,7 +326,7 @@ class _Work:
         self.news.set()
 
     async def _monitor(self, server: Server) -> None:
-        """See that a server that works is alive, and ask one that is out whether it is back."""
+        """Check that a working server is alive, and whether one that is out is back."""
         attempt = 0
         while True:
             ready = server in self.pool.ready()
@@ -335,15 +339,15 @@ class _Work:
                     await self._let_in(server)
             except (ServerFailedError, ServerRefusedError) as error:
                 self._put_out(server, str(error))
-            except Exception as error:  # the task's boundary: raised where the work is waited for
+            except Exception as error:  # the boundary of the task; run() raises it
                 self.failure = error
                 self.news.set()
 
     async def _let_in(self, server: Server) -> None:
-        """Renew a server's weights, unless newer ones than the others have are written by now."""
+        """Load the weights into a server, unless newer weights have already been written."""
         weights = self.pool.weights
         if not weights.lock.acquire(blocking=False):
-            return  # the learner is writing; next time
+            return  # the learner is writing; try again later
         try:
             if weights.serial == self.pool._wanted:
                 await self.pool._bring_up(server)

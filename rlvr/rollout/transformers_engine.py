@@ -1,40 +1,32 @@
-"""Generation with the learner's own module: exact, no second copy of the weights, no sync.
+"""Generation with the learner's own module: exact, without a second copy of the weights or a sync.
 
-Samples of one prompt share its prefill. Rows are batched by prompt length, padded on the left, and
-leave the batch as soon as they are finished, so that a long straggler runs alone rather than beside
-finished rows. Keys and values live in buffers that grow by doubling: appending a token writes one
-column instead of copying the whole cache.
+Samples of one prompt share its prefill. Rows are batched by prompt length and padded on the left.
+They leave the batch as soon as they are finished, so that a long row does not run together with
+finished ones. Keys and values are stored in buffers that grow by doubling
+(:mod:`rlvr.rollout.growing_layer`).
 
-Left out: continuous refilling and paged memory, which is what vLLM is for.
+Not every family is exact that way: recurrent layers carry a state instead of keys, and some cannot
+skip padding. A trial when the engine is built (:mod:`rlvr.rollout.engine_trial`) chooses a way of
+caching that gives the learner's numbers.
+
+The engine has no continuous batching and no paged memory; use vLLM for those.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 
-from rlvr.policy import Policy, RoutingRequest
-from rlvr.policy.routers import ANY
+from rlvr.policy.model import Policy, names_taken
+from rlvr.policy.routers import ANY, RoutingRequest
 from rlvr.rollout.engine import Assembly, Engine, Finished, Progress, Request, Sample
+from rlvr.rollout.engine_trial import Caching, exact_caching
+from rlvr.rollout.growing_layer import GrowingLayer
 from rlvr.rollout.sampling import Sampling, draw, uniform_stream
-from rlvr.settings import Settings
+from rlvr.rollout.settings import TransformersEngineSettings
 from rlvr.types import FinishReason
-
-
-class TransformersEngineSettings(Settings):
-    """Generate with the learner's own weights through transformers."""
-
-    name: Literal["transformers"] = "transformers"
-    max_rows: int = Field(256, ge=1)
-    """Most completions generated side by side."""
-
-    @property
-    def overlaps(self) -> bool:
-        """No: it generates with the very weights that are being updated."""
-        return False
 
 
 class TransformersEngine(Engine):
@@ -44,9 +36,10 @@ class TransformersEngine(Engine):
         policy: The learner's policy; its current weights are used at every call.
         stop_ids: Token ids that end a completion.
         settings: Batch size.
+        caching: How rows are generated; None is what a trial finds to be exact.
 
-    Attributes:
-        keeps_experts: Have every sample tell which experts of a mixture its tokens went to.
+    Raises:
+        ValueError: No way of generating gives the policy's own numbers.
     """
 
     overlaps = False
@@ -56,30 +49,62 @@ class TransformersEngine(Engine):
         policy: Policy,
         stop_ids: Sequence[int],
         settings: TransformersEngineSettings | None = None,
+        caching: Caching | None = None,
     ) -> None:
         self.policy = policy
         self.stop_ids = tuple(stop_ids)
         self.settings = settings or TransformersEngineSettings()
-        self.keeps_experts = False
+        self.caching = caching or exact_caching(policy, self._as_tried)
+        self._keeps_experts = False
         self._version = 0
+
+    def _as_tried(self, stop_ids: Sequence[int], caching: Caching) -> Engine:
+        return TransformersEngine(self.policy, stop_ids, self.settings, caching)
+
+    @property
+    def keeps_experts(self) -> bool:
+        """Whether samples record the experts to which a mixture sent their tokens."""
+        return self._keeps_experts
+
+    @keeps_experts.setter
+    def keeps_experts(self, keep: bool) -> None:
+        if keep and self.caching.kind == "none":
+            raise ValueError(
+                f"{self.policy.causal_lm.config.model_type} is generated without a cache, which "
+                "records no experts; leave replayed routing (router) out of the recipe"
+            )
+        self._keeps_experts = keep
+
+    @property
+    def note(self) -> str | None:
+        """What is to be said of a model that is not generated the usual way."""
+        family, caching = self.policy.causal_lm.config.model_type, self.caching
+        if caching.kind == "none":
+            return (
+                f"rollout: no cache gives the learner's numbers for {family}, so every token runs "
+                "its whole sequence; rollout.engine.name=vllm is faster where it knows the family"
+            )
+        if not caching.mixed:
+            return f"rollout: {family} cannot skip padding; prompts of one length run together"
+        return None
 
     @property
     def policy_version(self) -> int:
-        """Version of the weights, as it was published last."""
+        """Version of the weights published last."""
         return self._version
 
     def publish(self, policy: Policy, version: int) -> dict[str, float]:
-        """Note the version; the weights are the learner's own and need no copying."""
-        assert policy is self.policy, "this engine generates with the policy it was made for"
+        """Record the version; the weights are the learner's own and are not copied."""
+        assert policy is self.policy, "an engine belongs to one policy"
         self._version = version
         return {}
 
     def load(self) -> dict[str, float]:
-        """Nothing to do: the weights are the learner's own."""
+        """Do nothing: the weights are the learner's own."""
         return {}
 
     def close(self) -> None:
-        """Nothing to free: the weights belong to the learner."""
+        """Free nothing: the weights belong to the learner."""
 
     @torch.no_grad()
     def generate(
@@ -99,14 +124,21 @@ class TransformersEngine(Engine):
         training = self.policy.training
         self.policy.eval()
         try:
-            for slots in _batches(requests, self.settings.max_rows):
-                kind = _RoutedBatch if self.keeps_experts else _RunningBatch
-                batch = kind(self.policy, self.stop_ids, requests, slots, sampling)
+            for slots in _batches(requests, self.settings.max_rows, self.caching.mixed):
+                batch = self._kind(
+                    self.policy, self.stop_ids, requests, slots, sampling, self.caching
+                )
                 for request, sample, output in batch.run():
                     assembly.add(request, sample, output)
         finally:
             self.policy.train(training)
         return assembly.outputs
+
+    @property
+    def _kind(self) -> type["_RunningBatch"]:
+        if self.caching.kind == "none":
+            return _UncachedBatch
+        return _RoutedBatch if self.keeps_experts else _RunningBatch
 
     def _check_context(self, requests: Sequence[Request], sampling: Sampling) -> None:
         limit = self.policy.context_length
@@ -121,22 +153,29 @@ class TransformersEngine(Engine):
 Slot = tuple[int, int]
 """(request index, sample index) of a row."""
 
-# Finished rows leave the batch once they are one in this many.
+# Finished rows leave the batch once they make up one in this many.
 _LEAVE_TOGETHER = 8
 
 
-def _batches(requests: Sequence[Request], max_rows: int) -> Iterator[list[Slot]]:
-    """Rows sorted by prompt length, longest first, cut into batches; siblings stay adjacent."""
+def _batches(requests: Sequence[Request], max_rows: int, mixed: bool) -> Iterator[list[Slot]]:
+    """Rows sorted by prompt length, longest first, cut into batches; siblings stay adjacent.
+
+    Where lengths may not be mixed a batch ends with its length.
+    """
     order = sorted(range(len(requests)), key=lambda i: (-len(requests[i].prompt_ids), i))
     slots = [
         (request, sample) for request in order for sample in range(len(requests[request].seeds))
     ]
-    for start in range(0, len(slots), max_rows):
-        yield slots[start : start + max_rows]
+    lengths = [0 if mixed else len(requests[request].prompt_ids) for request, _ in slots]
+    start = 0
+    while start < len(slots):
+        same = lengths[start : start + max_rows].count(lengths[start])
+        yield slots[start : start + same]
+        start += same
 
 
 class _RunningBatch:
-    """Rows generated side by side, from prefill until the last is finished."""
+    """Rows generated together, from prefill until the last is finished."""
 
     def __init__(
         self,
@@ -145,11 +184,13 @@ class _RunningBatch:
         requests: Sequence[Request],
         slots: list[Slot],
         sampling: Sampling,
+        caching: Caching,
     ) -> None:
         self.policy, self.sampling, self.slots = policy, sampling, slots
+        self.taken = names_taken(policy.causal_lm) - policy.unused
         self.device = policy.device
         self.stop_ids = torch.tensor(stop_ids, device=self.device)
-        self.cache = Cache(layer_class_to_replicate=GrowingLayer)
+        self.cache = _new_cache(policy, caching)
         streams = [uniform_stream(requests[r].seeds[s], sampling.max_tokens) for r, s in slots]
         self.uniforms = torch.from_numpy(np.stack(streams)).to(self.device)
         self.logits = self._prefill([requests[request].prompt_ids for request, _ in slots])
@@ -159,7 +200,8 @@ class _RunningBatch:
         self.active = torch.arange(len(slots), device=self.device)
 
     def _prefill(self, prompts: list[tuple[int, ...]]) -> torch.Tensor:
-        """Run each distinct prompt once, then repeat its cache for its rows; last logits [B, V]."""
+        """Run each distinct prompt once and repeat its cache for its rows; return the last logits
+        [B, V]."""
         unique = list(dict.fromkeys(prompts))
         width = max(len(prompt) for prompt in unique)
         ids = torch.zeros(len(unique), width, dtype=torch.long)
@@ -180,14 +222,15 @@ class _RunningBatch:
     def _forward(
         self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
+        inputs = {"position_ids": positions, "logits_to_keep": 1}
+        name = "past_key_values" if "past_key_values" in self.taken else "cache_params"
         with self.policy.compute():
             output = self.policy.causal_lm(
                 input_ids=ids,
-                position_ids=positions,
                 attention_mask=mask,
-                past_key_values=self.cache,
                 use_cache=True,
-                logits_to_keep=1,
+                **{name: self.cache},
+                **{key: value for key, value in inputs.items() if key in self.taken},
             )
         logits: torch.Tensor = output.logits[:, -1]
         return logits
@@ -205,7 +248,7 @@ class _RunningBatch:
             done = done | finished
             if bool(done.all()):
                 return
-            # Leaving the batch copies the cache of those who stay, so rows leave together.
+            # Removing rows copies the cache of the others, so several rows leave together.
             if int(done.sum()) * _LEAVE_TOGETHER >= len(done):
                 tokens, done = self._drop(~done, tokens), done[~done]
             self._step(tokens)
@@ -243,7 +286,7 @@ class _RunningBatch:
 
     def _select_cache(self, index: torch.Tensor) -> None:
         for layer in self.cache.layers:
-            layer.batch_select_indices(index)
+            layer.reorder_cache(index)
 
     def _step(self, tokens: torch.Tensor) -> None:
         if self.mask is not None:
@@ -252,8 +295,50 @@ class _RunningBatch:
         self.next_position = self.next_position + 1
 
 
+def _new_cache(policy: Policy, caching: Caching) -> Cache:
+    if caching.kind == "model":
+        return DynamicCache(config=policy.causal_lm.config)
+    return Cache(layer_class_to_replicate=GrowingLayer)
+
+
+class _UncachedBatch(_RunningBatch):
+    """Rows whose whole sequence is run for every token, laid out as the learner lays them out."""
+
+    def _prefill(self, prompts: list[tuple[int, ...]]) -> torch.Tensor:
+        width = max(map(len, prompts))
+        rows = [[*prompt, *[0] * (width - len(prompt))] for prompt in prompts]
+        self.ids = torch.tensor(rows, device=self.device)
+        self.next_position = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        self.mask = None
+        return self._last_logits()
+
+    def _last_logits(self) -> torch.Tensor:
+        columns = torch.arange(self.ids.shape[1], device=self.device)
+        mask = (columns < self.next_position[:, None]).long()
+        with self.policy.compute():
+            hidden_RLD = self.policy.backbone(
+                input_ids=self.ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
+                use_cache=False,
+            ).last_hidden_state
+            last = hidden_RLD[torch.arange(len(self.ids)), self.next_position - 1]
+            logits: torch.Tensor = self.policy.causal_lm.get_output_embeddings()(last)
+        return logits * self.policy.logit_scale
+
+    def _select_cache(self, index: torch.Tensor) -> None:
+        self.ids = self.ids[index]
+
+    def _step(self, tokens: torch.Tensor) -> None:
+        if int(self.next_position.max()) == self.ids.shape[1]:
+            self.ids = torch.cat([self.ids, torch.zeros_like(self.ids[:, :1])], dim=1)
+        self.ids[torch.arange(len(tokens)), self.next_position] = tokens
+        self.next_position = self.next_position + 1
+        self.logits = self._last_logits()
+
+
 class _RoutedBatch(_RunningBatch):
-    """Rows that keep the experts to which a mixture sends their tokens."""
+    """Rows that record the experts to which a mixture sends their tokens."""
 
     def __init__(self, *arguments: Any) -> None:  # noqa: ANN401
         self.chosen: list[torch.Tensor] = []
@@ -278,7 +363,7 @@ class _RoutedBatch(_RunningBatch):
         logits = super()._forward(ids, positions, mask)
         experts_PMK = routers.read(None).experts_NMK
         by_row = experts_PMK.view(*ids.shape, *experts_PMK.shape[1:]).to("cpu", torch.int16)
-        if self.chosen or hasattr(self, "of_prompt"):  # a step: one position of each running row
+        if self.chosen or hasattr(self, "of_prompt"):  # one step: one position of each running row
             of_all = by_row.new_full((len(self.slots), *by_row.shape[2:]), ANY)
             of_all[self.active.cpu()] = by_row[:, 0]
             by_row = of_all
@@ -293,55 +378,3 @@ class _RoutedBatch(_RunningBatch):
             [self.of_prompt[row], torch.stack(steps)] if steps else [self.of_prompt[row]]
         )
         return Sample(ids, logprobs, reason, experts)
-
-
-class GrowingLayer(DynamicLayer):
-    """Keys and values of one layer in buffers that double when full."""
-
-    def __init__(self, **_: Any) -> None:  # noqa: ANN401
-        super().__init__()
-        self.length = 0
-
-    def update(
-        self,
-        key_states: torch.Tensor,
-        value_states: torch.Tensor,
-        *args: Any,  # noqa: ANN401
-        **kwargs: Any,  # noqa: ANN401
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append [B, heads, new, head size] and return views of all so far."""
-        start, self.length = self.length, self.length + key_states.shape[2]
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.keys = self.values = None
-        self.keys = self._append(self.keys, key_states, start)
-        self.values = self._append(self.values, value_states, start)
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-    def _append(
-        self, buffer: torch.Tensor | None, states: torch.Tensor, start: int
-    ) -> torch.Tensor:
-        if buffer is None or buffer.shape[2] < self.length:
-            batch, heads, _, size = states.shape
-            grown = states.new_empty(batch, heads, max(2 * start, self.length + 32), size)
-            if buffer is not None:
-                grown[:, :, :start] = buffer[:, :, :start]
-            buffer = grown
-        buffer[:, :, start : self.length] = states
-        return buffer
-
-    def get_seq_length(self) -> int:
-        """Positions held."""
-        return self.length
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep (or repeat) rows; the copy is of the filled part only."""
-        self._map(lambda filled: filled.index_select(0, indices))
-
-    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        for name in ("keys", "values"):
-            buffer = getattr(self, name)
-            filled = function(buffer[:, :, : self.length])
-            grown = filled.new_empty(*filled.shape[:2], buffer.shape[2], filled.shape[3])
-            grown[:, :, : self.length] = filled
-            setattr(self, name, grown)

@@ -1,7 +1,7 @@
-"""The parent's hold on the vLLM process: start it, talk to it, end it with everything it started.
+"""Start the vLLM process, talk to it, and end it with everything that it started.
 
-The process gets a socket and its settings, and nothing of a launcher's environment, which would
-make vLLM believe that it is one rank of the training job.
+The process gets a socket and its settings, but not a launcher's environment variables, which would
+make vLLM act as one rank of the training job.
 """
 
 import os
@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from rlvr.remedies import VLLM_PACKAGES, fault_and_remedy, vllm_reinstall
+from rlvr.install_hints import VLLM_PACKAGES, fault_and_remedy, vllm_reinstall
 from rlvr.rollout.channel import Channel, ClosedError
 
 _CLOSE_S = 15.0
@@ -27,24 +27,24 @@ _RANK_VARIABLES = frozenset(
 
 
 class EngineDiedError(RuntimeError):
-    """The engine process ended, or fell silent for too long and was ended."""
+    """The engine process ended, or was killed because it was silent for too long."""
 
 
 class EngineProcess:
     """One process with one vLLM engine.
 
     Args:
-        settings: Keyword arguments of ``vllm.LLM``, as far as JSON can carry them.
-        folder: What the process removes when this one disappears.
-        threads: OpenMP threads.
-        start_timeout_s: Longest time until it is ready.
-        silence_timeout_s: Longest time without a message while it works.
-        log: Where its output goes; None keeps it as long as the process.
-        variables: Environment variables besides this process's own.
+        settings: Keyword arguments of ``vllm.LLM`` that JSON can represent.
+        folder: Folder that the process removes when this process disappears.
+        threads: Number of OpenMP threads.
+        start_timeout_s: Maximum seconds until it is ready.
+        silence_timeout_s: Maximum seconds without a message while it works.
+        log: File for its output; None keeps the output only while the process lives.
+        variables: Environment variables in addition to this process's.
 
     Raises:
-        ValueError: vLLM cannot be imported, or refuses the settings; nothing is left running.
-        EngineDiedError: It ended before it was ready.
+        ValueError: vLLM cannot be imported or rejects the settings; no process is left running.
+        EngineDiedError: The process ended before it was ready.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class EngineProcess:
         variables: Mapping[str, str] | None = None,
     ) -> None:
         self.silence_timeout_s = silence_timeout_s
-        # Open until the process is dead: what it says last is in the error message.
+        # Stays open until the process is dead, because error messages quote its last line.
         self.output: IO[bytes] = (
             tempfile.TemporaryFile() if log is None else log.open("ab+")  # noqa: SIM115
         )
-        self.last_words = ""
+        self.last_output = ""
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
@@ -90,23 +90,23 @@ class EngineProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id, which is also its group's."""
+        """Its process id, which is also the id of its process group."""
         return self.process.pid
 
     def call(self, method: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Ask for one thing and wait for the answer.
+        """Send one request and wait for the answer.
 
         Raises:
-            EngineDiedError: No answer came.
+            EngineDiedError: No answer arrived.
         """
         self._send({"method": method, **arguments})
         return self._next(method, self.silence_timeout_s)
 
     def stream(self, method: str, **arguments: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401
-        """Ask for one thing and yield the messages about it as they come, signs of life included.
+        """Send one request and yield its messages as they arrive, including signs of life.
 
         Raises:
-            EngineDiedError: The last message did not come.
+            EngineDiedError: The last message did not arrive.
         """
         self._send({"method": method, **arguments})
         while (message := self._next(method, self.silence_timeout_s))["event"] != "done":
@@ -124,7 +124,7 @@ class EngineProcess:
         except TimeoutError as error:
             self.kill()
             raise EngineDiedError(
-                f"the vLLM process said nothing for {timeout_s:g} s ({doing}) and was ended"
+                f"the vLLM process sent nothing for {timeout_s:g} s ({doing}) and was killed"
             ) from error
         except ClosedError as error:
             raise self._died(doing) from error
@@ -136,50 +136,51 @@ class EngineProcess:
         self.kill()
         return EngineDiedError(
             f"the vLLM process ended with code {self.process.returncode} ({doing}); "
-            f"its last words: {_last_line(self.last_words)}"
+            f"its last line of output: {_last_line(self.last_output)}"
         )
 
     def _failed(self, doing: str, kind: str, text: str) -> None:
-        """Its own account of why it cannot go on; at the start that is the user's to mend."""
+        """Raise the error that the process reported; during the start it is a ValueError for the
+        user."""
         self.kill()
         if doing != "starting":
             raise EngineDiedError(f"vLLM failed ({doing}): {_one_line(text)}")
-        known = fault_and_remedy(self.last_words + text)
+        known = fault_and_remedy(self.last_output + text)
         if known is not None:
             raise ValueError(f"vLLM cannot be imported: {known[0]}; {known[1]}")
         if kind in ("ImportError", "ModuleNotFoundError"):
             remedy = vllm_reinstall(VLLM_PACKAGES[1])
             raise ValueError(f"vLLM cannot be imported: {_one_line(text)}; {remedy}")
         raise ValueError(
-            f"vLLM does not start: {_one_line(text)}; change rollout.engine, or look into the "
-            "output that rollout.engine.log keeps"
+            f"vLLM does not start: {_one_line(text)}; change rollout.engine, or read its output in "
+            "the file set by rollout.engine.log"
         )
 
     def close(self) -> None:
-        """Let it end by itself for a while, then end it and all that it started."""
+        """Ask it to end and wait; then kill it and everything that it started."""
         try:
             self.channel.send({"method": "close"})
             self.process.wait(_CLOSE_S)
         except (ClosedError, subprocess.TimeoutExpired):
-            pass  # killed below
+            pass  # it is killed below
         self.kill()
 
     def kill(self) -> None:
-        """End it and all that it started, now; a second call does nothing."""
+        """Kill it and everything that it started; a second call does nothing."""
         if self.output.closed:
             return
-        with suppress(ProcessLookupError):  # the whole group may be gone already
+        with suppress(ProcessLookupError):  # the process group may already be gone
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.channel.close()
         size = self.output.seek(0, os.SEEK_END)
         self.output.seek(max(0, size - 20_000))
-        self.last_words = self.output.read().decode(errors="replace")
+        self.last_output = self.output.read().decode(errors="replace")
         self.output.close()
 
 
 def child_environment(environment: Mapping[str, str], threads: int) -> dict[str, str]:
-    """The variables of the vLLM process; it stays off the network and reports no usage."""
+    """Environment variables of the vLLM process; it uses no network and reports no usage."""
     kept = {
         name: value
         for name, value in environment.items()
@@ -197,7 +198,7 @@ def child_environment(environment: Mapping[str, str], threads: int) -> dict[str,
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": str(threads),
-        # Threads that wait must not spin: the learner works while the engine waits.
+        # Waiting threads must not spin, because the learner works while the engine waits.
         "OMP_WAIT_POLICY": "PASSIVE",
     }
 

@@ -1,95 +1,39 @@
-"""Generation with vLLM in a process of its own, which stays up between calls.
+"""Generation with vLLM in a separate process, which keeps running between calls.
 
-The weights go there through a folder (``rlvr.rollout.weights``) and every arrival is proven. The
-process may die at any time: it is started anew with the newest weights, what it had finished is
-kept, and the rest is generated again from the same seeds. So a crash costs time and changes no
-number that the loop sees, up to the rounding of another batch.
+The weights go there through a folder (``rlvr.rollout.weight_sync``), and every arrival is proven.
+If the process dies, it is restarted with the newest weights; finished samples are kept and the rest
+is generated again from the same seeds. So a crash costs time but changes no number that the loop
+sees, up to the rounding of a different batch.
 
-Each sample is a request of its own with its own seed; samples of one prompt share whole blocks of
-its cache through vLLM's prefix cache.
+Each sample is a separate request with its own seed; samples of one prompt share whole blocks of its
+cache through vLLM's prefix cache.
 
-On a GPU that the learner needs too, the engine may sleep between calls (``sleep``), and the weights
+On a GPU that the learner also uses, the engine may sleep between calls (``sleep``), and the weights
 may go there without a folder (``rlvr.rollout.weight_transfer``). Neither has been run so far.
 
-Left out: data parallelism, which vLLM does not offer within one process; several servers do it.
+There is no data parallelism, which vLLM does not offer within one process; use several servers.
 """
 
 import importlib.util
 import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import Field
-
-from rlvr.policy import Policy, Precision
-from rlvr.remedies import VLLM_INSTALL
+from rlvr.install_hints import VLLM_INSTALL
+from rlvr.policy.model import Policy
+from rlvr.policy.settings import Precision
 from rlvr.rollout.engine import Assembly, Engine, Finished, Progress, Request, Sample
-from rlvr.rollout.published import PublishedWeights
 from rlvr.rollout.sampling import Sampling
+from rlvr.rollout.settings import VllmEngineSettings
 from rlvr.rollout.vllm_child import EngineDiedError, EngineProcess
+from rlvr.rollout.weight_store import WeightStore
+from rlvr.rollout.weight_sync import Difference, WeightFolder
 from rlvr.rollout.weight_transfer import PolicySource, Sender, check_device, ipc_sender
-from rlvr.rollout.weights import Difference, WeightFolder
-from rlvr.settings import Settings
 
 _Result = TypeVar("_Result")
-# On a CPU vLLM's own choice, 128, would share nothing of a short prompt; it wants multiples of 32.
+# vLLM's default on a CPU, 128, would share nothing of a short prompt; it must be a multiple of 32.
 _CPU_BLOCK = 32
-
-
-class VllmEngineSettings(Settings):
-    """Generate with vLLM in a process of its own."""
-
-    name: Literal["vllm"] = "vllm"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """How the engine rounds; auto is as ``model.precision``. Anything else would make the samples
-    those of another policy, more so with every update, so a recipe may name no other."""
-    enforce_eager: bool = True
-    """Run the model as it is. Off, vLLM compiles it first: a slower start, faster steps."""
-    max_model_len: int | None = Field(None, ge=16)
-    """Longest sequence, prompt and completion, in tokens; null takes what the run's prompts and
-    completions may need."""
-    max_num_seqs: int = Field(128, ge=1)
-    """Most completions that run side by side; further ones wait and take the place of finished
-    ones."""
-    kv_cache_gib: float | None = Field(None, gt=0)
-    """Memory for keys and values; null is 1 GiB on a CPU and follows from ``memory_share`` on a
-    GPU."""
-    memory_share: float = Field(0.9, gt=0, le=1)
-    """Share of a GPU's memory that the engine may take in all."""
-    tensor_parallel_size: int = Field(1, ge=1)
-    """Devices that the engine's weights are split over."""
-    block_size: int | None = Field(None, ge=16)
-    """Tokens in a block of the cache: samples of a prompt share whole blocks. Null is 32 on a CPU
-    and vLLM's choice elsewhere."""
-    threads: int | None = Field(None, ge=1)
-    """Threads of the engine on a CPU; null takes one for every core that the process may use."""
-    start_timeout_s: float = Field(600.0, gt=0)
-    """Seconds after which an engine that is not ready is given up."""
-    silence_timeout_s: float = Field(300.0, gt=0)
-    """Seconds without a sign of life after which a working engine is ended and started anew."""
-    max_restarts: int = Field(3, ge=0)
-    """How often in a row the engine may die before the run is given up."""
-    sync_tolerance: float | None = Field(None, gt=0)
-    """Largest mean |difference| in nats between engine and learner on a fixed sequence after new
-    weights; null is 0.001 for float32 and 0.25 for bfloat16."""
-    weights_folder: Path | None = None
-    """Folder through which the weights go; null is shared memory where they fit."""
-    weight_transfer: Literal["folder", "ipc"] = "folder"
-    """How new weights get there: through a folder, or out of the learner's memory on the same GPU.
-    ipc excludes sampling ahead."""
-    sleep: Literal[0, 1, 2] = 0
-    """What a GPU is relieved of while the engine has nothing to do: 0 nothing; 1 the cache, and the
-    weights, which move to the CPU; 2 both, and the weights are sent again. Excludes sampling ahead.
-    """
-    log: Path | None = None
-    """File that gets the engine's own output; null drops it when the engine ends."""
-
-    @property
-    def overlaps(self) -> bool:
-        """Whether it may generate while the learner updates."""
-        return self.weight_transfer == "folder" and not self.sleep
 
 
 class VllmEngine(Engine):
@@ -98,16 +42,16 @@ class VllmEngine(Engine):
     The process starts with the first :meth:`sync`.
 
     Args:
-        policy: The learner's policy: its shape and precision are the engine's.
+        policy: The learner's policy, which sets the engine's shape and precision.
         stop_ids: Token ids that end a completion.
         settings: How the engine runs.
-        longest: Longest sequence that will be asked for, in tokens; None is the model's context.
+        longest: Longest sequence in tokens that will be requested; None is the model's context.
 
     Raises:
         ValueError: vLLM is not installed.
     """
 
-    # Switched off only to show that the proof finds what is left undone.
+    # Set to False only to show that the proof finds the missing repair.
     _repair = True
 
     def __init__(
@@ -118,7 +62,9 @@ class VllmEngine(Engine):
         longest: int | None = None,
     ) -> None:
         if importlib.util.find_spec("vllm") is None:
-            raise ValueError(f"rollout.engine 'vllm' needs vLLM, which is missing; {VLLM_INSTALL}")
+            raise ValueError(
+                f"rollout.engine 'vllm' needs vLLM, which is not installed; {VLLM_INSTALL}"
+            )
         self.settings = settings or VllmEngineSettings()
         self.stop_ids = list(stop_ids)
         dtype = self.settings.dtype
@@ -130,12 +76,12 @@ class VllmEngine(Engine):
         check_device(self.settings.weight_transfer, policy.device)
         if self.settings.sleep and self._device != "cuda":
             raise ValueError(
-                f"rollout.engine.sleep = {self.settings.sleep} frees the memory of a GPU, and the "
+                f"rollout.engine.sleep = {self.settings.sleep} frees the memory of a GPU, but the "
                 f"policy is on a device of type {self._device!r}; use 0"
             )
         self.overlaps = self.settings.overlaps
         self._policy = policy
-        self._weights = PublishedWeights(
+        self._weights = WeightStore(
             policy,
             self.precision,
             self.settings.weights_folder,
@@ -150,7 +96,7 @@ class VllmEngine(Engine):
 
     @property
     def policy_version(self) -> int:
-        """Version of the weights that were last proven."""
+        """Version of the weights that were proven last."""
         return self._version
 
     @property
@@ -159,17 +105,17 @@ class VllmEngine(Engine):
         return None if self._process is None else self._process.pid
 
     def publish(self, policy: Policy, version: int) -> dict[str, float]:
-        """Write the weights where the process will read them; see the protocol."""
+        """Write the weights to the folder; see the protocol."""
         began = time.perf_counter()
         self._weights.write(policy, version, files=self.settings.weight_transfer == "folder")
         return {"sync/write_seconds": time.perf_counter() - began}
 
     def load(self) -> dict[str, float]:
-        """Have the process read the weights, and prove that it did; see the protocol.
+        """Load the weights into the process and prove that it uses them; see the protocol.
 
         Raises:
             StaleWeightsError: The engine does not compute with the new weights.
-            ValueError: vLLM cannot be started.
+            ValueError: vLLM does not start.
         """
         began = time.perf_counter()
         difference = self._surviving(self._load)
@@ -191,7 +137,7 @@ class VllmEngine(Engine):
     ) -> list[list[Sample]]:
         """See :class:`~rlvr.rollout.engine.Engine`; needs a :meth:`sync` first.
 
-        With top-p or top-k the log-probabilities are those of the distribution that is left.
+        With top-p or top-k the log-probabilities are those of the truncated distribution.
 
         Raises:
             ValueError: A prompt leaves no room for a token, or the engine died too often.
@@ -201,7 +147,7 @@ class VllmEngine(Engine):
         assembly = Assembly(requests, progress, finished)
 
         def attempt() -> None:
-            assembly.tick()  # work that was called off in the meantime starts no engine
+            assembly.tick()  # cancelled work must not start an engine
             if self._process is None or self._asleep:
                 self._load()
             assert self._process is not None
@@ -228,9 +174,9 @@ class VllmEngine(Engine):
     def logprobs(
         self, sequences: Sequence[Sequence[int]], progress: Progress | None = None
     ) -> list[list[float]]:
-        """Log-probabilities (nats, temperature 1) of each sequence's tokens but the first.
+        """Log-probabilities (nats, temperature 1) of each sequence's tokens except the first.
 
-        Needs a :meth:`sync` first. A sequence's length is at most the engine's longest less one.
+        It needs a :meth:`sync` first. A sequence may have at most ``longest - 1`` tokens.
 
         Raises:
             ValueError: A sequence is too long, or the engine died too often.
@@ -267,7 +213,8 @@ class VllmEngine(Engine):
         self._weights.close()
 
     def _surviving(self, action: Callable[[], _Result]) -> _Result:
-        """Do something with the engine; when the engine dies of it, start another and go on."""
+        """Run ``attempt`` with the engine; if the engine dies, restart it and run ``attempt``
+        again."""
         for attempt in range(self.settings.max_restarts + 1):
             try:
                 return action()
@@ -280,7 +227,7 @@ class VllmEngine(Engine):
                     ) from error
                 self.restarts += 1
             except BaseException:
-                # Interrupted or refused: what the process is doing now is anyone's guess.
+                # Interrupted or refused: the state of the process is unknown, so drop it.
                 self._drop()
                 raise
         raise AssertionError("unreachable")
@@ -291,7 +238,8 @@ class VllmEngine(Engine):
             self._process, self._sender, self._asleep = None, None, False
 
     def _load(self) -> Difference | None:
-        """See that a process runs the newest weights; the proof if they were news to it."""
+        """Make sure that a process runs the newest weights; return the proof if they were new to
+        it."""
         weights = self._weights
         with weights.lock:
             fresh = self._process is None
@@ -305,9 +253,10 @@ class VllmEngine(Engine):
             return difference
 
     def _renew(self, process: EngineProcess, fresh: bool) -> bool:
-        """Wake the engine and give it the newest weights; whether they were news to it.
+        """Wake the engine and give it the newest weights; return whether they were new to it.
 
-        In two steps, so that cache and old and new weights are never there at once.
+        This takes two steps, so that the cache and the old and new weights are never in memory at
+        once.
         """
         through_folder = self.settings.weight_transfer == "folder"
         news = fresh or self._loaded != self._weights.serial
@@ -358,8 +307,8 @@ class VllmEngine(Engine):
             "gpu_memory_utilization": settings.memory_share,
             "kv_cache_memory_bytes": None if cache_gib is None else int(cache_gib * 2**30),
             "block_size": settings.block_size or (_CPU_BLOCK if cpu else None),
-            # vLLM takes the draw of an unfinished prompt back by the generator's offset, which a
-            # CPU generator has not: there, prompts run whole.
+            # vLLM undoes the draw of an unfinished prompt with the generator's offset, which a CPU
+            # generator lacks. So prompts run whole on a CPU.
             "enable_chunked_prefill": False if cpu else None,
             "enable_sleep_mode": settings.sleep > 0,
             "weight_transfer_config": None
@@ -371,7 +320,7 @@ class VllmEngine(Engine):
 def check_context(
     requests: Sequence[Request], sampling: Sampling, limit: int | None, setting: str
 ) -> None:
-    """See that every completion has room.
+    """Check that every completion has room.
 
     Raises:
         ValueError: The longest prompt and ``max_tokens`` exceed ``limit``; ``setting`` raises it.
@@ -386,7 +335,7 @@ def check_context(
 
 
 def engine_seed(seed: int) -> int:
-    """A 64-bit seed as one that vLLM takes: 63 bits, so that none is negative."""
+    """A 64-bit seed cut to the 63 bits that vLLM accepts, so that it is never negative."""
     return seed & (2**63 - 1)
 
 

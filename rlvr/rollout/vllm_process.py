@@ -1,12 +1,12 @@
 """The process in which vLLM lives: ``python -m rlvr.rollout.vllm_process SOCKET_FD PARENT_PID``.
 
-It reads one message that says how to build the engine, then serves requests one at a time:
+It reads one message with the engine's settings, then serves requests one at a time:
 
     generate  {prompts, jobs: [[id, prompt index, seed], ...], sampling}
               -> {event: sample, ...} as they finish, {event: busy} in between, {event: done}
     reload    -> {event: done}                  the folder's weights, which have changed
     transfer  {step, info} -> {event: done}     see rlvr.rollout.weight_transfer
-    settle    {repair} -> {event: done}         after new weights
+    settle    {repair} -> {event: done}         to be called after new weights
     sleep     {level} -> {event: done}
     wake      {tags} -> {event: done}
     score     {tokens} -> {event: done, logprobs}
@@ -17,10 +17,10 @@ It reads one message that says how to build the engine, then serves requests one
               -> {event: done, ids, logprobs}   of the likeliest next tokens
     close     -> the process ends
 
-vLLM's engine core runs in this very process and not in one below it, so that there is one process
-to start, to watch and to end. When the parent disappears, the socket closes, and this process
-removes the weights from shared memory and ends itself and everything it started. It leads a process
-group of its own and ignores Ctrl-C, which is the parent's to handle.
+vLLM's engine core runs in this process, not in a child of it, so that there is only one process to
+start, to watch and to end. When the parent disappears, the socket closes; this process then removes
+the weights from shared memory and ends itself and everything that it started. It leads a separate
+process group and ignores Ctrl-C, which the parent handles.
 """
 
 import contextlib
@@ -41,13 +41,13 @@ from typing import Any, NoReturn
 
 from rlvr.rollout.channel import Channel, ClosedError
 
-# A sign of life at least so often while the engine steps.
+# Seconds between signs of life while the engine steps.
 _BUSY_S = 1.0
 _PR_SET_PDEATHSIG = 1
 
 
 class Watcher:
-    """Reads messages in a thread of its own, which notices at once when the parent is gone."""
+    """Reads messages in a separate thread, which notices immediately when the parent is gone."""
 
     def __init__(self, channel: Channel, parent: int) -> None:
         self.channel, self.parent = channel, parent
@@ -56,12 +56,12 @@ class Watcher:
         self.folder: Path | None = None
 
     def start(self) -> None:
-        """Set the signals and start reading."""
-        for number in (signal.SIGINT, signal.SIGUSR1):  # the training process acts on them
+        """Set the signal handlers and start reading."""
+        for number in (signal.SIGINT, signal.SIGUSR1):  # the training process handles it
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._on_sigterm)
         if sys.platform.startswith("linux"):
-            # A second way of noticing, for when the socket's other end lives on in a fork.
+            # A second check, in case a fork keeps the other end of the socket open.
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         threading.Thread(target=self._read, daemon=True, name="watcher").start()
 
@@ -76,23 +76,24 @@ class Watcher:
             self.messages.put(message)
 
     def _on_sigterm(self, _number: int, _frame: FrameType | None) -> None:
-        # A scheduler may send it to every process of a job; only the parent decides for us.
+        # A scheduler may send it to every process of a job; the parent decides what happens here.
         if os.getppid() != self.parent:
             self.vanish()
 
     def vanish(self) -> NoReturn:
-        """End this process and all that it started, and leave nothing in shared memory."""
+        """Remove the shared memory and end this process and everything that it started."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
         os.killpg(os.getpgrp(), signal.SIGKILL)
         raise AssertionError("unreachable")
 
 
-class Server:
-    """vLLM's engine and what it is asked for."""
+class EngineService:
+    """vLLM's engine and the requests that it serves."""
 
     def __init__(self, watcher: Watcher, settings: dict[str, Any]) -> None:
-        # Imported here: it takes seconds, and a failure is to be reported, not to be a traceback.
+        # Imported here, because it takes seconds and a failure must be reported without a
+        # traceback.
         from vllm import LLM
 
         self.watcher, self.channel = watcher, watcher.channel
@@ -112,7 +113,7 @@ class Server:
         )
 
     def serve(self) -> None:
-        """Answer until asked to close."""
+        """Serve requests until asked to close."""
         while True:
             message = self.watcher.messages.get()
             method = message.pop("method")
@@ -121,12 +122,12 @@ class Server:
             self.channel.send({"event": "done", **getattr(self, f"on_{method}")(**message)})
 
     def on_reload(self) -> dict[str, Any]:
-        """Read the folder's weights; to be settled."""
+        """Load the folder's weights; the parent then calls settle."""
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": self.folder})
         return {}
 
     def on_transfer(self, step: str, info: Any) -> dict[str, Any]:  # noqa: ANN401
-        """One step of a transfer by vLLM's own engine; to be settled after the last."""
+        """One step of a transfer by vLLM's engine; the parent calls settle after the last one."""
         from rlvr.rollout.weight_transfer import decode
 
         steps = {
@@ -139,18 +140,19 @@ class Server:
         return {}
 
     def on_settle(self, repair: bool) -> dict[str, Any]:
-        """After new weights: pack output heads again, forget what was cached under the old ones."""
+        """After new weights: pack the output heads again and drop the prefix cache of the old
+        ones."""
         packed = self.llm.collective_rpc("repack_output_heads") if repair else [0]
         assert self.llm.reset_prefix_cache(), "the prefix cache was in use during a reload"
         return {"packed": packed[0]}
 
     def on_sleep(self, level: int) -> dict[str, Any]:
-        """Give up the cache, and move (1) or drop (2) the weights."""
+        """Drop the cache, and move (1) or drop (2) the weights."""
         self.llm.sleep(level=level)
         return {}
 
     def on_wake(self, tags: list[str]) -> dict[str, Any]:
-        """Take back the memory of ``tags``."""
+        """Allocate the memory of ``tags`` again."""
         self.llm.wake_up(tags=tags)
         return {}
 
@@ -161,7 +163,7 @@ class Server:
         return {"logprobs": prompt_logprobs(output)}
 
     def on_logprobs(self, jobs: list[tuple[int, list[int]]]) -> dict[str, Any]:
-        """Score many sequences, sending each one's as soon as it is finished."""
+        """Score many sequences; send each result as soon as it is finished."""
         for job, tokens in jobs:
             request = {"prompt_token_ids": tokens}
             self.llm.llm_engine.add_request(str(job), request, scoring_parameters())
@@ -171,10 +173,10 @@ class Server:
     def on_next(
         self, rows: list[tuple[int, int, list[int]]], count: int, top: int, forget: list[int]
     ) -> dict[str, Any]:
-        """The likeliest ``top`` tokens behind the last ``count`` tokens of each context.
+        """The ``top`` likeliest tokens after each of the last ``count`` tokens of each context.
 
-        Contexts stay here by name: of each, ``keep`` tokens are kept and ``tokens`` put behind.
-        Log-probabilities are those at temperature 1 of the whole vocabulary.
+        Contexts are stored here by name: ``keep`` tokens of each are kept and ``tokens`` are
+            appended. Log-probabilities are at temperature 1 over the whole vocabulary.
         """
         from vllm import SamplingParams
 
@@ -191,7 +193,7 @@ class Server:
         outputs = self.llm.generate(prompts, params, use_tqdm=False) if prompts else []
         ids, logprobs = [], []
         for output in outputs:
-            # The token that was drawn comes along, too, whatever its rank.
+            # vLLM also reports the drawn token, whatever its rank.
             likeliest = sorted(output.outputs[0].logprobs[0].items(), key=lambda item: item[1].rank)
             ids.append([token for token, _ in likeliest[:top]])
             logprobs.append([value.logprob for _, value in likeliest[:top]])
@@ -203,7 +205,7 @@ class Server:
         jobs: list[tuple[int, int, int]],
         sampling: dict[str, Any],
     ) -> dict[str, Any]:
-        """Run all jobs, sending each sample as soon as it is finished."""
+        """Generate all samples; send each one as soon as it is finished."""
         for job, prompt, seed in jobs:
             params = sampling_parameters(sampling, seed)
             request = {"prompt_token_ids": prompts[prompt]}
@@ -212,7 +214,7 @@ class Server:
         return {}
 
     def _run(self, message: Callable[[Any], dict[str, Any]]) -> None:
-        """Step until all requests are finished, sending a message about each."""
+        """Step the engine until all requests are finished; send a message for each."""
         engine = self.llm.llm_engine
         spoken = time.monotonic()
         while engine.has_unfinished_requests() and not self.watcher.closing.is_set():
@@ -226,10 +228,11 @@ class Server:
 
 
 def sampling_fields(sampling: dict[str, Any], seed: int) -> dict[str, Any]:
-    """What vLLM is told about one sample; ``sampling`` has the fields of Sampling and stop_ids.
+    """vLLM's sampling parameters of one sample; ``sampling`` has the fields of Sampling and
+    stop_ids.
 
-    Every id that ends a completion is named in ``stop_ids``, so vLLM's own end token, which comes
-    from files that the learner may read otherwise, is ignored.
+    ``stop_ids`` names every id that ends a completion, so vLLM's own end token, which comes from
+    files that the learner may read differently, is ignored.
     """
     return {
         **{name: sampling[name] for name in ("temperature", "top_p", "top_k", "max_tokens")},
@@ -242,7 +245,7 @@ def sampling_fields(sampling: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def sampling_parameters(sampling: dict[str, Any], seed: int) -> Any:  # noqa: ANN401
-    """:func:`sampling_fields` as vLLM's own object."""
+    """:func:`sampling_fields` as vLLM's object."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -251,7 +254,7 @@ def sampling_parameters(sampling: dict[str, Any], seed: int) -> Any:  # noqa: AN
 
 
 def sample_message(output: Any) -> dict[str, Any]:  # noqa: ANN401
-    """A finished request as a message; the token that ended it is among its tokens."""
+    """A finished request as a message; its tokens include the one that ended it."""
     (completion,) = output.outputs
     assert completion.finish_reason in ("stop", "length"), completion.finish_reason
     tokens = list(completion.token_ids)
@@ -266,7 +269,7 @@ def sample_message(output: Any) -> dict[str, Any]:  # noqa: ANN401
 
 
 def scoring_parameters() -> Any:  # noqa: ANN401
-    """What vLLM is told about a sequence whose own log-probabilities are wanted."""
+    """vLLM's sampling parameters for scoring a given sequence."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -281,7 +284,7 @@ def scoring_parameters() -> Any:  # noqa: ANN401
 
 
 def prompt_logprobs(output: Any) -> list[float]:  # noqa: ANN401
-    """Log-probabilities of a scored sequence's tokens; the first has none."""
+    """Log-probabilities of a scored sequence's tokens except the first, which has none."""
     rows = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
     return [row[token].logprob for token, row in rows]
 
@@ -296,7 +299,7 @@ def _job(output: Any) -> int:  # noqa: ANN401
 
 
 def main() -> None:
-    """Build the engine as the first message says, then serve."""
+    """Build the engine from the first message, then serve."""
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
     channel = Channel(socket.socket(fileno=descriptor))
     watcher = Watcher(channel, parent)
@@ -306,10 +309,10 @@ def main() -> None:
         return
     watcher.folder = Path(start["folder"])
     try:
-        server = Server(watcher, start["settings"])
+        server = EngineService(watcher, start["settings"])
         channel.send({"event": "ready"})
         server.serve()
-    except Exception as error:  # a process boundary: the parent says it, or starts us anew
+    except Exception as error:  # process boundary: the parent reports it or restarts us
         traceback.print_exc()
         kind, text = type(error).__name__, f"{type(error).__name__}: {error}"
         with contextlib.suppress(ClosedError):

@@ -1,14 +1,13 @@
-"""Weights straight from GPU to GPU, by vLLM's own transfer engines and without a folder between.
+"""Send weights directly from GPU to GPU with vLLM's transfer engines, without a folder.
 
-``nccl`` broadcasts them to a server's GPUs, ``ipc`` lets the engine process read the learner's
-memory on the same GPU. The learner stands still from publishing to loading, so an engine with
-either does not sample ahead; the proof after every sync is the same as with a folder.
+``nccl`` broadcasts them to a server's GPUs; ``ipc`` lets the engine process read the learner's
+memory on the same GPU. The learner's weights must not change between publishing and loading, so
+neither works with asynchronous rollouts. The proof after every sync is the same as with a folder.
 
-vLLM's classes are imported where they are used. What goes over an IPC handle is memory of a GPU;
-the handle itself travels as JSON with a few types named in it, for vLLM's own way of sending it is
-pickle.
+vLLM's classes are imported where they are used. An IPC handle refers to GPU memory; the handle is
+sent as JSON that names a few types, because vLLM itself would send it as pickle.
 
-None of this has been run so far, for want of a GPU; what needs none is tested.
+This has not been run so far, because there was no GPU; the parts that need none are tested.
 """
 
 import base64
@@ -19,10 +18,10 @@ from urllib.parse import urlsplit
 
 import torch
 
-from rlvr.policy import Policy
-from rlvr.rollout.weights import merged_weights, weight_shapes
+from rlvr.policy.merging import merged_weights, weight_shapes
+from rlvr.policy.model import Policy
 
-# Of the buffer that weights are packed into on their way.
+# Bytes of the buffer into which weights are packed for sending.
 _BUFFER_BYTES = 2**28
 _TYPES: dict[str, Any] = {
     "Tensor": torch.Tensor,
@@ -32,31 +31,31 @@ _TYPES: dict[str, Any] = {
 
 
 def check_device(transfer: str, device: torch.device) -> None:
-    """See that a transfer is possible from where the policy is.
+    """Check that weights can be transferred from the policy's device.
 
     Raises:
-        ValueError: It goes from GPU to GPU and there is none.
+        ValueError: The transfer goes from GPU to GPU, but the policy is not on a GPU.
     """
     if transfer != "folder" and device.type != "cuda":
         raise ValueError(
-            f"rollout.engine.weight_transfer = {transfer!r} goes from GPU to GPU, and the "
-            f"policy is on a device of type {device.type!r}; use 'folder'"
+            f"rollout.engine.weight_transfer = {transfer!r} goes from GPU to GPU, but the policy "
+            f"is on a device of type {device.type!r}; use 'folder'"
         )
 
 
 class PolicySource:
-    """A policy's merged weights as vLLM's sender wants them: shapes first, then the tensors.
+    """A policy's merged weights in the form that vLLM's sender expects: shapes first, then tensors.
 
     Args:
         policy: The learner's policy, on a GPU.
-        dtype: Of the tensors that are sent.
+        dtype: Type of the tensors that are sent.
     """
 
     def __init__(self, policy: Policy, dtype: torch.dtype) -> None:
         self.policy, self.dtype = policy, dtype
 
     def metadata(self) -> list[Any]:
-        """A ``ParamMeta`` for each tensor, in the order of iteration; gathers nothing."""
+        """A ``ParamMeta`` for each tensor, in the order of iteration; it gathers no weights."""
         from vllm.distributed.weight_transfer.base import ParamMeta
 
         return [
@@ -65,40 +64,40 @@ class PolicySource:
         ]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Copies, for the sender packs them when their bucket may be gone."""
+        """Copies of the tensors, because the sender may pack them after their bucket is gone."""
         for name, tensor in merged_weights(self.policy, self.dtype):
             yield name, tensor.clone()
 
     def largest(self) -> int:
-        """Bytes of the largest tensor."""
+        """Size of the largest tensor in bytes."""
         shapes = weight_shapes(self.policy, self.dtype)
         return max(torch.Size(shape).numel() * dtype.itemsize for _, dtype, shape in shapes)
 
     def buffer_bytes(self) -> int:
-        """Bytes of a buffer that takes any tensor."""
+        """Size in bytes of a buffer that holds any tensor."""
         return max(_BUFFER_BYTES, self.largest())
 
 
 class Sender(Protocol):
-    """What vLLM's trainer-side engines have in common."""
+    """The common interface of vLLM's trainer-side engines."""
 
     def send_weights(self) -> None:
         """Send the source's weights and wait until they are in use."""
         ...
 
     def shutdown(self) -> None:
-        """Give up the connection."""
+        """Close the connection."""
         ...
 
 
 def nccl_sender(address: str, world_size: int, source: PolicySource, timeout_s: float) -> Sender:
-    """A connection to one server, which joins a group of its own with this process.
+    """Connect to one server, which forms a separate group with this process.
 
     Args:
-        address: Of the server, which was started with ``--weight-transfer-config``.
-        world_size: GPUs of the server.
-        source: What will be sent.
-        timeout_s: Longest time of one request.
+        address: Address of the server, which was started with ``--weight-transfer-config``.
+        world_size: Number of GPUs of the server.
+        source: The weights to send.
+        timeout_s: Maximum seconds for one request.
     """
     from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
     from vllm.distributed.weight_transfer.nccl_engine import (
@@ -115,7 +114,7 @@ def nccl_sender(address: str, world_size: int, source: PolicySource, timeout_s: 
 
 
 def nccl_arguments(address: str, world_size: int, buffer_bytes: int) -> dict[str, Any]:
-    """Where the server's workers meet this process, which is rank 0."""
+    """Address and ranks of the group of the server's workers and this process, which is rank 0."""
     host = own_address(address)
     with socket.socket() as probe:
         probe.bind((host, 0))
@@ -130,7 +129,7 @@ def nccl_arguments(address: str, world_size: int, buffer_bytes: int) -> dict[str
 
 
 def own_address(address: str) -> str:
-    """This machine's address on the way to ``address``; nothing is sent."""
+    """This machine's address on the route to ``address``; nothing is sent."""
     parts = urlsplit(address)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((parts.hostname or "", parts.port or 80))
@@ -139,11 +138,11 @@ def own_address(address: str) -> str:
 
 
 Call = Callable[..., Any]
-"""Asks the engine process for one thing: (method, arguments by name)."""
+"""Sends one request to the engine process: (method, keyword arguments)."""
 
 
 class ProcessClient:
-    """vLLM's weight-sync client over our own channel to the engine process."""
+    """vLLM's weight-sync client over our channel to the engine process."""
 
     def __init__(self, call: Call) -> None:
         self._call = call
@@ -157,7 +156,7 @@ class ProcessClient:
         self._call("transfer", step="start", info={})
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """See vLLM's ``VLLMWeightSyncClient``; the handles in it are made plain."""
+        """See vLLM's ``VLLMWeightSyncClient``; handles are encoded as JSON."""
         self._call("transfer", step="update", info=encode(update_info))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
@@ -166,7 +165,7 @@ class ProcessClient:
 
 
 def ipc_sender(call: Call, source: PolicySource) -> Sender:
-    """A connection to the engine process, on the GPU of the policy."""
+    """Connect to the engine process on the policy's GPU."""
     from vllm.distributed.weight_transfer.ipc_engine import (
         IPCTrainerInitInfo,
         IPCTrainerWeightTransferEngine,
@@ -180,10 +179,10 @@ def ipc_sender(call: Call, source: PolicySource) -> Sender:
 
 
 def encode(value: Any) -> Any:  # noqa: ANN401
-    """A value of an update as JSON can carry it; see :func:`decode`.
+    """Encode a value of an update as JSON; see :func:`decode`.
 
     Raises:
-        TypeError: It holds something that no update holds.
+        TypeError: It holds a value that cannot occur in an update.
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value
@@ -200,14 +199,14 @@ def encode(value: Any) -> Any:  # noqa: ANN401
     for name, known in _TYPES.items():
         if value is known:
             return {"type": name}
-    raise TypeError(f"{type(value).__name__} is nothing that a weight update holds")
+    raise TypeError(f"{type(value).__name__} cannot occur in a weight update")
 
 
 def decode(value: Any) -> Any:  # noqa: ANN401
-    """What :func:`encode` was given; a type is one of three, and nothing is ever called.
+    """Decode the output of :func:`encode`; it allows only three types and never calls anything.
 
     Raises:
-        ValueError: It is nothing that :func:`encode` makes.
+        ValueError: The value does not come from :func:`encode`.
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value

@@ -8,7 +8,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from rlvr.settings.base import Settings
+from rlvr.settings.base import Settings, tag_of
+from rlvr.settings.registered import Registered
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,15 @@ class FieldDescription:
     help: str
 
 
+INHERIT = FieldDescription(
+    "base",
+    "path or null",
+    "null",
+    "Another recipe whose settings hold where this one says nothing; relative to this file.",
+)
+"""What a recipe file may say besides the settings of its schema."""
+
+
 def describe(
     schema: type[Settings], prefix: str = "", seen: dict[type[Settings], str] | None = None
 ) -> Iterator[FieldDescription]:
@@ -31,7 +41,7 @@ def describe(
     seen = {} if seen is None else seen
     for name, field in schema.model_fields.items():
         key, annotation = f"{prefix}{name}", field.annotation
-        if name == "name" and _tag(schema):
+        if name == "name" and tag_of(schema):
             continue
         default = (
             "required"
@@ -47,7 +57,7 @@ def _describe_members(
     key: str, members: list[type[Settings]], seen: dict[type[Settings], str]
 ) -> Iterator[FieldDescription]:
     for member in members:
-        tag = _tag(member)
+        tag = tag_of(member)
         choice = f"{key}[{tag}]" if tag and len(members) > 1 else key
         summary = " ".join((member.__doc__ or "").strip().split("\n\n")[0].split())
         if member in seen:
@@ -73,7 +83,7 @@ def model_at(schema: type[Settings], location: Sequence[str | int]) -> type[Sett
     model: type[Settings] | None = schema
     annotation: Any = schema
     for part in location:
-        members = {_tag(member): member for member in _settings_members(annotation)}
+        members = {tag_of(member): member for member in _settings_members(annotation, loaded=True)}
         if part in members:
             model = members[str(part)]
             annotation = model
@@ -92,14 +102,26 @@ def model_at(schema: type[Settings], location: Sequence[str | int]) -> type[Sett
 
 def tagged_members(schema: type[Settings], location: Sequence[str | int]) -> set[str]:
     """The names one can choose from at a location; empty where there is no such choice."""
+    return {tag for member in _choices(schema, location) if (tag := tag_of(member))}
+
+
+def own_name(schema: type[Settings], location: Sequence[str | int], word: str) -> str | None:
+    """The name of the choice at a location that people also call ``word``, or None."""
+    for member in _choices(schema, location):
+        if word.lower() in getattr(member, "also_called", ()):
+            return tag_of(member)
+    return None
+
+
+def _choices(schema: type[Settings], location: Sequence[str | int]) -> list[type[Settings]]:
     annotation = _field_annotation(schema, location)
     if annotation is None and location:  # perhaps an element of a list or mapping of choices
         annotation = _field_annotation(schema, location[:-1])
         if get_origin(annotation) not in (tuple, list, dict):
-            return set()
+            return []
     elif get_origin(annotation) in (tuple, list, dict):
-        return set()
-    return {tag for member in _settings_members(annotation) if (tag := _tag(member))}
+        return []
+    return list(_settings_members(annotation, loaded=True))
 
 
 def _field_annotation(schema: type[Settings], location: Sequence[str | int]) -> Any:  # noqa: ANN401
@@ -110,18 +132,23 @@ def _field_annotation(schema: type[Settings], location: Sequence[str | int]) -> 
     return parent.model_fields[str(location[-1])].annotation
 
 
-def _settings_members(annotation: Any) -> Iterator[type[Settings]]:  # noqa: ANN401
+def _settings_members(
+    annotation: Any,  # noqa: ANN401
+    *,
+    loaded: bool = False,
+) -> Iterator[type[Settings]]:
     if isinstance(annotation, type) and issubclass(annotation, Settings):
-        yield annotation
+        yield from annotation.alternatives(loaded=loaded)
     else:
         for argument in get_args(annotation):
-            yield from _settings_members(argument)
+            yield from _settings_members(argument, loaded=loaded)
 
 
-def _tag(member: type[Settings]) -> str | None:
-    field = member.model_fields.get("name")
-    values = _literal(field.annotation) if field else ()
-    return str(values[0]) if len(values) == 1 else None
+def _takes_outside(annotation: Any) -> bool:  # noqa: ANN401
+    """Whether a class from outside may be named there."""
+    if isinstance(annotation, type) and issubclass(annotation, Registered):
+        return True
+    return any(_takes_outside(argument) for argument in get_args(annotation))
 
 
 def _literal(annotation: Any) -> tuple[Any, ...]:  # noqa: ANN401
@@ -131,7 +158,8 @@ def _literal(annotation: Any) -> tuple[Any, ...]:  # noqa: ANN401
 def _type_text(annotation: Any) -> str:  # noqa: ANN401
     members = list(_settings_members(annotation))
     if members:
-        return " or ".join(_tag(member) or "group" for member in members)
+        outside = ["file.py:Class"] if _takes_outside(annotation) else []
+        return " or ".join([*(tag_of(member) or "group" for member in members), *outside])
     if _literal(annotation):
         return " or ".join(repr(value) for value in _literal(annotation))
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -148,7 +176,7 @@ def _default_text(value: object) -> str:
     if value is PydanticUndefined:
         return "required"
     if isinstance(value, Settings):
-        return _tag(type(value)) or "see below"
+        return tag_of(type(value)) or "see below"
     if isinstance(value, tuple):
         return f"[{', '.join(_default_text(item) for item in value)}]"
     return "null" if value is None else repr(value)

@@ -2,61 +2,21 @@
 
 import difflib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rlvr.settings.base import Settings
-from rlvr.settings.describe import model_at, tagged_members
+from rlvr.settings.describe import model_at, own_name, tagged_members
+from rlvr.settings.inherit import Recipe, read_recipe
+from rlvr.settings.outside import as_json, with_absolute_places
+from rlvr.settings.parse import parse_yaml
 
 S = TypeVar("S", bound=Settings)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads ``1e-5`` as a string and lets a key stand twice; recipes want neither."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
-def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    for index, key in enumerate(keys):
-        line = node.value[index][0].start_mark.line + 1
-        if not isinstance(key, (str, int, float, list)):
-            raise ValueError(f"key {str(key)!r} is not text (line {line}); put it in quotes")
-        if key in keys[:index]:
-            raise ValueError(f"key {key!r} stands twice (line {line}); keep one of them")
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
-
-
-def parse_yaml(text: str, where: str) -> Any:  # noqa: ANN401  (YAML holds anything)
-    """Parse one YAML document safely.
-
-    Raises:
-        ValueError: The text is not YAML, or a key stands twice; ``where`` and the line are named.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(f"{where}{line}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:  # the reader's own faults carry no mark
-        raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
 
 
 def load_settings(
@@ -66,40 +26,28 @@ def load_settings(
 
     Args:
         schema: The settings class to build.
-        source: A YAML file, or its content as a mapping.
+        source: A YAML file, which may inherit (:mod:`rlvr.settings.inherit`), or a mapping.
         overrides: ``key.sub=value`` strings; the value is read as YAML.
 
     Raises:
         ValueError: Missing file, bad YAML, unknown key, wrong type, impossible combination. Every
             fault is named with its key, its value and the nearest valid names.
     """
-    if isinstance(source, Path):
-        if not source.is_file():
-            raise ValueError(f"recipe {str(source)!r} is not a file; give the path of a YAML file")
-        data, where = parse_yaml(_text_of(source), str(source)), str(source)
-    else:
-        data, where = json.loads(json.dumps(source)), "settings"
-    if not isinstance(data, dict):
-        raise ValueError(f"{where}: a recipe is a mapping of settings, not {type(data).__name__}")
-    data = _with_default_names(schema, apply_overrides(data, overrides))
+    recipe = read_recipe(source) if isinstance(source, Path) else Recipe(dict(source))
+    where = str(source) if isinstance(source, Path) else "settings"
+    said = (None, apply_overrides({}, overrides))
+    data = with_absolute_places(apply_overrides(recipe.data, overrides), Path.cwd())
+    recipe = Recipe(data, (said, *recipe.layers))
+    data = _filled(schema, recipe.data, recipe)
     refusal = schema.refusal(data)
     if refusal is not None:
         raise ValueError(f"{where}: {refusal}")
     try:
         # Through JSON, so that strict mode still takes a list for a tuple and a string for a path.
-        return schema.model_validate_json(json.dumps(data, default=str))
+        return schema.model_validate_json(json.dumps(data, default=as_json))
     except ValidationError as error:
-        faults = "; ".join(_fault(schema, detail) for detail in _causes(error.errors()))
+        faults = "; ".join(_fault(schema, recipe, detail) for detail in _causes(error.errors()))
         raise ValueError(f"{where}: {faults}") from None
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: byte {error.start} is not UTF-8 text; save the recipe as UTF-8"
-        ) from None
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -108,7 +56,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
     Choosing another ``name`` for an object drops the recipe's other fields of that object: they
     belonged to the old choice.
     """
-    result: dict[str, Any] = json.loads(json.dumps(data, default=str))
+    result: dict[str, Any] = json.loads(json.dumps(data, default=as_json))
     parsed = [_parse_override(text) for text in overrides]
     # Names first, so that `policy_loss.low=0.1 policy_loss.name=clip` means the same either way.
     for keys, value in sorted(parsed, key=lambda item: item[0][-1] != "name"):
@@ -130,20 +78,27 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
     return result
 
 
-def _with_default_names(schema: type[Settings], data: dict[str, Any]) -> dict[str, Any]:
-    """Where an object of a choice is given without its name, the default's name is meant.
+def _filled(
+    schema: type[Settings], data: dict[str, Any], recipe: Recipe, start: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The settings, with what they leave to the schema.
 
-    So ``policy_loss.low=0.1`` works whether or not the recipe spells the default loss out.
+    An object of a choice that is given without its name has the default's, so that
+    ``policy_loss.low=0.1`` works whether or not the recipe spells the default loss out. A null that
+    takes a base's value away leaves the default where the setting takes no null.
     """
     filled = dict(data)
     for name, field in schema.model_fields.items():
         given, default = data.get(name), field.get_default(call_default_factory=True)
+        key = (*start, name)
+        if given is None and recipe.clears(key) and type(None) not in get_args(field.annotation):
+            filled.pop(name, None)
         if not isinstance(given, dict):
             continue
         if isinstance(default, Settings) and "name" in type(default).model_fields:
             given = {"name": default.name, **given}  # type: ignore[attr-defined]
         chosen = model_at(schema, (name, given["name"]) if "name" in given else (name,))
-        filled[name] = given if chosen is None else _with_default_names(chosen, given)
+        filled[name] = given if chosen is None else _filled(chosen, given, recipe, key)
     return filled
 
 
@@ -170,7 +125,13 @@ def _causes(details: Sequence[ErrorDetails]) -> Iterator[ErrorDetails]:
             yield detail
 
 
-def _fault(schema: type[Settings], detail: ErrorDetails) -> str:
+def _fault(schema: type[Settings], recipe: Recipe, detail: ErrorDetails) -> str:
+    """A fault in one line, with the file that the value came from where that is a base."""
+    base = recipe.inherited_from([*_readable(schema, detail["loc"])])
+    return _described(schema, detail) + (f" (from {base})" if base is not None else "")
+
+
+def _described(schema: type[Settings], detail: ErrorDetails) -> str:
     """One validation fault in one line: the key, what is wrong, the nearest valid names."""
     location, value = detail["loc"], _short(detail["input"])
     key = ".".join(_readable(schema, location)) or "recipe"
@@ -183,7 +144,9 @@ def _fault(schema: type[Settings], detail: ErrorDetails) -> str:
     if detail["type"] == "union_tag_invalid":
         tag = str(detail["ctx"]["tag"])
         names = [name.strip("' ") for name in str(detail["ctx"]["expected_tags"]).split(",")]
-        return f"unknown name {tag!r} for {key!r}{_nearest(tag, names)}"
+        own = own_name(schema, location, tag)
+        hint = _nearest(tag, names) if own is None else f"; here it is {own!r}"
+        return f"unknown name {tag!r} for {key!r}{hint}"
     if detail["type"] == "union_tag_not_found":
         names = sorted(tagged_members(schema, location))
         return f"{key!r} = {value} does not say which: give it a name, one of {', '.join(names)}"

@@ -9,11 +9,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlvr.bench import completion_lengths, made_up_batch
-from rlvr.learner import Learner, LearnerSettings
-from rlvr.objective import KL, Clip, Objective, TokenMean
-from rlvr.policy import ModelSettings, Policy, load_policy
-from rlvr.rollout.weights import merged_buckets
+from rlvr.bench.workloads import completion_lengths, made_up_batch
+from rlvr.learner.learner import Learner
+from rlvr.learner.settings import LearnerSettings
+from rlvr.objective.objective import Objective
+from rlvr.objective.policy_losses.clip import Clip
+from rlvr.objective.reducers import TokenMean
+from rlvr.objective.regularisers.kl import KL
+from rlvr.policy.loading import load_policy
+from rlvr.policy.merging import merged_buckets
+from rlvr.policy.model import Policy
+from rlvr.policy.settings import ModelSettings
 
 PROMPT = 6
 
@@ -42,7 +48,7 @@ def learner_of(folder, settings, *, kl=0.0):
 
 def batch_of(workload):
     lengths = completion_lengths(workload, 8, 16)
-    return made_up_batch(lengths, prompt_tokens=PROMPT, group_size=4, vocabulary=60), sum(lengths)
+    return made_up_batch(lengths, prompt_tokens=PROMPT, group_size=4, vocab_size=60), sum(lengths)
 
 
 @pytest.mark.parametrize("workload", ["uniform", "lognormal", "outlier"])

@@ -18,16 +18,16 @@ def test_lengths_are_what_their_names_say():
 def test_unknown_work_is_refused():
     with pytest.raises(ValueError, match="uniform, lognormal, outlier"):
         completion_lengths("normal", 4, 8)
-    with pytest.raises(ValueError, match="from 1 on"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         completion_lengths("uniform", 0, 8)
     with pytest.raises(ValueError, match="groups of 2"):
-        made_up_batch([3, 4, 5], prompt_tokens=2, group_size=2, vocabulary=9)
+        made_up_batch([3, 4, 5], prompt_tokens=2, group_size=2, vocab_size=9)
 
 
 def test_a_made_up_batch_has_the_lengths_and_shares_prompts_in_groups():
-    batch = made_up_batch([3, 1, 2, 2], prompt_tokens=5, group_size=2, vocabulary=50)
+    batch = made_up_batch([3, 1, 2, 2], prompt_tokens=5, group_size=2, vocab_size=50)
     assert [len(ids) for ids in batch.completion_ids] == [3, 1, 2, 2]
     assert batch.mask_BT.sum(1).tolist() == [3, 1, 2, 2]
     assert batch.prompt_ids[0] == batch.prompt_ids[1] != batch.prompt_ids[2]
-    again = made_up_batch([3, 1, 2, 2], prompt_tokens=5, group_size=2, vocabulary=50)
+    again = made_up_batch([3, 1, 2, 2], prompt_tokens=5, group_size=2, vocab_size=50)
     assert again.completion_ids == batch.completion_ids

@@ -11,9 +11,13 @@ import statistics
 
 import rlvr.policy.tree_attention as tree_attention
 from rlvr.bench.workloads import completion_lengths, made_up_batch
-from rlvr.learner import Learner, LearnerSettings
-from rlvr.objective import Clip, Objective, TokenMean
-from rlvr.policy import ModelSettings, load_policy
+from rlvr.learner.learner import Learner
+from rlvr.learner.settings import LearnerSettings
+from rlvr.objective.objective import Objective
+from rlvr.objective.policy_losses.clip import Clip
+from rlvr.objective.reducers import TokenMean
+from rlvr.policy.loading import load_policy
+from rlvr.policy.settings import ModelSettings
 
 # Prompts, samples, prompt tokens, completion tokens, tokens of a micro-batch.
 WORK = (
@@ -43,7 +47,7 @@ def main() -> None:
             completion_lengths("uniform", prompts * samples, tokens),
             prompt_tokens=prompt,
             group_size=samples,
-            vocabulary=vocabulary,
+            vocab_size=vocabulary,
         )
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(options.rounds + 1):

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rlvr.runs.log import read_metrics
 from rlvr.settings import load_settings
-from rlvr.train.log import read_metrics
-from rlvr.train.prm import train
-from rlvr.train.prm_recipe import PrmRecipe
+from rlvr.tasks.prm import PrmRecipe
+from rlvr.tasks.registry import find_task
 from tests.benchmarks.implicit_prm import STEPS, blame, planted, sample, write
 
 
@@ -39,7 +39,7 @@ def train_bag(model: str, folder: Path, rho: float, seed: int) -> Path:
             f"evaluation.responses={{held_out: [{folder / 'held_out.jsonl'}]}}",
         ],
     )
-    return train(recipe, resume=True, console=Console(quiet=True))
+    return find_task("prm").train(recipe, resume=True, console=Console(quiet=True))
 
 
 def main() -> None:

@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from rlvr.distill.job import Job
-from rlvr.distill.lane import ModelSource
-from rlvr.distill.lockstep import LockstepEngine, TransformersTraceSettings
-from rlvr.distill.models import TraceModel, load_trace_model
-from rlvr.distill.rule import RuleSettings
-from rlvr.distill.vocabulary import Vocabulary
+from rlvr.distill.acceptance_rule import AcceptanceRule
+from rlvr.distill.decode_batch import TransformersDecodeModel
+from rlvr.distill.lockstep import LockstepEngine
+from rlvr.distill.settings import TraceModel, TransformersTraceSettings
+from rlvr.distill.trace_model import load_trace_model
+from rlvr.distill.trace_request import TraceRequest
+from rlvr.distill.vocabulary_match import Vocabulary
 from rlvr.policy.tiny import TinySettings, build_tiny_model
 
 
@@ -42,14 +43,14 @@ def models(options: argparse.Namespace) -> tuple[Any, Any]:
     return loaded[0].model, loaded[1].model
 
 
-def jobs(options: argparse.Namespace, count: int, vocabulary: int) -> list[Job]:
+def requests(options: argparse.Namespace, count: int, vocabulary: int) -> list[TraceRequest]:
     """Traces of random prompts, four of each."""
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(
         5, vocabulary, (count // 4 + 1, options.prompt_tokens), generator=generator
     )
     ids = [tuple(row) for row in prompts.tolist()]
-    return [Job(f"p{i // 4}", i % 4, ids[i // 4], ids[i // 4]) for i in range(count)]
+    return [TraceRequest(f"p{i // 4}", i % 4, ids[i // 4], ids[i // 4]) for i in range(count)]
 
 
 def traced(
@@ -57,10 +58,10 @@ def traced(
 ) -> dict[str, float]:
     """Generate ``count`` traces; seconds per token and where they went."""
     engine = LockstepEngine(
-        ModelSource(teacher),
-        ModelSource(student),
+        TransformersDecodeModel(teacher),
+        TransformersDecodeModel(student),
         Vocabulary("same", None, None, {}),
-        RuleSettings(),
+        AcceptanceRule(),
         (),
         options.tokens,
         0,
@@ -69,7 +70,7 @@ def traced(
     began = time.perf_counter()
     tokens = sum(
         len(item.token_ids)
-        for item in engine.generate(jobs(options, count, teacher.config.vocab_size))
+        for item in engine.generate(requests(options, count, teacher.config.vocab_size))
     )
     seconds = time.perf_counter() - began
     assert tokens == count * options.tokens

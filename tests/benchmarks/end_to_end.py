@@ -58,10 +58,10 @@ def recipe_overrides(options: argparse.Namespace, folder: Path, vllm: bool) -> l
 
 def run_rlvr(options: argparse.Namespace, vllm: bool) -> None:
     """Our training command, in this process, with a line at the end of each step."""
+    from rlvr.rl.recipe import RLRecipe
+    from rlvr.rl.train import train
+    from rlvr.runs.log import RunLog
     from rlvr.settings import load_settings
-    from rlvr.train.log import RunLog
-    from rlvr.train.recipe import RLRecipe
-    from rlvr.train.rl import train
 
     usual = RunLog.step
 
@@ -86,11 +86,11 @@ def run_trl(options: argparse.Namespace, arm: str) -> None:
     from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from rlvr.policy import load_tokenizer
+    from rlvr.policy.loading import load_tokenizer
+    from rlvr.rl.prompts import load_prompts
+    from rlvr.rl.recipe import RLRecipe
+    from rlvr.runs.scoring import Scorer
     from rlvr.settings import load_settings
-    from rlvr.train.prompts import load_prompts
-    from rlvr.train.recipe import RLRecipe
-    from rlvr.train.scoring import Scorer
 
     with tempfile.TemporaryDirectory() as place:
         overrides = recipe_overrides(options, Path(place) / "run", False)

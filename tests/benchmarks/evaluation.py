@@ -20,14 +20,17 @@ from statistics import median
 from typing import Any
 
 from eval.generate import finished_rows, sample_missing
-from eval.models import find_targets
-from eval.plan import EvalSettings, make_plan
+from eval.plan import make_evaluation_plan
 from eval.score import read_recorded, score
+from eval.settings import EvalSettings
+from eval.targets import find_targets
 from rlvr.bench.generation import raw_generate, raw_llm
-from rlvr.policy import ModelSettings, load_tokenizer, stop_token_ids
+from rlvr.policy.loading import load_tokenizer, stop_token_ids
+from rlvr.policy.settings import ModelSettings
 from rlvr.ranks import Ranks
-from rlvr.rollout import VllmEngine, VllmEngineSettings
+from rlvr.rollout.settings import VllmEngineSettings
 from rlvr.rollout.vllm_child import child_environment
+from rlvr.rollout.vllm_engine import VllmEngine
 from tests.eval.small import write_samples
 
 
@@ -101,11 +104,13 @@ def time_generation(
     (target,) = find_targets(settings)
     policy, tokenizer = target.load(), load_tokenizer(settings)
     wanted = EvalSettings(benchmarks=(data,), limit=problems, max_tokens=tokens, temperature=0.6)
-    plan = make_plan(wanted, tokenizer, stop_token_ids(policy, tokenizer), policy.context_length)
+    plan = make_evaluation_plan(
+        wanted, tokenizer, stop_token_ids(policy, tokenizer), policy.context_length
+    )
     engine = VllmEngine(policy, plan.stop_ids, VllmEngineSettings(), plan.longest)
-    requests = [job.request(0) for job in plan.jobs]
-    (sampling, jobs), *_ = plan.rounds(plan.jobs)
-    pairs = [(job.request(0).prompt_ids, job.request(0).seeds[0]) for job in jobs]
+    requests = [item.request(0) for item in plan.planned]
+    (sampling, planned), *_ = plan.rounds(plan.planned)
+    pairs = [(item.request(0).prompt_ids, item.request(0).seeds[0]) for item in planned]
     stops = {"temperature": 0.6, "max_tokens": tokens, "stop_token_ids": list(plan.stop_ids)}
     raw = RawVllm({"model": model, "longest": plan.longest, "pairs": pairs, "sampling": stops})
 
@@ -117,7 +122,7 @@ def time_generation(
     def run_harness() -> tuple[float, int]:
         with tempfile.TemporaryDirectory() as place:
             began = time.perf_counter()
-            sample_missing(plan, jobs, engine, tokenizer, Path(place), Ranks())
+            sample_missing(plan, planned, engine, tokenizer, Path(place), Ranks())
             seconds = time.perf_counter() - began
             return seconds, sum(row["tokens"] for row in finished_rows(Path(place)).values())
 

@@ -17,25 +17,22 @@ The policy is two rows of logits, sampled, graded and updated with the objective
 import argparse
 import json
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from rlvr.objective import (
-    Clip,
-    Counts,
-    Entropy,
-    GroupAdvantage,
-    LpReg,
-    Objective,
-    Proxy,
-    Ratio,
-    Step,
-    Terms,
-    TokenMean,
-)
-from rlvr.policy import ProxyRequest, TokenStats, token_stats
+from rlvr.objective.advantages.group import GroupAdvantage
+from rlvr.objective.loss_inputs import LossInputs, Step
+from rlvr.objective.objective import Objective
+from rlvr.objective.policy_losses.clip import Clip
+from rlvr.objective.policy_losses.ratio import Ratio
+from rlvr.objective.proxy import Proxy
+from rlvr.objective.reducers import Counts, TokenMean
+from rlvr.objective.regularisers.entropy import Entropy
+from rlvr.objective.regularisers.lp_reg import LpReg
+from rlvr.objective.token_statistic import SparseRows, TokenStatistic
+from rlvr.policy.token_stats import TokenStats, token_stats
 
 DIRECT, WAIT = 0, 1
 
@@ -94,7 +91,7 @@ def rollout(table: torch.Tensor, toy: Toy, generator: torch.Generator) -> dict[s
 
 
 def statistics_of(
-    table: torch.Tensor, data: dict[str, torch.Tensor], request: ProxyRequest | None
+    table: torch.Tensor, data: dict[str, torch.Tensor], statistics: list[TokenStatistic]
 ) -> TokenStats:
     """Token statistics [2B] of the responses under the logits."""
     return token_stats(
@@ -102,7 +99,7 @@ def statistics_of(
         table.T,
         data["tokens"].flatten(),
         entropy=True,
-        proxy=request,
+        statistics=statistics,
         chunk_tokens=4096,
     )
 
@@ -112,11 +109,10 @@ def train_step(
 ) -> torch.Tensor:
     """One rollout, ``updates`` optimizer steps over parts of it."""
     data = rollout(table, toy, generator)
-    keep = torch.ones(data["tokens"].numel(), dtype=torch.bool)
-    noise_filter = objective.noise_filter
-    request = None if noise_filter is None else ProxyRequest(noise_filter, keep_at_N=keep)
+    parts = [part for part in objective.parts if part.statistics]
     with torch.no_grad():
-        old = statistics_of(table, data, request)
+        asked = [part.old_statistic(data["advantages"].flatten()) for part in parts]
+        old = statistics_of(table, data, asked)
     count = len(data["tokens"])
     for part in range(toy.updates):
         rows = slice(count * part // toy.updates, count * (part + 1) // toy.updates)
@@ -126,22 +122,16 @@ def train_step(
         step = Step(old_BT, mine["advantages"], columns["mask_BT"], number=number)
         logits = table.clone().requires_grad_()
         now = _against_old(logits, mine, objective, old, rows)
-        terms = Terms(
+        found = {name: value_N.view(-1, 2)[rows] for name, value_N in old.columns.items()}
+        found |= {name: value_N.view(-1, 2) for name, value_N in now.columns.items()}
+        terms = LossInputs(
             logprobs_BT=now.logprobs_N.view(-1, 2),
             old_logprobs_BT=old_BT,
             entropy_BT=now.entropy_N.view(-1, 2),
             prepared=objective.prepare(step),
+            columns=found,
             **columns,
         )
-        if noise_filter is not None:
-            mass_BT = old.log_kept_mass_N.view(-1, 2)[rows]
-            terms = replace(
-                terms,
-                log_kept_mass_BT=mass_BT,
-                kept_BT=old.kept_N.view(-1, 2)[rows].double(),
-                proxy_logprobs_BT=old_BT - mass_BT,
-                proxy_kl_BT=None if now.proxy_kl_N is None else now.proxy_kl_N.view(-1, 2),
-            )
         loss, _ = objective(terms, Counts.of(terms.mask_BT))
         (gradient,) = torch.autograd.grad(loss, logits)
         table = table - toy.rate * gradient
@@ -155,12 +145,13 @@ def _against_old(
     old: TokenStats,
     rows: slice,
 ) -> TokenStats:
-    """Statistics under the logits, with the divergence from the old proxies where it is needed."""
-    if not objective.needs_proxy_kl:
-        return statistics_of(logits, mine, None)
-    kept = old.proxy_rows.within(2 * rows.start, 2 * rows.stop)
-    request = ProxyRequest(objective.noise_filter, below=float("-inf"), rows=kept)
-    return statistics_of(logits, mine, request)
+    """Statistics under the logits, with what the objective compares with the old policy."""
+
+    def kept(name: str) -> SparseRows:
+        return old.sparse[name].within(2 * rows.start, 2 * rows.stop)
+
+    asked = [part.statistic(None, kept) for part in objective.parts]
+    return statistics_of(logits, mine, [statistic for statistic in asked if statistic])
 
 
 def arms(rho: float) -> dict[str, Objective]:

@@ -19,14 +19,17 @@ from rich.console import Console
 
 from reward import grade
 from rlvr.data import ArithmeticSource, encode_prompts, load_problems, load_template
-from rlvr.data.responses import load_responses
-from rlvr.policy import ModelSettings, load_policy, load_tokenizer
-from rlvr.rollout import Sampling, TransformersEngine, sample_groups
+from rlvr.data.labelled_responses import load_responses
+from rlvr.policy.loading import load_policy, load_tokenizer
+from rlvr.policy.settings import ModelSettings
+from rlvr.rollout.groups import sample_groups
+from rlvr.rollout.sampling import Sampling
+from rlvr.rollout.transformers_engine import TransformersEngine
 from rlvr.settings import load_settings
-from rlvr.train.prm import train
-from rlvr.train.prm_rank import rank, rank_table, write_figures
-from rlvr.train.prm_recipe import PrmRecipe
-from rlvr.train.prm_score import Scoring, score
+from rlvr.tasks.prm import PrmRecipe
+from rlvr.tasks.registry import find_task
+from rlvr.tasks.tools.rank import rank, rank_table, write_figures
+from rlvr.tasks.tools.score import Scoring, score
 
 STEPS = r"\d\d(?=(?:\d\d)*\\boxed)|\\boxed"
 WORKED = re.compile(r"(\d\d)(\d\d)(\d\d)\\boxed\{(\d+)\}")
@@ -83,7 +86,7 @@ def train_one(model, folder, objective, seed, options=()):
             *options,
         ],
     )
-    train(recipe, resume=True, console=Console(quiet=True))
+    find_task("prm").train(recipe, resume=True, console=Console(quiet=True))
     return folder / objective / "model"
 
 

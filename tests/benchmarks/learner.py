@@ -46,18 +46,22 @@ SMALL = "rlvr, 512"
 
 def batch_of(lengths: tuple[int, ...]):
     """The learner's batch."""
-    from rlvr.bench import made_up_batch
+    from rlvr.bench.workloads import made_up_batch
 
     return made_up_batch(
-        list(lengths), prompt_tokens=PROMPT, group_size=len(lengths), vocabulary=40_000
+        list(lengths), prompt_tokens=PROMPT, group_size=len(lengths), vocab_size=40_000
     )
 
 
 def rlvr_update(model: str, budget: int = 4096) -> Callable[[tuple[int, ...]], float]:
     """One update by the learner; returns its loss."""
-    from rlvr.learner import Learner, LearnerSettings
-    from rlvr.objective import Clip, Objective, TokenMean
-    from rlvr.policy import ModelSettings, load_policy
+    from rlvr.learner.learner import Learner
+    from rlvr.learner.settings import LearnerSettings
+    from rlvr.objective.objective import Objective
+    from rlvr.objective.policy_losses.clip import Clip
+    from rlvr.objective.reducers import TokenMean
+    from rlvr.policy.loading import load_policy
+    from rlvr.policy.settings import ModelSettings
 
     policy = load_policy(ModelSettings(path=model, precision=PRECISION))
     settings = LearnerSettings(lr=1e-6, tokens_per_micro_batch=budget)
@@ -201,9 +205,13 @@ def measure_skipping(model: str, repeats: int) -> None:
     """Ten groups of four completions of 24 tokens; all run, or those without advantage left out."""
     import torch
 
-    from rlvr.learner import Learner, LearnerSettings
-    from rlvr.objective import Clip, Objective, TokenMean
-    from rlvr.policy import ModelSettings, load_policy
+    from rlvr.learner.learner import Learner
+    from rlvr.learner.settings import LearnerSettings
+    from rlvr.objective.objective import Objective
+    from rlvr.objective.policy_losses.clip import Clip
+    from rlvr.objective.reducers import TokenMean
+    from rlvr.policy.loading import load_policy
+    from rlvr.policy.settings import ModelSettings
 
     batch = batch_of((24,) * 40)
     index = torch.arange(40) // 4

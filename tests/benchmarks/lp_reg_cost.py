@@ -15,9 +15,16 @@ from dataclasses import replace
 
 import torch
 
-from rlvr.learner import Learner, LearnerSettings
-from rlvr.objective import Clip, GroupAdvantage, LpReg, Objective, Ratio, TokenMean
-from rlvr.policy import ModelSettings, load_policy
+from rlvr.learner.learner import Learner
+from rlvr.learner.settings import LearnerSettings
+from rlvr.objective.advantages.group import GroupAdvantage
+from rlvr.objective.objective import Objective
+from rlvr.objective.policy_losses.clip import Clip
+from rlvr.objective.policy_losses.ratio import Ratio
+from rlvr.objective.reducers import TokenMean
+from rlvr.objective.regularisers.lp_reg import LpReg
+from rlvr.policy.loading import load_policy
+from rlvr.policy.settings import ModelSettings
 from rlvr.types import Batch
 
 

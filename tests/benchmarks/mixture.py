@@ -21,14 +21,22 @@ from typing import Any
 import torch
 
 from rlvr.data import ArithmeticSource, Prompt, encode_prompts, load_problems, load_template
-from rlvr.learner import Learner, LearnerSettings, RouterSettings, RouterTraining, Schedule
-from rlvr.objective import Objective, Reinforce, TokenMean
-from rlvr.policy import ModelSettings, load_policy, load_tokenizer
+from rlvr.learner.learner import Learner
+from rlvr.learner.methods.router import RouterHook, RouterSettings
+from rlvr.learner.settings import LearnerSettings, Schedule
+from rlvr.objective.objective import Objective
+from rlvr.objective.policy_losses.reinforce import Reinforce
+from rlvr.objective.reducers import TokenMean
+from rlvr.policy.loading import load_policy, load_tokenizer
+from rlvr.policy.settings import ModelSettings
 from rlvr.policy.tiny import BOX, TinySettings, write_tiny_model
-from rlvr.rollout import Sampling, TransformersEngine, sample_groups
+from rlvr.quickstart import worked_answer
+from rlvr.rl.recipe import PathwaySettings
+from rlvr.rl.routing_probe import Probe
+from rlvr.rollout.groups import sample_groups
+from rlvr.rollout.sampling import Sampling
+from rlvr.rollout.transformers_engine import TransformersEngine
 from rlvr.settings import load_settings
-from rlvr.train.pathways import PathwaySettings, Probe
-from rlvr.train.quickstart import worked_answer
 from rlvr.types import Batch
 
 DIGITS, BATCH, PROBED = 2, 64, 64
@@ -93,7 +101,7 @@ def train(seed: int, size: int, updates: int, every: int) -> list[dict[str, floa
             layout="padded",
             tokens_per_micro_batch=65536,
         ),
-        router=RouterTraining(policy, RouterSettings()),
+        hooks=[RouterHook(policy, RouterSettings())],
     )
     training = problems(tokenizer, size, "train")
     held_out = problems(tokenizer, PROBED, "held_out")

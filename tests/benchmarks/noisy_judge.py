@@ -12,12 +12,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rlvr.rl.recipe import RLRecipe
+from rlvr.rl.train import train
 from rlvr.settings import load_settings
-from rlvr.train.recipe import RLRecipe
-from rlvr.train.rl import train
 
 RECIPE = Path("recipes/reward_model/tiny_noisy_judge.yaml")
-NAME = "tests.train.judges:noisy_judge"
+NAME = "noisy_judge"
 ARMS = {
     "none": ["reward.uncertainty=null"],
     "rewards": [],

@@ -20,13 +20,15 @@ from rich.console import Console
 
 from rlvr.data import ArithmeticSource, encode_prompts, load_problems, load_template
 from rlvr.data.demonstrations import load_demonstrations
-from rlvr.jsonl import write_atomically, write_lines
-from rlvr.policy import ModelSettings, load_policy, load_tokenizer, response_logprobs
+from rlvr.files import write_atomically, write_lines
+from rlvr.policy.loading import load_policy, load_tokenizer
+from rlvr.policy.responses import response_logprobs
+from rlvr.policy.settings import ModelSettings
+from rlvr.quickstart import worked_answer
+from rlvr.runs.log import read_metrics
 from rlvr.settings import load_settings
-from rlvr.train.log import read_metrics
-from rlvr.train.quickstart import worked_answer
-from rlvr.train.sft import train
-from rlvr.train.sft_recipe import SftRecipe
+from rlvr.tasks.registry import find_task
+from rlvr.tasks.sft import SftRecipe
 from tests.benchmarks.rsd import (
     ACCURACY,
     MAX_TOKENS,
@@ -84,7 +86,7 @@ def fine_tune(student: Path, traces: Path, seed: int, tau: float, chosen: argpar
             "tau": tau,
             "model": {"path": str(student)},
             "data": {"sources": [str(traces)], "template": "plain", "per_step": 16},
-            "learner": {"lr": chosen.lr, "rows_per_micro_batch": 16},
+            "learner": {"lr": chosen.lr, "tokens_per_micro_batch": 4096},
             "evaluation": {
                 "every": chosen.steps // 5,
                 "sets": {"held_out": HELD_OUT},
@@ -94,7 +96,7 @@ def fine_tune(student: Path, traces: Path, seed: int, tau: float, chosen: argpar
         },
     )
     if not (recipe.output / "model").is_dir():
-        train(recipe, resume=True, console=Console(quiet=True))
+        find_task("sft").train(recipe, resume=True, console=Console(quiet=True))
     return recipe.output
 
 

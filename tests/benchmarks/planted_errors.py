@@ -27,12 +27,12 @@ from pathlib import Path
 from rich.console import Console
 
 from rlvr.policy.tiny import write_tiny_model
+from rlvr.quickstart import WarmupSettings, warm_up, worked_answer
 from rlvr.settings import load_settings
-from rlvr.train.prm import train
-from rlvr.train.prm_locate import locate, locate_table
-from rlvr.train.prm_recipe import PrmRecipe
-from rlvr.train.prm_score import Scoring
-from rlvr.train.quickstart import WarmupSettings, warm_up, worked_answer
+from rlvr.tasks.prm import PrmRecipe
+from rlvr.tasks.registry import find_task
+from rlvr.tasks.tools.locate import locate, locate_table
+from rlvr.tasks.tools.score import Scoring
 from tests.benchmarks.implicit_prm import STEPS, WORKED, blame, planted, sample, train_one, write
 
 OPERANDS = re.compile(r"(\d+)\+(\d+)=")
@@ -99,7 +99,7 @@ def second_stage(model, folder, seed):
             f"data.sources=[{folder / 'steps.jsonl'}]",
         ],
     )
-    train(recipe, resume=True, console=Console(quiet=True))
+    find_task("prm").train(recipe, resume=True, console=Console(quiet=True))
     return folder / "dpo_steps" / "model"
 
 

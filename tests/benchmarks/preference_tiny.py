@@ -17,12 +17,13 @@ from typing import Any
 from rich.console import Console
 
 from rlvr.data.graded import write_preferences
+from rlvr.quickstart import warm_up_once
+from rlvr.rl.recipe import RLRecipe
+from rlvr.rl.train import train as train_policy
+from rlvr.runs.log import read_metrics
 from rlvr.settings import load_settings
-from rlvr.train import preference, rl
-from rlvr.train.log import read_metrics
-from rlvr.train.preference_recipe import PreferenceRecipe
-from rlvr.train.quickstart import warm_up_once
-from rlvr.train.recipe import RLRecipe
+from rlvr.tasks.preference import PreferenceRecipe
+from rlvr.tasks.registry import find_task
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 BY_HAND = {"P": "(l -> w) & (rw -> w)", "P_C": "w | l | rw"}
@@ -43,7 +44,7 @@ def prepare(work: Path, seed: int, console: Console) -> dict[str, int]:
     warm_up_once(seed, model, console)
     overrides = [f"output={work / 'samples'}", f"seed={seed}", f"model.path={model}"]
     recipe = load_settings(RLRecipe, RECIPES / "preference_tiny_samples.yaml", overrides)
-    samples = rl.train(recipe, console=console)
+    samples = train_policy(recipe, console=console)
     return {
         name: write_preferences([samples], work / f"{name}.jsonl", per_prompt=4, labelled=labelled)
         for name, labelled in (("pairs", False), ("labelled", True))
@@ -62,7 +63,7 @@ def train(work: Path, seed: int, arm: str, console: Console) -> Curve:
         f"losses={json.dumps([ARMS[arm]])}",
     ]
     recipe = load_settings(PreferenceRecipe, RECIPES / "preference_tiny.yaml", overrides)
-    folder = preference.train(recipe, console=console)
+    folder = find_task("preference").train(recipe, console=console)
     rows = read_metrics(folder / "metrics.jsonl")
     return {
         name: [(row["step"], row[name]) for row in rows if name in row]

@@ -21,15 +21,16 @@ from statistics import fmean
 import torch
 from rich.console import Console
 
-from rlvr.data.responses import load_responses
-from rlvr.objective import GroupAdvantage
-from rlvr.report.reliability import reliability_svg
-from rlvr.rm import best_and_spread, brier, calibration
+from rlvr.data.labelled_responses import load_responses
+from rlvr.objective.advantages.group import GroupAdvantage
+from rlvr.reward_models.calibration import brier, calibration
+from rlvr.reward_models.measures import best_and_spread
+from rlvr.reward_models.reliability import reliability_svg
 from rlvr.settings import load_settings
-from rlvr.train.prm_rank import rank
-from rlvr.train.prm_score import Scoring, score
-from rlvr.train.reward_model import train
-from rlvr.train.reward_model_recipe import RewardModelRecipe
+from rlvr.tasks.registry import find_task
+from rlvr.tasks.reward_model import RewardModelRecipe
+from rlvr.tasks.tools.rank import rank
+from rlvr.tasks.tools.score import Scoring, score
 from tests.benchmarks.implicit_prm import sample
 
 RECIPES = Path("recipes/reward_model")
@@ -55,7 +56,7 @@ def run(recipe, folder, name, overrides):
         RECIPES / f"{recipe}.yaml",
         [f"output={folder / name}", f"data.sources=[{folder / 'train.jsonl'}]", *overrides],
     )
-    return train(loaded, resume=True, console=Console(quiet=True))
+    return find_task("reward_model").train(loaded, resume=True, console=Console(quiet=True))
 
 
 def scores(folder, out):

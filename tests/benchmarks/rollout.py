@@ -21,10 +21,13 @@ from pathlib import Path
 import torch
 
 from rlvr.bench.generation import raw_generate, raw_llm
-from rlvr.policy import ModelSettings, Policy, load_policy
-from rlvr.rollout import Request, Sampling, VllmEngineSettings, build_engine
-from rlvr.rollout.engine import Engine
-from rlvr.rollout.transformers_engine import TransformersEngineSettings
+from rlvr.policy.loading import load_policy
+from rlvr.policy.model import Policy
+from rlvr.policy.settings import ModelSettings
+from rlvr.rollout.build import build_engine
+from rlvr.rollout.engine import Engine, Request
+from rlvr.rollout.sampling import Sampling
+from rlvr.rollout.settings import TransformersEngineSettings, VllmEngineSettings
 from rlvr.rollout.vllm_child import child_environment
 
 NAMES = ("vllm engine", "LLM.generate", "transformers engine")

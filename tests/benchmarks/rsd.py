@@ -32,17 +32,25 @@ from rlvr.distill.generate import generate
 from rlvr.distill.recipe import DistillRecipe
 from rlvr.distill.surprisal import score_traces, surprisal
 from rlvr.distill.trace import Trace, read_traces
-from rlvr.jsonl import write_atomically, write_lines
-from rlvr.learner import Learner, LearnerSettings, Schedule
-from rlvr.objective import Objective, Reinforce, TokenMean
-from rlvr.policy import ModelSettings, Policy, export_policy, load_policy, load_tokenizer
+from rlvr.files import write_atomically, write_lines
+from rlvr.learner.learner import Learner
+from rlvr.learner.settings import LearnerSettings, Schedule
+from rlvr.objective.objective import Objective
+from rlvr.objective.policy_losses.reinforce import Reinforce
+from rlvr.objective.reducers import TokenMean
+from rlvr.policy.loading import load_policy, load_tokenizer
+from rlvr.policy.model import Policy
+from rlvr.policy.saving import export_policy
+from rlvr.policy.settings import ModelSettings
 from rlvr.policy.tiny import BOX, TinySettings, write_tiny_model
-from rlvr.rollout import Sampling, TransformersEngine, sample_groups
+from rlvr.quickstart import guessed_answer, worked_answer
+from rlvr.rollout.groups import sample_groups
+from rlvr.rollout.sampling import Sampling
+from rlvr.rollout.transformers_engine import TransformersEngine
+from rlvr.runs.log import read_metrics
 from rlvr.settings import load_settings
-from rlvr.train.log import read_metrics
-from rlvr.train.quickstart import guessed_answer, worked_answer
-from rlvr.train.sft import train
-from rlvr.train.sft_recipe import SftRecipe
+from rlvr.tasks.registry import find_task
+from rlvr.tasks.sft import SftRecipe
 from rlvr.types import Batch
 
 DIGITS = 3
@@ -210,7 +218,7 @@ def make_traces(out: Path, seed: int, name: str, count: int) -> Path:
             },
             "samples": arm.samples,
             "max_tokens": MAX_TOKENS,
-            "rule": arm.rule,
+            "acceptance_rule": arm.rule,
             "filter": {"keep": "shortest", **arm.filter},
         },
     )
@@ -242,7 +250,7 @@ def fine_tune(out: Path, seed: int, name: str, kept: Path, steps: int, lr: float
             "steps": steps,
             "model": {"path": str(out / f"student{seed}")},
             "data": {"sources": [str(kept)], "template": "plain", "per_step": 16},
-            "learner": {"lr": lr, "rows_per_micro_batch": 16},
+            "learner": {"lr": lr, "tokens_per_micro_batch": 4096},
             "evaluation": {
                 "every": steps,
                 "sets": {"held_out": {**PROBLEMS, "size": 512, "split": "held_out"}},
@@ -252,7 +260,7 @@ def fine_tune(out: Path, seed: int, name: str, kept: Path, steps: int, lr: float
         },
     )
     if not (recipe.output / "model").is_dir():
-        train(recipe, resume=True, console=Console(quiet=True))
+        find_task("sft").train(recipe, resume=True, console=Console(quiet=True))
     return recipe.output
 
 

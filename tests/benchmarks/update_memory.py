@@ -28,10 +28,11 @@ def measure(way: str, shape: str, checkpointing: bool) -> dict[str, float]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from rlvr.learner.engine import LocalEngine
     from rlvr.learner.models import Models
+    from rlvr.learner.parameter_store import LocalStore
     from rlvr.learner.settings import LearnerSettings
-    from rlvr.policy import Policy, padded_inputs
+    from rlvr.policy.batching import padded_inputs
+    from rlvr.policy.model import Policy
 
     vocabulary, hidden, intermediate, layers, heads, kv_heads = SHAPES[shape]
     torch.manual_seed(0)
@@ -49,7 +50,7 @@ def measure(way: str, shape: str, checkpointing: bool) -> dict[str, float]:
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     policy = Policy(model).train()
-    engine = LocalEngine(Models(policy), {"policy": LearnerSettings(lr=1e-6)})
+    engine = LocalStore(Models(policy), {"policy": LearnerSettings(lr=1e-6)})
     ids = torch.randint(0, vocabulary, (ROWS, LENGTH + 1)).tolist()
     inputs = padded_inputs([row[:1] for row in ids], [row[1:] for row in ids], range(ROWS))
     started = time.perf_counter()

@@ -40,7 +40,7 @@ def test_nothing_is_said_when_nothing_is_dropped(chatml):
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.integers(1, 30))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_kept_and_dropped_add_up_and_the_limit_holds(base, lengths, limit):
     problems = [problem("x" * length, f"{n}") for n, length in enumerate(lengths)]
     fits = [n for n, length in enumerate(lengths) if length + 1 <= limit]
@@ -79,7 +79,9 @@ def test_a_tokenizer_without_chat_template_is_refused_without_blaming_a_problem(
 
 def test_special_tokens_inside_a_problem_are_warned_about(chatml):
     problems = [problem("fine"), problem("stop <|im_end|> here", "odd")]
-    with pytest.warns(UserWarning, match=r"1 problems hold a special token.*'odd'.*<\|im_end\|>"):
+    with pytest.warns(
+        UserWarning, match=r"1 problems contain a special token.*'odd'.*<\|im_end\|>"
+    ):
         encode_prompts(problems, PLAIN, chatml, 99)
     with warnings.catch_warnings():
         # A prompt rendered before is meant to hold them.

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from rlvr.data.files import Row
 from rlvr.data.graded import pairs_of_rows, write_preferences
+from rlvr.data.local_file import Row
 from rlvr.data.preferences import (
     PreferenceFile,
     PreferenceHub,
@@ -67,11 +67,11 @@ GOOD = {"prompt": "2+2=", "chosen": "4", "rejected": "5"}
     [
         ("pairs", {**GOOD, "chosen": " "}, "chosen is empty"),
         ("pairs", {**GOOD, "rejected": ""}, "rejected is empty"),
-        ("pairs", {**GOOD, "rejected": "4 "}, "are the same"),
+        ("pairs", {**GOOD, "rejected": "4 "}, "are equal"),
         ("pairs", {"prompt": "2+2=", "chosen": "4"}, "rejected is missing"),
         ("pairs", {"chosen": "4", "rejected": "5"}, "there is no prompt"),
         ("pairs", {**GOOD, "prompt": " "}, "prompt is empty"),
-        ("pairs", {**GOOD, "chosen": [USER]}, "not with the assistant's"),
+        ("pairs", {**GOOD, "chosen": [USER]}, "not with the assistant"),
         ("pairs", {**GOOD, "chosen": 4}, "neither text nor a list"),
         ("pairs", {**GOOD, "chosen": [{"role": "robot", "content": "4"}]}, "role 'robot'"),
         (
@@ -79,9 +79,8 @@ GOOD = {"prompt": "2+2=", "chosen": "4", "rejected": "5"}
             {"chosen": [USER, said("4")], "rejected": [{**USER, "content": "3+3="}, said("5")]},
             "rejected answers another prompt, '3+3=', than '2+2='",
         ),
-        ("pairs", {"prompt": "2+2=", "completion": "4", "label": True}, "choose the loss kto"),
-        ("labelled", GOOD, "it is a pair"),
-        ("labelled", {"prompt": "2+2=", "completion": "4", "label": 1}, "neither true nor false"),
+        ("pairs", {"prompt": "2+2=", "completion": "4", "label": True}, "use the loss kto"),
+        ("labelled", {"prompt": "2+2=", "completion": "4", "label": 2}, "neither true nor false"),
         ("labelled", {"completion": "4", "label": True}, "there is no prompt"),
     ],
 )  # fmt: skip
@@ -113,7 +112,7 @@ def test_completions_end_with_the_end_token_and_long_ones_are_left_out(tmp_path)
             tokenizer,
             max_prompt_tokens=8,
             max_completion_tokens=limit,
-            say=told.append,
+            notify=told.append,
         )
 
     (found,) = encode(4)
@@ -144,7 +143,7 @@ def test_right_meets_wrong_within_a_prompt(tmp_path):
         pairs_of_rows(rows[4:5], per_prompt=1)
     with pytest.raises(ValueError, match="correct = None"):
         pairs_of_rows([Row("x", {"prompt": "a", "response": "1"})], per_prompt=1)
-    with pytest.raises(ValueError, match="is no run that kept completions"):
+    with pytest.raises(ValueError, match="is not a run that kept completions"):
         write_preferences([tmp_path], tmp_path / "pairs.jsonl")
     folder = tmp_path / "run" / "completions"
     folder.mkdir(parents=True)

@@ -151,9 +151,9 @@ def test_an_empty_batch_is_refused(count):
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (ProblemSampler(9, 5), "size=9, this one size=10.*same data and seed"),
-        (ProblemSampler(10, 6), "seed=6, this one seed=5"),
-        (ProblemSampler(10, 5, shuffle=False), "shuffle=False, this one shuffle=True"),
+        (ProblemSampler(9, 5), "size=9, but this one has size=10.*same data and seed"),
+        (ProblemSampler(10, 6), "seed=6, but this one has seed=5"),
+        (ProblemSampler(10, 5, shuffle=False), "shuffle=False, but this one has shuffle=True"),
     ],
 )
 def test_a_state_of_another_run_is_refused(other, words):

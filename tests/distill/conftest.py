@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rlvr.distill.job import Job
 from rlvr.distill.recipe import DistillRecipe
+from rlvr.distill.trace_request import TraceRequest
 from rlvr.policy.tiny import (
     TinySettings,
     build_tiny_model,
@@ -47,13 +47,13 @@ def student(tokenizer):
 
 
 @pytest.fixture(scope="session")
-def jobs():
+def requests():
     generator = torch.Generator().manual_seed(0)
     found = []
     for problem in range(6):
         length = int(torch.randint(1, 9, (), generator=generator))
         prompt = tuple(torch.randint(5, 60, (length,), generator=generator).tolist())
-        found += [Job(f"p{problem}", sample, prompt, prompt) for sample in range(4)]
+        found += [TraceRequest(f"p{problem}", sample, prompt, prompt) for sample in range(4)]
     return found
 
 
@@ -87,7 +87,7 @@ def recipe(models, tmp_path):
             },
             "samples": 4,
             "max_tokens": 24,
-            "rule": {"threshold": 0.012, "draws": 2},
+            "acceptance_rule": {"threshold": 0.012, "draws": 2},
             "engine": {"name": "transformers", "rows": 8},
         }
         return load_settings(DistillRecipe, {**values, **changes})

@@ -5,14 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlvr.distill.job import Job
-from rlvr.distill.lockstep import TransformersTraceSettings
-from rlvr.distill.models import Loaded
+from rlvr.distill.acceptance_rule import AcceptanceRule
 from rlvr.distill.pieces import PieceEngine
 from rlvr.distill.plan import trace_of
 from rlvr.distill.recipe import DistillRecipe
-from rlvr.distill.rule import RuleSettings
-from rlvr.distill.vocabulary import VocabularySettings
+from rlvr.distill.settings import TransformersTraceSettings
+from rlvr.distill.trace_model import LoadedModel
+from rlvr.distill.trace_request import TraceRequest
+from rlvr.distill.vocabulary_match import VocabularySettings
 from tests.distill.test_lockstep import generate
 from tests.distill.vocabularies import byte_level
 
@@ -52,10 +52,10 @@ def test_tokens_of_a_character_may_come_from_both(recipe, wrong):
     assert any("\ufffd" in tokenizer.decode([token]) for token in story)
     proposed = [token + 1 if place in wrong else token for place, token in enumerate(story)]
     models = [Scripted(prompt, script, len(tokenizer)) for script in (proposed, story)]
-    jobs = [Job(f"p{index}", 0, prompt, prompt) for index in range(3)]
+    requests = [TraceRequest(f"p{index}", 0, prompt, prompt) for index in range(3)]
     for block in (1, 4):
         found, _ = generate(
-            *models, jobs, RuleSettings(), max_tokens=99, stop=story[-1:], block=block, rows=2
+            *models, requests, AcceptanceRule(), max_tokens=99, stop=story[-1:], block=block, rows=2
         )
         for item in found.values():
             assert item.token_ids == story
@@ -84,19 +84,19 @@ def test_pieces_of_text_carry_characters_between_vocabularies(piece, other):
         script = (*ids_of(tokenizer, text), tokenizer.eos_token_id)
         model = Scripted(prompt, script, len(tokenizer))
         ends = (tokenizer.eos_token_id,)
-        sides.append((prompt, Loaded(tokenizer, model, ends, None, len(tokenizer))))
+        sides.append((prompt, LoadedModel(tokenizer, model, ends, None, len(tokenizer))))
     (theirs, teacher_side), (ours, student_side) = sides
     engine = PieceEngine(
         teacher_side,
         student_side,
         VocabularySettings(matching="text", piece=piece),
-        RuleSettings(threshold=0.5, draws=2),
+        AcceptanceRule(threshold=0.5, draws=2),
         student_side.stop_ids,
         99,
         0,
         TransformersTraceSettings(rows=2),
     )
-    for item in engine.generate([Job(f"p{index}", 0, ours, theirs) for index in range(3)]):
+    for item in engine.generate([TraceRequest(f"p{index}", 0, ours, theirs) for index in range(3)]):
         text = student.decode(list(item.token_ids), skip_special_tokens=True)
         assert (text, item.finish_reason) == (STORY, "stop")
         accepted = sum(draw > 0 for draw in item.draws)

@@ -1,7 +1,6 @@
 """Traces on disk: complete, resumable to the same set, shared among parts without overlap."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,13 +10,14 @@ import pytest
 import torch
 
 from rlvr.distill.generate import PARTS, generate, part_rows
-from rlvr.distill.models import load_trace_model
-from rlvr.distill.plan import make_plan
+from rlvr.distill.plan import make_trace_plan
 from rlvr.distill.recipe import ShardSettings
 from rlvr.distill.trace import read_traces
-from rlvr.distill.vllm_lane import visible
-from rlvr.jsonl import read_lines
+from rlvr.distill.trace_model import load_trace_model
+from rlvr.distill.vllm_decode_batch import visible
+from rlvr.files import locked, read_lines
 from rlvr.settings import to_yaml
+from tests.command import call, refused
 
 
 def traces_of(recipe):
@@ -43,7 +43,7 @@ def test_every_trace_is_there_with_its_record(recipe):
     assert len(found) == 5 * 4
     student = load_trace_model(settings.student)
     teacher = load_trace_model(settings.teacher)
-    plan = make_plan(settings, teacher, student)
+    plan = make_trace_plan(settings, teacher, student)
     prompts = {prompt.problem.id: prompt for prompt in plan.prompts}
     for trace in found.values():
         prompt = prompts[trace.problem_id]
@@ -55,7 +55,7 @@ def test_every_trace_is_there_with_its_record(recipe):
         for writer, probability in zip(trace.writer, trace.student_prob, strict=True):
             assert writer == "s" or probability >= 0.012
     assert {writer for trace in found.values() for writer in trace.writer} == {"t", "s"}
-    (row,) = read_lines(settings.output / "log.jsonl").rows
+    (row,) = read_lines(settings.output / "log.jsonl", ended=True).objects
     tokens = sum(len(trace.token_ids) for trace in found.values())
     assert (row["distill/traces"], row["distill/tokens"]) == (20, tokens)
     written = sum(trace.writer.count("s") for trace in found.values())
@@ -70,8 +70,8 @@ def test_existing_traces_need_resume_and_the_same_settings(recipe):
         generate(settings)
     generate(settings, resume=True)
     assert traces_of(settings) == before
-    with pytest.raises(ValueError, match=r"rule.threshold was 0.012 and is 0.02"):
-        generate(recipe(rule={"threshold": 0.02, "draws": 2}), resume=True)
+    with pytest.raises(ValueError, match=r"acceptance_rule.threshold was 0.012 and is 0.02"):
+        generate(recipe(acceptance_rule={"threshold": 0.02, "draws": 2}), resume=True)
     # How many run side by side, and how many samples there are, changes no trace.
     generate(recipe(samples=6, engine={"name": "transformers", "rows": 3}), resume=True)
     after = traces_of(settings)
@@ -136,10 +136,10 @@ def test_a_slurm_array_and_a_launcher_say_which_part(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"rule": {"threshold": 0}}, "outside (0, 1]"),
-        ({"rule": {"threshold": 1.5}}, "rule.arm=student"),
+        ({"acceptance_rule": {"threshold": 0}}, "outside (0, 1]"),
+        ({"acceptance_rule": {"threshold": 1.5}}, "acceptance_rule.arm=student"),
         ({"max_tokens": 300}, "exceeds the student's context of 256"),
-        ({"stop": ["stop here"]}, "'stop here', which is no single token"),
+        ({"stop": ["stop here"]}, "'stop here', which is not a single token"),
         ({"shard": {"index": 3, "count": 3}}, "must be below shard.count"),
         ({"shard": {"index": 0}}, "belong together"),
         ({"student": {"path": "./nowhere"}}, "does not exist"),
@@ -154,8 +154,11 @@ def test_what_cannot_work_is_refused_with_its_remedy(recipe, changes, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"rule": {"teacher": {"top_k": 0}}}, "rule.teacher.top_k must be at least 1"),
-        ({"rule": {"student": {"top_p": 0.9}}}, "top_p 1 (is 0.9)"),
+        (
+            {"acceptance_rule": {"teacher": {"top_k": 0}}},
+            "acceptance_rule.teacher.top_k must be at least 1",
+        ),
+        ({"acceptance_rule": {"student": {"top_p": 0.9}}}, "top_p 1 (is 0.9)"),
         ({"vocabulary": {"matching": "text"}}, "needs engine transformers"),
     ],
 )
@@ -169,27 +172,15 @@ def test_the_command_line_generates_filters_and_speaks_in_one_line(recipe, tmp_p
     settings = recipe(filter={"require_stop": False, "correctness": "none"})
     path = tmp_path / "recipe.yaml"
     path.write_text(to_yaml(settings))
-
-    def rlvr(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "rlvr", "distill", *arguments],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "NO_COLOR": "1"},
-            check=False,
-        )
-
-    plan = rlvr("generate", str(path), "samples=2", "--dry-run")
+    plan = call("distill", "generate", path, "samples=2", "--dry-run")
     assert "5 problems x 2 samples = 10 traces" in plan.stdout
     assert not settings.output.exists()
-    refused = rlvr("generate", str(path), "rule.threshold=0")
-    assert refused.returncode == 2
-    assert len(refused.stderr.strip().splitlines()) == 1
-    early = rlvr("filter", str(path))
-    assert (early.returncode, "generate first" in early.stderr) == (2, True)
-    made = rlvr("generate", str(path))
+    fault = refused("distill", "generate", path, "acceptance_rule.threshold=0")
+    assert "outside (0, 1]" in fault
+    assert "generate first" in refused("distill", "filter", path)
+    made = call("distill", "generate", path)
     assert made.returncode == 0, made.stderr
-    kept = rlvr("filter", str(path))
+    kept = call("distill", "filter", path)
     assert kept.returncode == 0, kept.stderr
     assert "20 traces of 5 problems" in kept.stdout
     assert len(read_traces(settings.output / "kept.jsonl")) == 5
@@ -207,5 +198,17 @@ def test_an_engines_process_sees_the_gpu_that_is_its_own(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     assert visible("cuda:1") == {"CUDA_VISIBLE_DEVICES": "5"}
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr("rlvr.distill.vllm_lane.own_device", lambda: torch.device("cuda", 1))
+    monkeypatch.setattr(
+        "rlvr.distill.vllm_decode_batch.own_device", lambda: torch.device("cuda", 1)
+    )
     assert visible(None) == {"CUDA_VISIBLE_DEVICES": "5"}
+
+
+def test_a_part_has_one_writer(recipe):
+    settings = recipe()
+    path = settings.output / PARTS / "part_0000_of_0001"
+    with (
+        locked(path.with_suffix(".lock"), "the first"),
+        pytest.raises(ValueError, match=r"part_0000_of_0001.jsonl.* in use by process"),
+    ):
+        generate(settings)

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,20 +10,22 @@ from hypothesis import strategies as st
 
 from rlvr.data import load_template
 from rlvr.data.demonstrations import Demonstration, load_demonstrations
-from rlvr.distill.lane import ModelSource
+from rlvr.distill.acceptance_rule import AcceptanceRule
+from rlvr.distill.decode_batch import TransformersDecodeModel
 from rlvr.distill.lockstep import LockstepEngine
-from rlvr.distill.rule import RuleSettings
 from rlvr.distill.surprisal import (
-    Scored,
+    ScoredTraces,
     score_traces,
     surprisal,
     surprisal_table,
     write_surprisal,
 )
 from rlvr.distill.trace import Trace, write_traces
-from rlvr.distill.vocabulary import Vocabulary
-from rlvr.policy import ModelSettings, load_tokenizer
+from rlvr.distill.vocabulary_match import Vocabulary
+from rlvr.policy.loading import load_tokenizer
+from rlvr.policy.settings import ModelSettings
 from rlvr.policy.tiny import TinySettings, write_tiny_model
+from tests.command import call, refused
 
 THRESHOLD = 0.02
 
@@ -51,30 +51,32 @@ def traces(folders, tmp_path_factory, request):
     """Traces that the rule made of the two, with their per-token record."""
     from transformers import AutoModelForCausalLM
 
-    from rlvr.distill.job import Job
+    from rlvr.distill.trace_request import TraceRequest
 
     models = [
-        ModelSource(AutoModelForCausalLM.from_pretrained(folders / name).eval())
+        TransformersDecodeModel(AutoModelForCausalLM.from_pretrained(folders / name).eval())
         for name in ("teacher", "student")
     ]
-    rule = RuleSettings(threshold=THRESHOLD, draws=2)
+    rule = AcceptanceRule(threshold=THRESHOLD, draws=2)
     engine = LockstepEngine(*models, Vocabulary("same", None, None, {}), rule, (2,), 40, 3)
     generator = torch.Generator().manual_seed(0)
     prompts = [
         tuple(torch.randint(5, 60, (2 + n % 5,), generator=generator).tolist()) for n in range(6)
     ]
-    jobs = [Job(f"p{n}", s, prompts[n], prompts[n]) for n in range(6) for s in range(4)]
+    requests = [
+        TraceRequest(f"p{n}", s, prompts[n], prompts[n]) for n in range(6) for s in range(4)
+    ]
     tokenizer = load_tokenizer(ModelSettings(path=str(folders / "student")))
     path = tmp_path_factory.mktemp("traces") / "traces.jsonl"
     write_traces(
         path,
         (
             Trace(
-                id=f"{item.job.problem_id}/{item.job.sample}",
-                problem_id=item.job.problem_id,
-                sample=item.job.sample,
-                prompt=tokenizer.decode(list(item.job.student_prompt)),
-                prompt_ids=item.job.student_prompt,
+                id=f"{item.request.problem_id}/{item.request.sample}",
+                problem_id=item.request.problem_id,
+                sample=item.request.sample,
+                prompt=tokenizer.decode(list(item.request.student_prompt)),
+                prompt_ids=item.request.student_prompt,
                 token_ids=item.token_ids,
                 text=tokenizer.decode(list(item.token_ids), skip_special_tokens=True),
                 finish_reason=item.finish_reason,
@@ -83,7 +85,7 @@ def traces(folders, tmp_path_factory, request):
                 student_prob=item.student_prob,
                 settings="x",
             )
-            for item in engine.generate(jobs)
+            for item in engine.generate(requests)
         ),
     )
     return path
@@ -132,10 +134,10 @@ def scored_of(rows, folder):
         for n, row in enumerate(rows)
     )
     tokenizer = load_tokenizer(ModelSettings(path=str(folder / "student")))
-    return Scored(traces, tuple(torch.tensor(row) for row in rows), tokenizer)
+    return ScoredTraces(traces, tuple(torch.tensor(row) for row in rows), tokenizer)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rows=st.lists(
         st.lists(st.floats(-30, 0, width=32), min_size=1, max_size=40), min_size=1, max_size=5
@@ -143,14 +145,14 @@ def scored_of(rows, folder):
     bins=st.integers(1, 30),
 )
 def test_the_curve_and_the_words_add_up_to_the_whole(folders, rows, bins):
-    found = surprisal(scored_of(rows, folders), bins=bins, words=100)
+    found = surprisal(scored_of(rows, folders), bins=bins, top=100)
     total = found.all.tokens
     assert sum(at.tokens for at in found.positions) == total == sum(map(len, rows))
     mean = sum(at.tokens * at.nll for at in found.positions) / total
     assert mean == pytest.approx(found.all.nll, abs=1e-6)
     low = sum(at.tokens * at.improbable for at in found.positions)
     assert low == pytest.approx(found.all.improbable * total, abs=1e-6)
-    assert sum(word.improbable for word in found.words) == round(low)
+    assert sum(token.improbable for token in found.most_improbable) == round(low)
     assert len(found.positions) <= bins
     assert [at.start for at in found.positions][1:] == [at.stop for at in found.positions][:-1]
     assert list(found.all.quantiles.values()) == sorted(found.all.quantiles.values())
@@ -191,7 +193,8 @@ def test_text_encoded_again_gives_what_the_ids_give(folders, traces):
 
 
 @pytest.mark.parametrize(
-    ("threshold", "part"), [(0.0, "no probability"), (1.0, "no probability"), (-1.0, "try 0.01")]
+    ("threshold", "part"),
+    [(0.0, "not between 0 and 1"), (1.0, "not between 0 and 1"), (-1.0, "try 0.01")],
 )
 def test_thresholds_outside_the_interval_are_refused(folders, threshold, part):
     with pytest.raises(ValueError, match=part):
@@ -209,19 +212,13 @@ def test_traces_of_another_vocabulary_are_refused(folders, tmp_path):
 
 
 def test_the_command_line(folders, traces, tmp_path):
-    def rlvr(*arguments):
-        command = [sys.executable, "-m", "rlvr", "distill", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
     out = tmp_path / "found.json"
-    done = rlvr("surprisal", traces, "--model", folders / "student", "--out", out)
+    done = call("distill", "surprisal", traces, "--model", folders / "student", "--out", out)
     assert done.returncode == 0, done.stderr
     assert "along the trace" in done.stdout
     assert json.loads(out.read_text())["sources"] == [str(traces)]
-    done = rlvr("page", traces, "--tokenizer", folders / "student", "--out", tmp_path / "p.html")
+    page = ("distill", "page", traces, "--out", tmp_path / "p.html")
+    done = call(*page, "--tokenizer", folders / "student")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "p.html").stat().st_size > 10_000
-    done = rlvr("page", traces, "--out", tmp_path / "p.html")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "--model STUDENT" in done.stderr
+    assert "--model STUDENT" in refused(*page)

@@ -57,10 +57,10 @@ def test_a_broken_row_is_named_with_its_line(tmp_path, change, said):
 def test_a_trace_that_stands_twice_and_no_traces_at_all_are_refused(tmp_path):
     path = tmp_path / "traces.jsonl"
     write_traces(path, [trace(), trace()])
-    with pytest.raises(ValueError, match="'p/0' stands twice"):
+    with pytest.raises(ValueError, match="'p/0' occurs twice"):
         read_traces(path)
     path.write_text("\n")
-    with pytest.raises(ValueError, match="there are no traces"):
+    with pytest.raises(ValueError, match="no traces found"):
         read_traces(path)
     with pytest.raises(ValueError, match="not a file"):
         read_traces(tmp_path / "none.jsonl")

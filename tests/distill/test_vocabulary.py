@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from rlvr.distill.job import Job
-from rlvr.distill.rule import RuleSettings
+from rlvr.distill.acceptance_rule import AcceptanceRule
 from rlvr.distill.token_bytes import Speller, token_bytes
-from rlvr.distill.vocabulary import VocabularySettings, match_vocabularies
+from rlvr.distill.trace_request import TraceRequest
+from rlvr.distill.vocabulary_match import VocabularySettings, match_vocabularies
 from tests.distill.conftest import exact_model
 from tests.distill.test_lockstep import generate, rescored
 from tests.distill.vocabularies import TEXT, byte_level, letters
@@ -66,7 +66,7 @@ def test_sentencepiece_and_plain_tokens_are_read(tokenizer):
     assert token_bytes(gemma) == [None, b" the", b"\xe2", b"a"]
     assert token_bytes(tokenizer)[4] == b"\\boxed{"
     backend.decoder = decoders.WordPiece()
-    with pytest.raises(ValueError, match=r"WordPiece.*not known here"):
+    with pytest.raises(ValueError, match=r"WordPiece.*not supported"):
         token_bytes(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>"))
 
 
@@ -98,11 +98,13 @@ def test_a_teacher_reads_special_tokens_of_the_student_as_text(answering, thinki
     prompt = tuple(thinking.encode("the sum<think>"))
     spelled = vocabulary.spelled_all(prompt)
     assert len(spelled) > len(prompt)
-    jobs = [Job(f"p{index}", 0, prompt, spelled) for index in range(24)]
-    rule = RuleSettings(threshold=0.02, draws=2)
-    found, _ = generate(teacher, student, jobs, rule, vocabulary=vocabulary, block=block, rows=rows)
+    requests = [TraceRequest(f"p{index}", 0, prompt, spelled) for index in range(24)]
+    rule = AcceptanceRule(threshold=0.02, draws=2)
+    found, _ = generate(
+        teacher, student, requests, rule, vocabulary=vocabulary, block=block, rows=rows
+    )
     if block > 1:
-        plain, _ = generate(teacher, student, jobs, rule, vocabulary=vocabulary)
+        plain, _ = generate(teacher, student, requests, rule, vocabulary=vocabulary)
         assert all(found[key].token_ids == item.token_ids for key, item in plain.items())
     closed = 0
     for item in found.values():
@@ -153,5 +155,5 @@ def test_an_end_token_that_the_teacher_cannot_produce_is_refused(plain):
     mapped = VocabularySettings(map={"<|im_end|>": "<eos>"})
     found = match(plain, student, mapped)
     assert found.spelled(student.eos_token_id) == (plain.eos_token_id,)
-    with pytest.raises(ValueError, match="'<nope>', which is no token of the teacher"):
+    with pytest.raises(ValueError, match="'<nope>', which is not a token of the teacher"):
         match(plain, student, VocabularySettings(map={"<|im_end|>": "<nope>"}))

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from eval.models import find_targets
-from eval.plan import EvalSettings
 from eval.run import evaluate
-from rlvr.policy import ModelSettings
-from rlvr.rollout import TransformersEngineSettings
+from eval.settings import EvalSettings
+from eval.targets import find_targets
+from rlvr.policy.settings import ModelSettings
+from rlvr.rollout.settings import TransformersEngineSettings
 
 NASTY = "</script><img src=x onerror=\"document.title='taken'\"><svg onload=alert(1)> {{data}}"
 ENGINE = TransformersEngineSettings(max_rows=6)

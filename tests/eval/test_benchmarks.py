@@ -34,7 +34,9 @@ def test_a_folder_replaces_the_hub_by_option_and_by_variable(tmp_path, monkeypat
     assert len(load_benchmark("aime24", tmp_path).problems) == 30
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     assert load_benchmark("AIME_2024").problems[7].answer == "007"
-    with pytest.raises(ValueError, match=r"holds no file for gsm8k: gsm8k_test.jsonl is missing"):
+    with pytest.raises(
+        ValueError, match=r"contains no file for gsm8k: gsm8k_test.jsonl is missing"
+    ):
         load_benchmark("gsm8k")
 
 

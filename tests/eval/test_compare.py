@@ -52,7 +52,7 @@ def test_problems_won_and_lost_and_the_right_tests(tmp_path):
     assert sampled.won[0] == "p0"
     assert sampled.p == pytest.approx(0.08, abs=0.02), "1.75 standard errors"
     assert greedy.p_holm == pytest.approx(2 * greedy.p)
-    assert "would come out positive" in found.notes[0]
+    assert "would be positive" in found.notes[0]
     assert comparison_table(found).row_count == 2
     assert any("won: p0, p4" in line for line in changed_problems(found))
 
@@ -84,7 +84,7 @@ def test_three_or_more_get_a_leaderboard(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [(["a"], "needs two"), (["a", "none"], "is no evaluation")]
+    ("names", "message"), [(["a"], "needs two"), (["a", "none"], "is not an evaluation")]
 )
 def test_what_cannot_be_compared_is_refused(tmp_path, names, message):
     write_scored(tmp_path / "a", {"x": [1]})

@@ -10,11 +10,11 @@ from eval.metrics import (
     Outcome,
     ProblemOutcomes,
     all_at_k,
-    headline,
+    benchmark_metrics,
+    headline_metric,
     maj_at_k,
     pass_at_k,
     shown_ks,
-    summarise,
 )
 
 
@@ -99,7 +99,7 @@ def problem(name, correct, n=4, greedy=None, tokens=10):
 
 
 def test_a_summary_holds_every_metric_and_omits_what_it_cannot_know():
-    found = summarise([problem("a", 4, greedy=True), problem("b", 1, greedy=False)], "x")
+    found = benchmark_metrics([problem("a", 4, greedy=True), problem("b", 1, greedy=False)], "x")
     assert found["avg"].value == pytest.approx(5 / 8)
     assert found["greedy"].value == pytest.approx(0.5)
     assert list(found["pass"]) == [1, 2, 3, 4]
@@ -108,17 +108,19 @@ def test_a_summary_holds_every_metric_and_omits_what_it_cannot_know():
     assert list(found["maj"]) == [1, 2, 4]
     assert (found["truncated"], found["no_answer"]) == (0.25, 0.25)
     assert (found["tokens_mean"], found["tokens_median"]) == (11.5, 11.5)
-    assert headline(found)[0] == "avg@4"
-    without = summarise([problem("a", 4), problem("b", 1, greedy=True)], "x")
+    assert headline_metric(found)[0] == "avg@4"
+    without = benchmark_metrics([problem("a", 4), problem("b", 1, greedy=True)], "x")
     assert "greedy" not in without
-    only_greedy = summarise([ProblemOutcomes("a", (), Outcome(True, False, True, 3, 0))], "x")
+    only_greedy = benchmark_metrics(
+        [ProblemOutcomes("a", (), Outcome(True, False, True, 3, 0))], "x"
+    )
     assert "avg" not in only_greedy
-    assert headline(only_greedy)[0] == "greedy"
+    assert headline_metric(only_greedy)[0] == "greedy"
 
 
 def test_asking_for_more_than_there_is_is_refused():
     with pytest.raises(ValueError, match="k = 8 needs at least 8 samples"):
-        summarise([problem("a", 1, n=1)], "x", ks=[8])
+        benchmark_metrics([problem("a", 1, n=1)], "x", ks=[8])
 
 
 def test_tables_show_powers_of_two_and_n():

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from eval.command import run_comparison
+from eval.compare import compare, comparison_rows
 from eval.report import write_report
 from eval.report.samples import choose_samples
 from eval.results import write_results
@@ -42,6 +44,19 @@ def test_the_page_holds_what_results_hold(sweep, tmp_path):
     assert [len(row) for row in page["problems"]["aime24"]["rows"]] == [8, 8, 8]
     assert NASTY not in path.read_text()
     assert embedded(path, "samples-0-math500")[3]["question"] == NASTY
+
+
+def test_the_page_of_a_comparison_carries_its_tests(sweep, tmp_path, capsys):
+    compared = compare(sweep)
+    run_comparison(sweep, tmp_path / "page.html", 100, 0)
+    page = embedded(tmp_path / "page.html", "page")
+    assert page["tests"] == comparison_rows(compared)
+    assert len(page["tests"]) == 4
+    assert {"p", "p (Holm)"} <= page["tests"][0].keys()
+    said = capsys.readouterr().out
+    assert all(row["p (Holm)"] in said for row in page["tests"])
+    assert any("Holm" in note for note in page["tests_notes"])
+    assert embedded(write_report(sweep, tmp_path / "plain.html"), "page")["tests"] == []
 
 
 def test_a_page_that_would_be_too_large_says_what_it_leaves_out(sweep):

@@ -2,28 +2,28 @@
 
 import pytest
 
-from eval.command import benchmark_names, build_settings, parse_ks
-from eval.plan import make_plan
+from eval.plan import make_evaluation_plan
+from eval.settings import benchmark_names, build_settings, parse_ks
 from rlvr.policy.tiny import character_tokenizer
 from tests.eval.small import settings_for
 
 
 def plan(path, context=None, **changed):
-    return make_plan(settings_for(path, **changed), character_tokenizer(), (2,), context)
+    return make_evaluation_plan(settings_for(path, **changed), character_tokenizer(), (2,), context)
 
 
 def test_seeds_differ_and_depend_on_problem_and_sample_alone(benchmark_file):
     whole, part = plan(benchmark_file), plan(benchmark_file, limit=3)
-    seeds = {job.key: job.request(0).seeds for job in whole.jobs}
+    seeds = {item.key: item.request(0).seeds for item in whole.planned}
     assert len(set(seeds.values())) == len(seeds) == 20
-    assert all(seeds[job.key] == job.request(0).seeds for job in part.jobs)
-    assert all(seeds[job.key] != job.request(1).seeds for job in part.jobs)
+    assert all(seeds[item.key] == item.request(0).seeds for item in part.planned)
+    assert all(seeds[item.key] != item.request(1).seeds for item in part.planned)
 
 
 def test_the_longest_come_first(tmp_path, benchmark_file):
     long = tmp_path / "long.jsonl"
     long.write_text(benchmark_file.read_text().replace(" + ", " plus "))
-    both = make_plan(
+    both = make_evaluation_plan(
         settings_for(benchmark_file).model_copy(
             update={"benchmarks": (str(benchmark_file), str(long)), "greedy": True}
         ),
@@ -31,26 +31,26 @@ def test_the_longest_come_first(tmp_path, benchmark_file):
         (2,),
         None,
     )
-    rounds = list(both.rounds(both.jobs))
+    rounds = list(both.rounds(both.planned))
     assert [sampling.temperature for sampling, _ in rounds] == [0.0, 1.0]
-    for _, jobs in rounds:
-        lengths = [len(job.task.prompts[job.row]) for job in jobs]
+    for _, planned in rounds:
+        lengths = [len(item.benchmark.prompts[item.row]) for item in planned]
         assert lengths == sorted(lengths, reverse=True)
-    assert sum(len(jobs) for _, jobs in rounds) == len(both.jobs) == 60
+    assert sum(len(planned) for _, planned in rounds) == len(both.planned) == 60
 
 
 def test_greedy_samples_are_one_per_problem(benchmark_file):
-    assert [job.key[2:] for job in plan(benchmark_file, temperature=0.0, samples=1).jobs] == [
+    assert [item.key[2:] for item in plan(benchmark_file, temperature=0.0, samples=1).planned] == [
         (True, 0)
     ] * 10
-    with pytest.raises(ValueError, match=r"8 samples at temperature 0 would all be the same"):
+    with pytest.raises(ValueError, match=r"8 samples at temperature 0 would all be equal"):
         plan(benchmark_file, temperature=0.0, samples=8)
 
 
 def test_a_protocol_that_samples_becomes_one_greedy_completion_at_temperature_0(benchmark_file):
     found = plan(benchmark_file, protocol="lighteval", temperature=0.0, samples=None)
-    assert found.tasks[0].decoding.samples == 1
-    assert found.tasks[0].decoding.top_p == 1
+    assert found.benchmarks[0].decoding.samples == 1
+    assert found.benchmarks[0].decoding.top_p == 1
 
 
 def test_protocols_know_their_stop_tokens(benchmark_file):

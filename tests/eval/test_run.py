@@ -6,10 +6,10 @@ import pytest
 from rich.console import Console
 
 import eval.run
-from eval.files import Appender, read_lines
-from eval.models import find_targets
+from eval.evaluation_folder import LOCK, Appender, locked, read_lines
 from eval.run import rescore
-from rlvr.policy import ModelSettings
+from eval.targets import find_targets
+from rlvr.policy.settings import ModelSettings
 from tests.eval.small import ENGINE, ROWS, files_of, run, settings_for
 
 
@@ -47,9 +47,9 @@ def test_a_killed_evaluation_ends_byte_for_byte_like_one_left_alone(
         patch.setattr(Appender, "add", dying)
         with pytest.raises(KeyboardInterrupt):
             run(tiny_folder, benchmark_file, out, engine=ENGINE, greedy=True)
-    part = read_lines(out / "parts" / "rank_0000.jsonl")
-    assert len(part.rows) == killed_after
-    assert part.cut
+    part = read_lines(out / "parts" / "rank_0000.jsonl", ended=True)
+    assert len(part.objects) == killed_after
+    assert part.incomplete
     run(tiny_folder, benchmark_file, out, engine=ENGINE, greedy=True)
     assert files_of(out) == files_of(undisturbed)
 
@@ -87,7 +87,7 @@ def test_a_folder_of_other_settings_is_refused_with_the_difference(
 
 def test_a_folder_of_other_files_is_refused(tiny_folder, benchmark_file, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds other files"):
+    with pytest.raises(ValueError, match="contains other files"):
         run(tiny_folder, benchmark_file, tmp_path)
 
 
@@ -130,3 +130,28 @@ def test_a_limit_that_the_context_cannot_hold_is_lowered_with_a_note(
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert plan["benchmarks"]["sums"]["max_tokens"] == 251
     assert "lowered" in plan["notes"][0]
+
+
+def test_an_evaluation_has_one_writer(tiny_folder, benchmark_file, tmp_path):
+    out = tmp_path / "out"
+    with locked(out / LOCK, "the first"), pytest.raises(ValueError, match="in use by process"):
+        run(tiny_folder, benchmark_file, out)
+    (folder,) = run(tiny_folder, benchmark_file, out)
+    assert not (folder / LOCK).exists()
+
+
+def test_a_file_of_another_domain_is_judged_by_its_grader(tiny_folder, tmp_path):
+    """Its references are objects; nothing of mathematics is asked beside it."""
+    reference = {"pattern": "[0-9]", "match": "search", "on": "response"}
+    path = tmp_path / "digits.jsonl"
+    rows = [{"problem": f"{n}+1=", "answer": reference} for n in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder,) = run(tiny_folder, path, tmp_path / "out", grader="pattern", samples=3)
+    scores = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert len(scores) == len(samples) == 18
+    for row, sample in zip(scores, samples, strict=True):
+        assert list(row["verdicts"]) == ["pattern"]
+        cut = sample["finish_reason"] == "length"
+        wanted = any(mark.isdigit() for mark in sample["response"])
+        assert row["verdicts"]["pattern"]["correct"] is wanted or cut

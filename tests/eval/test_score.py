@@ -4,18 +4,21 @@ import json
 
 import pytest
 
-from eval.files import Appender, differences, read_lines
-from eval.metrics import summarise
+from eval.evaluation_folder import Appender, differences, read_lines
+from eval.metrics import benchmark_metrics
 from eval.results import results_table, write_results
 from eval.score import equal_answers, outcomes_by_benchmark, read_recorded, score, verifier
 from tests.eval.small import write_samples
 
+BOX = "\\boxed{9}"
 RESPONSES = [
     (r"so \boxed{\frac{1}{2}}", "0.5", {"rlvr": True, "qwen": True, "exact": False}),
     ("I think it is 7", "7", {"rlvr": False, "qwen": True, "exact": False}),
     (r"\boxed{50}", "0.5", {"rlvr": False, "qwen": True, "exact": False}),
     (r"\boxed{12}", "12", {"rlvr": True, "qwen": True, "exact": True}),
     (r"\boxed{13}", "12", {"rlvr": False, "qwen": False, "exact": False}),
+    (f"<think>\n{BOX}", "9", {"rlvr": False, "qwen": True, "exact": False}),
+    (f"<|open_plan|>{BOX}", "9", {"rlvr": False, "qwen": True, "exact": False}),
 ]
 
 
@@ -25,13 +28,16 @@ def scored(tmp_path_factory):
     folder = write_samples(tmp_path_factory.mktemp("scored") / "run", "m", 0.5)
     plan = json.loads((folder / "plan.json").read_text())
     plan["benchmarks"] = {"x": {**plan["benchmarks"]["math500"], "samples": 1}}
+    plan["thoughts"] = [["<|open_plan|>", "<|end_plan|>"]]
     (folder / "plan.json").write_text(json.dumps(plan))
     pairs = [*[(text, gold, "stop") for text, gold, _ in RESPONSES], (r"\boxed{3}", "3", "length")]
     problems, samples = [], []
     for index, (text, gold, finish) in enumerate(pairs):
         place = {"benchmark": "x", "problem": str(index)}
-        problems.append({**place, "prompt": "", "question": "q", "answer": gold})
-        draw = {"greedy": False, "sample": 0, "response": text, "tokens": 3}
+        # As if the prompt had opened the thought.
+        opened, response = ("<think>\n", BOX) if "<think>" in text else ("", text)
+        problems.append({**place, "prompt": opened, "question": "q", "answer": gold})
+        draw = {"greedy": False, "sample": 0, "response": response, "tokens": 3}
         samples.append({**place, **draw, "finish_reason": finish})
     for name, rows in (("problems.jsonl", problems), ("samples.jsonl", samples)):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -46,8 +52,8 @@ def test_every_grader_gives_its_own_verdict(scored):
 
 
 def test_disagreements_are_listed_with_what_was_read(scored):
-    rows = read_lines(scored[0] / "disagreements.jsonl").rows
-    assert [row["problem"] for row in rows] == ["0", "1", "2"]
+    rows = read_lines(scored[0] / "disagreements.jsonl", ended=True).objects
+    assert [row["problem"] for row in rows] == ["0", "1", "2", "5", "6"]
     assert rows[1]["verdicts"]["qwen"][:2] == [True, "7"]
     assert rows[1]["response_end"] == "I think it is 7"
 
@@ -64,10 +70,10 @@ def test_results_say_who_judged_and_how_often_they_differ(scored):
     results = write_results(read_recorded(folder), rows)
     item = results["benchmarks"]["x"]
     assert item["graders"] == {
-        "correct": {"rlvr": 3, "qwen": 5, "exact": 2}, "samples": 6, "disagreements": 3
+        "correct": {"rlvr": 3, "qwen": 7, "exact": 2}, "samples": 8, "disagreements": 5
     }  # fmt: skip
-    assert item["avg"]["value"] == pytest.approx(2 / 6, abs=1e-6)
-    assert item["grader_statuses"] == {"no_answer": 1}
+    assert item["avg"]["value"] == pytest.approx(2 / 8, abs=1e-6)
+    assert item["grader_statuses"] == {"no_answer": 3}
     assert results_table(results).row_count == 2
 
 
@@ -88,18 +94,18 @@ def test_votes_make_the_majority(tmp_path):
     for problem in outcomes:
         for outcome in problem.sampled:
             assert (outcome.vote == 0) == outcome.correct
-    assert summarise(outcomes, "x")["maj"][1].value == pytest.approx(
+    assert benchmark_metrics(outcomes, "x")["maj"][1].value == pytest.approx(
         sum(problem.average for problem in outcomes) / len(outcomes)
     )
 
 
 def test_what_was_not_finished_or_is_damaged_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is no evaluation"):
+    with pytest.raises(ValueError, match="is not an evaluation"):
         read_recorded(tmp_path)
     folder = write_samples(tmp_path / "run", "m", 0.5)
     with (folder / "samples.jsonl").open("a") as file:
         file.write('{"benchmark": "math500"')
-    with pytest.raises(ValueError, match="1 lines that are no JSON objects"):
+    with pytest.raises(ValueError, match="1 lines that are not JSON objects"):
         read_recorded(folder)
     (folder / "samples.jsonl").unlink()
     with pytest.raises(ValueError, match=r"not finished.*run the same `rlvr eval` again"):
@@ -109,7 +115,7 @@ def test_what_was_not_finished_or_is_damaged_is_refused(tmp_path):
 def test_a_cut_line_is_dropped_before_the_next_is_written(tmp_path):
     path = tmp_path / "part.jsonl"
     path.write_text('{"a": 1}\n{"a": ')
-    assert read_lines(path).cut
+    assert read_lines(path, ended=True).incomplete
     with Appender(path) as part:
         part.add({"a": 3})
     assert path.read_text() == '{"a": 1}\n{"a": 3}\n'

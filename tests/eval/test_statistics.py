@@ -110,4 +110,5 @@ def test_the_macro_average_adds_variances():
     assert found.value == pytest.approx(0.4)
     assert found.se == pytest.approx(0.025)
     hopeless = Bootstrap(30, "x").estimate([0.0] * 30)
+    assert macro_average([hopeless]) == hopeless
     assert macro_average([hopeless]).high > 0.05, "no problem solved is not certainty"

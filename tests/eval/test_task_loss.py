@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from eval.plan import make_plan
+from eval.plan import make_evaluation_plan
 from eval.task_loss import answer_bits, task_losses
-from rlvr.policy import ModelSettings, load_policy, load_tokenizer
+from rlvr.policy.loading import load_policy, load_tokenizer
+from rlvr.policy.settings import ModelSettings
 from tests.eval.small import settings_for
 
 
@@ -37,7 +38,7 @@ def test_a_model_that_knows_nothing_needs_log2_of_the_vocabulary_per_token(
     tokenizer = load_tokenizer(ModelSettings(path=str(tiny_folder)))
     for parameter in policy.causal_lm.lm_head.parameters():
         torch.nn.init.zeros_(parameter)
-    plan = make_plan(settings_for(benchmark_file), tokenizer, (2,), 256)
+    plan = make_evaluation_plan(settings_for(benchmark_file), tokenizer, (2,), 256)
     words = policy.causal_lm.config.vocab_size
     for row in task_losses(plan, policy, tokenizer):
         assert row["bits"] / row["tokens"] == pytest.approx(math.log2(words), rel=1e-4)

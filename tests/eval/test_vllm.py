@@ -2,9 +2,9 @@
 
 import pytest
 
-from eval.files import Appender
+from eval.evaluation_folder import Appender
 from rlvr.policy.tiny import TinySettings, write_tiny_model
-from rlvr.rollout import VllmEngineSettings
+from rlvr.rollout.settings import VllmEngineSettings
 from tests.eval.small import files_of, run
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from rlvr.policy.tiny import TinySettings, write_tiny_model
 from rlvr.settings import load_settings
-from rlvr.train.tasks import find_task
+from rlvr.tasks.registry import find_task
 
 ROOT = Path(__file__).parents[2]
 SHAPE = TinySettings(hidden_size=64, layers=2, heads=2, key_value_heads=1)

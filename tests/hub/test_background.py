@@ -18,12 +18,13 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load, load_file
 
-from rlvr.hub.background import Outcome, Uploads
-from rlvr.hub.settings import HubSettings
+from rlvr.hub import background, upload_worker
+from rlvr.hub.background import UploadOutcome, UploadQueue, uploading
+from rlvr.rl.recipe import RLRecipe
+from rlvr.rl.train import train
+from rlvr.runs.hub_settings import HubSettings
+from rlvr.runs.log import read_metrics
 from rlvr.settings import load_settings
-from rlvr.train.log import read_metrics
-from rlvr.train.recipe import RLRecipe
-from rlvr.train.rl import train
 from tests.hub.runs import ROOT, environment, rl_values
 from tests.hub.server import OWNER, TOKEN, Fault
 
@@ -39,8 +40,20 @@ def run_of(values, resume=False):
     """Train; the folder and what was said."""
     text = io.StringIO()
     console = Console(file=text, width=400)
-    folder = train(load_settings(RLRecipe, values), resume=resume, console=console)
+    folder = train(
+        load_settings(RLRecipe, values), resume=resume, console=console, uploading=uploading
+    )
     return folder, text.getvalue()
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Attempts without a process each, which costs seconds; other tests start it."""
+
+    def attempt(self, upload):
+        return background._outcome(upload_worker.attempt(self.run, upload.path), "")
+
+    monkeypatch.setattr(UploadQueue, "_attempt", attempt)
 
 
 def attempts(folder):
@@ -71,6 +84,7 @@ def test_every_checkpoint_is_a_revision_and_the_last_is_main(tiny, hub, tmp_path
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_adapters_are_merged_or_sent_as_they_are(tiny, hub, tmp_path):
     values = values_of(tiny, tmp_path, every_checkpoint=False)
     values["model"]["lora"] = {"rank": 2}
@@ -83,28 +97,27 @@ def test_adapters_are_merged_or_sent_as_they_are(tiny, hub, tmp_path):
     assert "model.safetensors" not in hub.files(REPO)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_what_fails_in_passing_is_tried_again(tiny, hub, tmp_path):
     hub.faults.append(Fault("whoami", status=503, times=3))  # an attempt asks twice
-    folder, said = run_of(values_of(tiny, tmp_path))
-    first, second = attempts(folder)[:2]
-    assert first[1] is False
-    assert second == (first[0], True)
+    folder, said = run_of(values_of(tiny, tmp_path, every_checkpoint=False))
+    assert attempts(folder) == [(None, False), (None, True)]
     assert "answers 503 to whoami" in said
     assert "trying again in 0 s" in said
-    assert set(hub.repos[REPO].branches) == {"main", "step_000002", "step_000004"}
+    assert set(hub.repos[REPO].branches) == {"main"}
 
 
 @pytest.mark.parametrize("fault", ["refused", "unreachable", "broken"])
-def test_whatever_fails_the_run_is_the_same(fault, tiny, run, hub, tmp_path, monkeypatch):
+def test_whatever_fails_the_run_is_the_same(fault, tiny, run, hub, tmp_path, monkeypatch, request):
     if fault == "refused":
         hub.authorised.clear()
+        request.getfixturevalue("in_this_process")
     elif fault == "unreachable":
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     else:
         nowhere = SimpleNamespace(executable="/nowhere/python")
         monkeypatch.setattr("rlvr.hub.background.sys", nowhere)
-    all_ = fault == "refused"
-    folder, said = run_of(values_of(tiny, tmp_path, attempts=2, every_checkpoint=all_))
+    folder, said = run_of(values_of(tiny, tmp_path, attempts=2, every_checkpoint=False))
     one, two = (load_file(f / "model" / "model.safetensors") for f in (folder, run))
     assert same(one, two)
     assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == [
@@ -112,8 +125,8 @@ def test_whatever_fails_the_run_is_the_same(fault, tiny, run, hub, tmp_path, mon
     ]
     assert not any(ok for _, ok in attempts(folder))
     # What cannot pass is not tried again.
-    assert len(attempts(folder)) == (3 if all_ else 2)
-    assert said.count("given up") == (3 if all_ else 1)
+    assert len(attempts(folder)) == (1 if fault == "refused" else 2)
+    assert said.count("abandoned") == 1
     words = {
         "refused": "403: You don't have the rights",
         "unreachable": "http://127.0.0.1:9 cannot be reached",
@@ -131,11 +144,11 @@ def test_without_a_token_nothing_begins(tiny, hub, tmp_path, monkeypatch):
 
 
 def test_an_impossible_repository_is_refused_with_the_recipe(tiny, tmp_path):
-    with pytest.raises(ValueError, match=r"'hub.repo' = 'live': 'live' is no id"):
+    with pytest.raises(ValueError, match=r"'hub.repo' = 'live': 'live' is not the id"):
         load_settings(RLRecipe, rl_values(tiny, tmp_path / "run", hub={"repo": "live"}))
 
 
-def test_a_run_killed_while_it_sends_sends_the_rest_when_it_goes_on(tiny, hub, tmp_path):
+def test_a_run_killed_while_it_sends_sends_the_rest_when_it_goes_on(tiny, hub, tmp_path, request):
     hub.pace = 20_000  # bytes a second: the weights of a checkpoint take many
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(values_of(tiny, tmp_path)))
@@ -152,7 +165,7 @@ def test_a_run_killed_while_it_sends_sends_the_rest_when_it_goes_on(tiny, hub, t
         assert time.monotonic() < deadline
         time.sleep(0.02)
     children = psutil.Process(process.pid).children(recursive=True)
-    senders = [child for child in children if "rlvr.hub.worker" in " ".join(child.cmdline())]
+    senders = [child for child in children if "rlvr.hub.upload_worker" in " ".join(child.cmdline())]
     assert len(senders) == 1
     os.kill(process.pid, signal.SIGKILL)
     process.wait(30)
@@ -161,6 +174,7 @@ def test_a_run_killed_while_it_sends_sends_the_rest_when_it_goes_on(tiny, hub, t
     waiting = [path.name for path in (tmp_path / "run" / "uploads").iterdir()]
     assert "step_000002" in waiting
     hub.pace = 0
+    request.getfixturevalue("in_this_process")
     folder, said = run_of(values_of(tiny, tmp_path), resume=True)
     assert "step 2" in said.partition("was not sent before the run was interrupted")[0]
     assert set(hub.repos[REPO].branches) == {"main", "step_000002", "step_000004"}
@@ -188,9 +202,9 @@ class TestQueue:
         found = []
 
         def make(answer, **settings):
-            monkeypatch.setattr(Uploads, "_attempt", lambda self, job: answer(job))
+            monkeypatch.setattr(UploadQueue, "_attempt", lambda self, upload: answer(upload))
             said: list[str] = []
-            made = Uploads(tmp_path, HubSettings(repo=REPO, **settings), said.append)
+            made = UploadQueue(tmp_path, HubSettings(repo=REPO, **settings), said.append)
             found.append(made)
             return made, said
 
@@ -203,10 +217,10 @@ class TestQueue:
     ):
         go, done = threading.Event(), []
 
-        def answer(job):
+        def answer(upload):
             go.wait(30)
-            done.append(job.step)
-            return Outcome(True, "there")
+            done.append(upload.step)
+            return UploadOutcome(True, "there")
 
         queue, said = uploads(answer, most_waiting=2)
         for path in checkpoints[:6]:
@@ -225,11 +239,11 @@ class TestQueue:
 
         go, found = threading.Event(), []
 
-        def answer(job):
+        def answer(upload):
             go.wait(30)
-            found.append((job.path / "checkpoint" / "model" / "weights").read_text())
-            assert not (job.path / "checkpoint" / "trainer.safetensors").exists()
-            return Outcome(True, "there")
+            found.append((upload.path / "checkpoint" / "model" / "weights").read_text())
+            assert not (upload.path / "checkpoint" / "trainer.safetensors").exists()
+            return UploadOutcome(True, "there")
 
         queue, _ = uploads(answer)
         queue.checkpoint(checkpoints[2])
@@ -241,9 +255,9 @@ class TestQueue:
     def test_it_waits_longer_each_time_and_stops_at_once(self, uploads, checkpoints, tmp_path):
         tried = []
 
-        def answer(job):
+        def answer(upload):
             tried.append(time.monotonic())
-            return Outcome(False, "no")
+            return UploadOutcome(False, "no")
 
         queue, _said = uploads(answer, first_wait_s=0.2, attempts=9)
         queue.checkpoint(checkpoints[0])
@@ -255,16 +269,16 @@ class TestQueue:
         began = time.monotonic()
         queue.stop()
         assert time.monotonic() - began < 1
-        assert (tmp_path / "uploads" / "step_000001" / "job.json").is_file(), "kept for a resume"
+        assert (tmp_path / "uploads" / "step_000001" / "upload.json").is_file(), "kept for a resume"
         rows = [json.loads(line) for line in (tmp_path / "uploads.jsonl").read_text().splitlines()]
         assert [row["attempt"] for row in rows] == [1, 2, 3, 4]
 
     def test_a_finished_run_does_not_wait_for_ever(self, uploads, checkpoints):
         block = threading.Event()
 
-        def answer(job):
+        def answer(upload):
             block.wait(30)
-            return Outcome(False, "no")
+            return UploadOutcome(False, "no")
 
         queue, said = uploads(answer, final_wait_s=0.5)
         queue.finish(checkpoints[6])
@@ -279,7 +293,7 @@ class TestQueue:
         def check():
             raise Stop
 
-        queue, _ = uploads(lambda job: Outcome(False, "no"), first_wait_s=30)
+        queue, _ = uploads(lambda upload: UploadOutcome(False, "no"), first_wait_s=30)
         with pytest.raises(Stop):
             queue.finish(checkpoints[6], check)
 
@@ -287,7 +301,7 @@ class TestQueue:
         def full(*_):
             raise OSError(28, "No space left on device")
 
-        queue, said = uploads(lambda job: Outcome(True, "there"))
+        queue, said = uploads(lambda upload: UploadOutcome(True, "there"))
         monkeypatch.setattr("rlvr.hub.background._put_aside", full)
         queue.checkpoint(checkpoints[0])
-        assert "step 1 cannot be put aside to be sent" in said[0]
+        assert "step 1 cannot be staged for the upload" in said[0]

@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 
 from rlvr.hub.export import Wanted, export_run
 from rlvr.hub.source import find_source
-from rlvr.policy import load_policy, load_tokenizer
-from rlvr.rollout import Request, Sampling, TransformersEngine
+from rlvr.policy.loading import load_policy, load_tokenizer
+from rlvr.rollout.engine import Request
+from rlvr.rollout.sampling import Sampling
+from rlvr.rollout.transformers_engine import TransformersEngine
 from rlvr.rollout.vllm_child import child_environment
 from tests.hub.runs import (
     ROOT,

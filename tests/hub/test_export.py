@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from safetensors.torch import load_file
 from rlvr.data import load_template
 from rlvr.hub.export import Wanted, export_run
 from rlvr.hub.source import check_task, find_source
-from rlvr.hub.weights import with_chat_template
-from rlvr.policy import load_policy, load_tokenizer
+from rlvr.hub.weights import generation_config, with_chat_template
+from rlvr.policy.loading import load_policy, load_tokenizer
 from rlvr.policy.tiny import character_tokenizer
+from tests.data.byte_tokenizers import CHATML, build
 from tests.eval.small import ROWS
 from tests.eval.small import run as evaluate
 from tests.hub.runs import answers, generated, preference_values, rl_values, train
@@ -237,7 +239,7 @@ class TestChatTemplate:
         text = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
         assert text == "a!"
         path.unlink()
-        with pytest.raises(ValueError, match="not there any more"):
+        with pytest.raises(ValueError, match="no longer exists"):
             with_chat_template(tokenizer, settings)
 
 
@@ -256,17 +258,17 @@ class TestFaults:
 
     def test_no_run(self, run, tmp_path):
         self.refusal(tmp_path / "none", tmp_path, "is not a folder")
-        self.refusal(run.parent, tmp_path, r"no run .* it holds the runs whole")
-        self.refusal(run / "model", tmp_path, "no run")
+        self.refusal(run.parent, tmp_path, r"not a run .* it contains the runs whole")
+        self.refusal(run / "model", tmp_path, "is not a run")
         checkpoint = run / "checkpoints" / "step_000002"
         self.refusal(checkpoint, tmp_path, r"is a checkpoint; name its run: .* --step 2")
 
     def test_a_task_of_another_kind_of_model(self, tmp_path):
-        with pytest.raises(ValueError, match=r"task 'other', whose models export does not know"):
+        with pytest.raises(ValueError, match=r"task 'other', whose models export does not support"):
             check_task("other", tmp_path)
 
     def test_an_unknown_step_names_the_nearest(self, run, tmp_path):
-        self.refusal(run, tmp_path, r"no weights of step 9; there are 2, 4: .* --step 4", step=9)
+        self.refusal(run, tmp_path, r"no weights of step 9; it has 2, 4: .* --step 4", step=9)
         self.refusal(run, tmp_path, r"nearest is --step 4", step=3)
         self.refusal(run, tmp_path, r"nearest is --step 2", step=1)
 
@@ -297,17 +299,17 @@ class TestFaults:
 
     def test_what_does_not_go_together(self, run, tmp_path):
         self.refusal(run, tmp_path, "there is no adapter", adapter_only=True)
-        self.refusal(run, tmp_path, "leave --dtype out", adapter_only=True, dtype="bfloat16")
-        self.refusal(run, tmp_path, "belong to --push-to-hub", revision="x")
-        with pytest.raises(ValueError, match="say where to"):
+        self.refusal(run, tmp_path, "remove --dtype", adapter_only=True, dtype="bfloat16")
+        self.refusal(run, tmp_path, "need --push-to-hub", revision="x")
+        with pytest.raises(ValueError, match="set the target"):
             export_run(run, Wanted())
-        self.refusal(run, tmp_path, "holds no results.json", evaluations=(tmp_path,))
+        self.refusal(run, tmp_path, "contains no results.json", evaluations=(tmp_path,))
 
     def test_other_content_is_left_alone_unless_it_may_be_replaced(self, run, tmp_path):
         folder = tmp_path / "there"
         folder.mkdir()
         (folder / "thesis.txt").write_text("mine")
-        with pytest.raises(ValueError, match="holds other content"):
+        with pytest.raises(ValueError, match="contains other content"):
             export_run(run, Wanted(to=folder))
         assert (folder / "thesis.txt").read_text() == "mine"
         export_run(run, Wanted(to=folder, replace=True), step=2)
@@ -332,15 +334,21 @@ def test_a_run_of_preferences_is_exported(tiny, tmp_path):
     assert "training: file `pairs.jsonl`" in text
 
 
-def test_a_reward_model_is_exported_with_its_own_words(tiny, tmp_path):
+def responses(folder):
+    """Right and wrong sums, labelled."""
     rows = [
         {"prompt": f"{a}+{b}=", "response": str(a + b + wrong), "correct": not wrong}
         for a in range(6)
         for b in range(6)
         for wrong in (0, 1)
     ]
-    path = tmp_path / "responses.jsonl"
+    path = folder / "responses.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_reward_model_is_exported_with_its_own_words(tiny, tmp_path):
+    path = responses(tmp_path)
     folder = train(
         {
             "task": "prm",
@@ -375,3 +383,79 @@ def test_the_tokenizer_is_the_trainers(run, tmp_path):
     other = AutoTokenizer.from_pretrained(tmp_path / "m")
     assert other.get_vocab() == own.get_vocab()
     assert other.chat_template == own.chat_template
+
+
+def test_an_export_stops_where_turns_close():
+    tokenizer = build(CHATML)
+    config = generation_config(SimpleNamespace(recipe=None), None, tokenizer)
+    assert config.eos_token_id == sorted(tokenizer.convert_tokens_to_ids(["</s>", "<|im_end|>"]))
+
+
+def demonstrations(folder):
+    path = folder / "demonstrations.jsonl"
+    rows = [{"prompt": f"{a}+{b}=", "response": str(a + b)} for a in range(6) for b in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("length", [{"epochs": 2}, {"steps": 4}])
+def test_fine_tuning_is_exported(tiny, tmp_path, length):
+    path = demonstrations(tmp_path)
+    folder = train(
+        {
+            "task": "sft",
+            "output": str(tmp_path / "run"),
+            **length,
+            "model": {"path": str(tiny)},
+            "data": {"sources": [path], "per_step": 18},
+            "evaluation": {"every": 2, "traces": {"held_out": [path]}},
+        }
+    )
+    export_run(folder, Wanted(to=tmp_path / "m m"))
+    data, text = front(tmp_path / "m m")
+    assert "sft" in data["tags"]
+    assert "supervised fine-tuning on demonstrations" in text
+    assert "demonstrations: `demonstrations.jsonl`" in text
+    assert "vllm serve 'm m' --dtype float32" in text
+    assert generated(tmp_path / "m m", ["1+1="], limit=2)
+
+
+def test_an_explicit_reward_model_is_exported_with_its_head(tiny, tmp_path):
+    path = responses(tmp_path)
+    folder = train(
+        {
+            "task": "reward_model",
+            "output": str(tmp_path / "run"),
+            "steps": 2,
+            "model": {"path": str(tiny)},
+            "data": {"sources": [str(path)], "per_step": 12, "hold_out": 0.3},
+        }
+    )
+    export_run(folder, Wanted(to=tmp_path / "m"))
+    for name in ("reward_head.safetensors", "reward_head.json"):
+        assert (tmp_path / "m" / name).read_bytes() == (folder / "model" / name).read_bytes()
+    _, text = front(tmp_path / "m")
+    assert "rlvr prm score responses.jsonl --model m --out scored.jsonl" in text
+    with pytest.raises(ValueError, match="without its head"):
+        export_run(folder, Wanted(to=tmp_path / "half", dtype="bfloat16"))
+
+
+def test_the_code_of_a_card_prompts_as_the_run_did(tiny, tmp_path):
+    """System text and the beginning of every response, to the token."""
+    template = {"mode": "chat", "system": "Be 'brief'.", "prefill": "<think>\n"}
+    (tmp_path / "chat.jinja").write_text(
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"
+    )
+    template["chat_template"] = str(tmp_path / "chat.jinja")
+    values = rl_values(tiny, tmp_path / "run", evaluation={}, steps=2)
+    values["data"] |= {"template": template, "max_prompt_tokens": 80}
+    export_run(train(values), Wanted(to=tmp_path / "m"))
+    code = front(tmp_path / "m")[1].partition("```python\n")[2].partition("```")[0]
+    lines = code.replace("'m'", repr(str(tmp_path / "m")))
+    names: dict = {}
+    exec(lines.replace("max_new_tokens=24", "max_new_tokens=1"), names)
+    settings = load_template(template)
+    expected = settings.encode(
+        [{"role": "user", "content": "What is 12 + 30?"}], names["tokenizer"]
+    )
+    assert names["inputs"]["input_ids"][0].tolist() == expected

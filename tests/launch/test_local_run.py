@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from rlvr.policy.tiny import TinySettings, write_tiny_model
-from rlvr.train.log import read_metrics
+from rlvr.runs.log import read_metrics
 from tests.launch.cluster import free_ports
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from tests.launch.conftest import ROOT
 RECIPES = sorted(
     path.relative_to(ROOT)
     for path in (ROOT / "recipes").rglob("*.yaml")
-    if path.parent.name not in ("accelerate", "distill", "plan")
+    if path.parent.name not in ("distill", "plan")
 )
 
 

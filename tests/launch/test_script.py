@@ -3,9 +3,11 @@
 To renew a golden file, delete it and run the tests twice: the first writes it and fails.
 """
 
+import os
 import shlex
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,8 +55,9 @@ def script_of(make_job, nodes):
 
 
 def check_with(tool, script, *options):
-    if shutil.which(tool) is None:
-        pytest.skip(f"{tool} is not installed")
+    # shellcheck is installed with the tests' other tools, in the environment of this interpreter.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    tool = shutil.which(tool, path=path) or tool
     done = subprocess.run(
         [tool, *options, "/dev/stdin"], input=script, capture_output=True, text=True, timeout=60
     )

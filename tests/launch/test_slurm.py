@@ -18,10 +18,10 @@ import pytest
 import yaml
 
 from rlvr.policy.tiny import TinySettings, write_tiny_model
-from rlvr.train.log import read_metrics
+from rlvr.runs.log import read_metrics
 from tests.launch.cluster import Cluster, free_ports, missing
-from tests.train.test_processes import furthest
-from tests.train.test_rl import run_in_process, weights
+from tests.rl.test_processes import furthest
+from tests.rl.test_train import run_in_process, weights
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
@@ -140,6 +140,7 @@ class Submitted:
                     process.kill()
 
 
+@pytest.mark.vllm
 def test_two_nodes_train_and_after_a_notice_the_job_goes_on_to_the_same_end(launch, cluster):
     """The only checkpoints are those of the notice and of the end."""
     whole = launch("whole")
@@ -165,6 +166,7 @@ def test_two_nodes_train_and_after_a_notice_the_job_goes_on_to_the_same_end(laun
     assert not list((cut.folder / "launch" / "weights").iterdir())
 
 
+@pytest.mark.vllm
 def test_a_server_that_is_killed_fails_the_job_and_is_named(launch):
     job = launch("server", steps=100000)
     job.reach(1)
@@ -244,6 +246,7 @@ def test_faults_of_nodes_are_named_before_anything_starts(launch, cluster):
     assert re.search(r"node node3 does not see .*job.sh within 3 s: the folder", said), said
 
 
+@pytest.mark.vllm
 def test_a_server_that_is_not_healthy_in_time_is_named_with_its_log(launch):
     job = launch("slow", "--start-timeout", 1)
     assert job.end(90) == "FAILED"

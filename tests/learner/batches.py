@@ -1,11 +1,13 @@
 """Made-up batches of rollouts for the learner's tests, and every loss in the house."""
 
 import random
-from typing import get_args
 
 import torch
 
-from rlvr.objective import GroupAdvantage, PolicyLoss, Proxy, Reducer, Regulariser
+from rlvr.objective.advantages.group import GroupAdvantage
+from rlvr.objective.parts import PolicyLoss, Regulariser
+from rlvr.objective.proxy import Proxy
+from rlvr.objective.reducers import Reducer
 from rlvr.types import Batch
 
 
@@ -45,7 +47,7 @@ def rollouts(count, dtype=torch.float32):
 
 
 def policy_losses():
-    return [kind() for kind in get_args(get_args(PolicyLoss)[0])]
+    return [kind(**kind.example) for kind in PolicyLoss.registry().values()]
 
 
 def regularisers():
@@ -54,15 +56,9 @@ def regularisers():
         "lp_reg": {"rho": 0.7, "proxy": Proxy(kappa=0.45)},
         "adaptive_entropy": {"initial": 0.1, "target": 100.0},
     }
-    kinds = get_args(get_args(Regulariser)[0])
-    names = [kind.model_fields["name"].default for kind in kinds]
-    return [
-        kind(**strong.get(name, {"coefficient": 0.1}))
-        for kind, name in zip(kinds, names, strict=True)
-    ]
+    kinds = Regulariser.registry()
+    return [kind(**strong.get(name, {"coefficient": 0.1})) for name, kind in kinds.items()]
 
 
 def reducers():
-    extra = {"constant": {"denominator": 5}}
-    kinds = get_args(get_args(Reducer)[0])
-    return [kind(**extra.get(kind.model_fields["name"].default, {})) for kind in kinds]
+    return [kind(**kind.example) for kind in Reducer.registry().values()]

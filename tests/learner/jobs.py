@@ -16,43 +16,37 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from rlvr.learner import (
-    CriticSettings,
-    CriticTraining,
-    Learner,
-    LearnerSettings,
-    OptimizerSettings,
-    OutcomeLearner,
-    PrimeSettings,
-    PrimeTraining,
-    RewardModel,
-    RouterSettings,
-    RouterTraining,
-    join,
-    load_state,
-    random_states,
-    save_checkpoint,
-)
-from rlvr.learner.launch import Launch, build_engine
-from rlvr.learner.models import Models
-from rlvr.objective import KL, Clip, Gae, LeaveOneOut, LpReg, Objective, Proxy, Ratio, TokenMean
-from rlvr.policy import Critic as PolicyCritic
-from rlvr.policy import (
-    LoraSettings,
-    ModelSettings,
-    load_policy,
-    padded_inputs,
-    policy_writer,
-)
+from rlvr.data.examples import Examples
+from rlvr.learner.bad_updates import DivergedError
+from rlvr.learner.checkpoint import load_state, random_states, save_checkpoint
+from rlvr.learner.head_rewards import response_rewards, reward_model_learner
+from rlvr.learner.launch import Launch, build_store, join
+from rlvr.learner.learner import Learner
+from rlvr.learner.methods.critic import CriticHook, CriticSettings
+from rlvr.learner.methods.prime import PrimeHook, PrimeSettings
+from rlvr.learner.methods.router import RouterHook, RouterSettings
+from rlvr.learner.models import LogprobModel, Models
+from rlvr.learner.settings import LearnerSettings, OptimizerSettings
+from rlvr.objective.advantages.gae import Gae
+from rlvr.objective.advantages.rloo import LeaveOneOut
+from rlvr.objective.objective import Objective
+from rlvr.objective.policy_losses.clip import Clip
+from rlvr.objective.policy_losses.ratio import Ratio
+from rlvr.objective.proxy import Proxy
+from rlvr.objective.reducers import TokenMean
+from rlvr.objective.regularisers.kl import KL
+from rlvr.objective.regularisers.lp_reg import LpReg
+from rlvr.policy.batching import padded_inputs
+from rlvr.policy.loading import load_policy
+from rlvr.policy.saving import policy_writer
+from rlvr.policy.settings import LoraSettings, ModelSettings
+from rlvr.policy.value_head import Critic as PolicyCritic
 from rlvr.ranks import Ranks
-from rlvr.rm import (
-    BradleyTerry,
-    LayerQueries,
-    OutcomeRewardModel,
-    PairSettings,
-    Responses,
-    make_items,
-)
+from rlvr.reward_models.head_settings import LayerQueries
+from rlvr.reward_models.heads import OutcomeRewardModel
+from rlvr.reward_models.items import make_items
+from rlvr.reward_models.outcome_losses import BradleyTerry
+from rlvr.reward_models.pairs import PairSettings
 from tests.learner.batches import (
     make_batch,
     policy_losses,
@@ -136,8 +130,29 @@ def poisoned(model, folder, launch):
     keep(launch, folder / "poisoned.safetensors", found)
 
 
-def beside(model, folder, launch):
-    """A policy and a critic in one engine, each with its own rate, decay and clip."""
+def diverged(model, folder, launch):
+    """What is said where training cannot go on: of gradients on one rank's rows, and of weights."""
+    said = {}
+    batch = make_batch(REWARDS, dtype=torch.float32)
+    batch.advantages_BT[0] *= float("inf")
+    for name, settings in (("gradient", {"max_bad_updates": 2}), ("weights", {"lr": 1e38})):
+        learner = build(model, launch, PLAIN, updates_per_rollout=1, **settings)
+        rows = batch if name == "gradient" else make_batch(REWARDS, dtype=torch.float32)
+        counts = []
+        try:
+            for _ in range(4):
+                learner.update(rows)
+                counts.append(learner.bad_updates.state())
+        except DivergedError as error:
+            said[name] = [str(error), counts]
+    everyone = launch.ranks.gather(said)
+    if launch.ranks.first:
+        assert all(other == everyone[0] for other in everyone)
+        (folder / "diverged.json").write_text(json.dumps(said))
+
+
+def auxiliary(model, folder, launch):
+    """A policy and a critic in one store, each with its own rate, decay and clip."""
     torch.manual_seed(0)
     policy = load_policy(ModelSettings(path=model))
     critic = Critic(copy.deepcopy(policy.causal_lm))
@@ -146,14 +161,14 @@ def beside(model, folder, launch):
         "policy": OptimizerSettings(lr=1e-3, max_grad_norm=1e-3),
         "critic": OptimizerSettings(lr=1e-2, weight_decay=0.5, max_grad_norm=None),
     }
-    engine = build_engine(models, rates, launch)
+    engine = build_store(models, rates, launch)
     norms = []
     for step in range(4):
         batch = make_batch(REWARDS, seed=step, dtype=torch.float32)
         rows = launch.ranks.share(len(batch))
         inputs = padded_inputs(batch.prompt_ids, batch.completion_ids, rows)
-        outputs = engine.forward(inputs, beside=True)
-        loss = (outputs.beside["critic"] - 1).square().sum() - outputs.stats.logprobs_N.sum()
+        outputs = engine.forward(inputs, run=("policy", "critic"))
+        loss = (outputs.auxiliary["critic"] - 1).square().sum() - outputs.stats.logprobs_N.sum()
         engine.backward(loss / 50, last=True)
         result = engine.step(1.0)
         norms.append([result.grad_norms["policy"], result.grad_norms["critic"]])
@@ -161,7 +176,7 @@ def beside(model, folder, launch):
     for name, parameter in models.named_parameters():
         with policy.gathered([parameter]):
             found[name] = parameter.detach().clone()
-    keep(launch, folder / "beside.safetensors", found)
+    keep(launch, folder / "auxiliary.safetensors", found)
 
 
 class Critic(torch.nn.Module):
@@ -189,7 +204,7 @@ def ppo(model, folder, launch):
     critic = PolicyCritic(load_policy(ModelSettings(path=model)))
     torch.nn.init.normal_(critic.head.weight, std=0.1)
     rates = CriticSettings(lr=1e-3, max_grad_norm=0.5, warmup_rollouts=1)
-    training = CriticTraining(critic, rates, Gae(gamma=0.95, lam=0.9, kl_in_reward=0.05))
+    hook = CriticHook(critic, rates, Gae(gamma=0.95, lam=0.9, kl_in_reward=0.05))
     reference = load_policy(ModelSettings(path=model)).requires_grad_(False).eval()
     learner = Learner(
         load_policy(ModelSettings(path=model)),
@@ -197,7 +212,7 @@ def ppo(model, folder, launch):
         LearnerSettings(**SETTINGS),
         reference=reference,
         launch=launch,
-        critic=training,
+        hooks=[hook],
     )
     keep_run(learner, launch, folder / "ppo.safetensors", ("critic/loss", "critic/return"))
 
@@ -224,7 +239,7 @@ def keep_run(learner, launch, path, names):
     """Six rollouts (one has no gradient): metrics of each, and all models' weights after them."""
     rows = [learner.update(batch) for batch in rollouts(6)]
     found = {f"log:{name}": torch.tensor([row.get(name, 0.0) for row in rows]) for name in names}
-    for name, parameter in learner.engine.named.items():
+    for name, parameter in learner.store.named.items():
         with learner.policy.gathered([parameter]):
             found[name] = parameter.detach().cpu().clone()
     keep(launch, path, found)
@@ -236,8 +251,8 @@ def prime(model, folder, launch):
     for update in ("after", "before", "reverse"):
         torch.manual_seed(0)
         frozen = [load_policy(ModelSettings(path=model)).requires_grad_(False).eval() for _ in "ab"]
-        training = PrimeTraining(
-            RewardModel(load_policy(ModelSettings(path=model))),
+        hook = PrimeHook(
+            LogprobModel(load_policy(ModelSettings(path=model))),
             frozen[0],
             PrimeSettings(lr=3e-3, update=update, epsilon=1e-4),
             LeaveOneOut(),
@@ -247,14 +262,14 @@ def prime(model, folder, launch):
             FULL,
             LearnerSettings(**{**SETTINGS, "epsilon": 1e-4}),
             reference=frozen[1],
-            prime=training,
+            hooks=[hook],
             launch=launch,
         )
         rows = []
         for batch in rollouts(6):
-            rows.append(learner.update(replace(batch, labels_B=batch.rewards_B)))
+            rows.append(learner.update(batch.with_columns(labels=batch.rewards_B)))
         own = {f"policy/{name}": value for name, value in weights(learner).items()}
-        for name, parameter in training.model.named_parameters():
+        for name, parameter in hook.reward_model.named_parameters():
             with learner.policy.gathered([parameter]):
                 own[f"prm/{name}"] = parameter.detach().cpu().clone()
         names = ("prm/loss", "prm/grad_norm", "prm/drift", "policy/loss", "learner/grad_norm")
@@ -274,17 +289,17 @@ def outcome(model, folder, launch):
     head = OutcomeRewardModel(policy, LayerQueries(heads=4), bias=True)
     settings = LearnerSettings(lr=1e-3, epsilon=1e-4, tokens_per_micro_batch=60, layout="padded")
     rates = OptimizerSettings(lr=5e-3, epsilon=1e-4)
-    learner = OutcomeLearner(head, loss, settings, rates, total_updates=6, launch=launch)
+    learner = reward_model_learner(head, loss, settings, rates, total_updates=6, launch=launch)
     batch = make_batch(REWARDS, seed=0, dtype=torch.float32)
     groups = tuple(map(str, batch.group_index_B.tolist()))
-    outcomes = torch.tensor(REWARDS)
-    data = Responses(batch.prompt_ids, batch.completion_ids, outcomes, groups)
+    columns = {"label": torch.tensor(REWARDS), "target": torch.tensor(REWARDS)}
+    data = Examples.of_one(batch.prompt_ids, batch.completion_ids, columns, groups)
     items = make_items(data, loss, PairSettings(within=0.5, ties=0.5, size=8), 0)
     rows = [learner.update(items.select(range(step % 3, len(items)))) for step in range(6)]
-    found = {"rewards": learner.rewards(data)}
+    found = {"rewards": response_rewards(learner, data)}
     for name in ("rm/loss", "rm/head_grad_norm", "learner/grad_norm"):
         found[f"log:{name}"] = torch.tensor([row[name] for row in rows], dtype=torch.float64)
-    for name, parameter in learner.engine.named.items():
+    for name, parameter in learner.store.named.items():
         with policy.gathered([parameter]):
             found[f"weights.{name}"] = parameter.detach().clone()
     keep(launch, folder / "outcome.safetensors", found)
@@ -325,7 +340,7 @@ def save(learner, folder, launch, step):
         folder / "checkpoints",
         step,
         write_model=policy_writer(learner.policy, keep=launch.ranks.first),
-        tensors={**learner.engine.state(), **random_states()},
+        tensors={**learner.store.state(), **random_states()},
         state={"updates": learner.updates},
         keep=3,
         ranks=launch.ranks,
@@ -338,7 +353,7 @@ def continued(model, path, launch):
     policy = load_policy(ModelSettings(path=model), saved=path)
     reference = load_policy(ModelSettings(path=model)).requires_grad_(False).eval()
     learner = Learner(policy, FULL, LearnerSettings(**SETTINGS), reference=reference, launch=launch)
-    learner.engine.load_state({k: v for k, v in tensors.items() if not k.startswith("rng/")})
+    learner.store.load_state({k: v for k, v in tensors.items() if not k.startswith("rng/")})
     learner.updates = state["updates"]
     return learner
 
@@ -347,20 +362,20 @@ def gradients_of(learner, batch):
     """The whole gradient of one optimizer step, on every rank."""
     found = {}
 
-    def catch(_fraction):
-        if hasattr(learner.engine, "zero"):
+    def catch(*_):
+        if hasattr(learner.store, "zero"):
             from deepspeed.utils import safe_get_full_grad as whole
         else:
-            learner.engine._sum_gradients()
+            learner.store._sum_gradients()
 
             def whole(parameter):
                 return parameter.grad
 
-        for name, parameter in learner.engine.named.items():
+        for name, parameter in learner.store.named.items():
             found[name] = whole(parameter).clone()
         raise Caught
 
-    learner.engine.step = catch
+    learner.store.step = catch
     try:
         learner.update(batch)
     except Caught:
@@ -377,7 +392,8 @@ def objectives():
     losses, terms, means = policy_losses(), regularisers(), reducers()
     for index in range(max(len(losses), len(means))):
         loss, mean = losses[index % len(losses)], means[index % len(means)]
-        yield Objective(loss, tuple(terms) if index % 2 else (), mean)
+        alone = index % 2 == 0 and loss.name != "none"
+        yield Objective(loss, () if alone else tuple(terms), mean)
 
 
 def gradients(model, folder, launch):
@@ -390,7 +406,7 @@ def gradients(model, folder, launch):
         batch = make_batch(REWARDS, dtype=dtype)
         batch = replace(batch, rollout_logprobs_BT=batch.mask_BT * -4.0)
         settings = {"updates_per_rollout": 1, "tokens_per_micro_batch": budget}
-        settings["ratio_against"] = "rollout"
+        settings["old_logprobs_from"] = "rollout"
         pair = []
         for how in (Launch(Alone()), launch):
             # A copy each: an objective may remember earlier steps.
@@ -415,7 +431,7 @@ def mixture(model, folder, launch):
     policy = load_policy(ModelSettings(path=model))
     router = RouterSettings(balance=0.5, z=0.1, against="old", replay=True)
     options = LearnerSettings(**{**SETTINGS, "lr": 3e-4})
-    learner = Learner(policy, PLAIN, options, launch=launch, router=RouterTraining(policy, router))
+    learner = Learner(policy, PLAIN, options, launch=launch, hooks=[RouterHook(policy, router)])
     names = ("router/balance", "router/z", "router/load_max", "router/changed", "policy/loss")
     rows = [learner.update(batch) for batch in rollouts(6)]
     logged = {

@@ -16,8 +16,8 @@ def free_port():
 
 
 def command(config, *arguments, processes=2):
-    """``accelerate launch`` with a file of recipes/accelerate."""
-    path = ROOT / "recipes" / "accelerate" / f"{config}.yaml"
+    """``accelerate launch`` with a file of launch/accelerate."""
+    path = ROOT / "launch" / "accelerate" / f"{config}.yaml"
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path)]
     launcher += ["--num_processes", str(processes)]
     return [*launcher, "--main_process_port", str(free_port()), *map(str, arguments)]

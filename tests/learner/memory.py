@@ -3,7 +3,7 @@
 
 def short_of_memory(learner, times, message="DefaultCPUAllocator: can't allocate memory: 9 bytes"):
     """Let the second micro-batch of the next ``times`` attempts fail as an allocation does."""
-    backward, calls = learner.engine.backward, []
+    backward, calls = learner.store.backward, []
 
     def failing(loss, **options):
         calls.append(loss)
@@ -11,4 +11,4 @@ def short_of_memory(learner, times, message="DefaultCPUAllocator: can't allocate
             raise RuntimeError(message)
         backward(loss, **options)
 
-    learner.engine.backward = failing
+    learner.store.backward = failing

@@ -27,7 +27,7 @@ def test_the_failed_attempt_holds_nothing_when_the_next_begins():
         return float(values.sum())
 
     budget = budget_of(64)
-    assert budget.attempt(work) == 0
+    assert budget.retry_on_oom(work) == 0
     assert alive == [[], [False]]
     assert (budget.tokens, budget.retries) == (32, 1)
 
@@ -37,7 +37,7 @@ def test_an_engine_that_cannot_begin_again_hands_the_error_on():
         raise torch.OutOfMemoryError
 
     with pytest.raises(torch.OutOfMemoryError):
-        budget_of(64, retries=False).attempt(work)
+        budget_of(64, retries=False).retry_on_oom(work)
 
 
 def test_a_budget_of_one_token_is_not_halved():
@@ -45,4 +45,4 @@ def test_a_budget_of_one_token_is_not_halved():
         raise torch.OutOfMemoryError
 
     with pytest.raises(ValueError, match="micro-batches of 1 tokens"):
-        budget_of(1).attempt(work)
+        budget_of(1).retry_on_oom(work)

@@ -1,5 +1,6 @@
 """Checkpoints are whole or absent; damage is found; a full disk loses nothing."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,14 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlvr.learner import (
+from rlvr.learner.checkpoint import (
     CheckpointError,
     CheckpointWriter,
+    _manifest,
+    checkpoint_path,
+    find_fault,
     latest_checkpoint,
     load_state,
     save_checkpoint,
 )
-from rlvr.learner.checkpoint import find_fault
 from rlvr.ranks import Ranks
 
 
@@ -64,6 +67,46 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, cap
     assert find_fault(good) is None
 
 
+MANIFESTS = ["", "[]", "null", "{}", "3", '{"state.json": {}}', '{"state.json": 5}', '{"a": null}']
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS)
+def test_a_manifest_that_is_none_is_damage(tmp_path, caplog, manifest):
+    good, bad = save(tmp_path, 1), save(tmp_path, 2)
+    (bad / "MANIFEST.json").write_text(manifest)
+    assert latest_checkpoint(tmp_path) == good
+    assert f"{bad} is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("state", ["", "[]", "null", '{"format": 7}', '{"step": "two"}'])
+def test_a_state_that_is_none_is_damage_though_its_checksum_holds(tmp_path, caplog, state):
+    good, bad = save(tmp_path, 1), save(tmp_path, 2)
+    (bad / "state.json").write_text(state)
+    (bad / "MANIFEST.json").unlink()
+    (bad / "MANIFEST.json").write_text(json.dumps(_manifest(bad)))
+    assert latest_checkpoint(tmp_path) == good
+    assert "state.json" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["step_000004", "step_1000000"])
+def test_a_file_in_the_place_of_a_checkpoint_is_passed_over_and_replaced(tmp_path, caplog, name):
+    good = save(tmp_path, 1)
+    (tmp_path / name).write_text("not a folder")
+    (tmp_path / "step_notes.txt").write_text("mine")
+    assert latest_checkpoint(tmp_path) == good
+    assert "it is no folder" in caplog.text
+    written = save(tmp_path, int(name.removeprefix("step_")), keep=1)
+    assert latest_checkpoint(tmp_path) == written
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name, "step_notes.txt"]
+
+
+def test_the_newest_is_the_one_of_the_highest_step(tmp_path):
+    newest = [save(tmp_path, step) for step in (999_999, 1_000_000)][-1]
+    assert latest_checkpoint(tmp_path) == newest
+    assert checkpoint_path(tmp_path, 1_000_001) == save(tmp_path, 1_000_001, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_1000001"]
+
+
 def test_damaged_checkpoints_of_later_steps_do_not_push_out_the_one_just_written(tmp_path):
     save(tmp_path, 1)
     (save(tmp_path, 3) / "MANIFEST.json").write_text("{")
@@ -107,7 +150,7 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from tests.learner.test_checkpoint import save
-from rlvr.learner import CheckpointError
+from rlvr.learner.checkpoint import CheckpointError
 folder = Path(sys.argv[1])
 save(folder, 1)
 # A file-size limit fails the write itself, inside the writer, as a full disk does.

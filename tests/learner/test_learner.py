@@ -9,19 +9,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlvr.learner import Learner, LearnerSettings, Schedule
-from rlvr.learner.learner import select
-from rlvr.objective import (
-    KL,
-    Clip,
-    ConstantLength,
-    Counts,
-    Entropy,
-    Objective,
-    SequenceMean,
-    TokenMean,
-)
-from rlvr.policy import ModelSettings, load_policy
+from rlvr.learner.learner import Learner
+from rlvr.learner.settings import LearnerSettings, Schedule
+from rlvr.objective.objective import Objective
+from rlvr.objective.policy_losses.clip import Clip
+from rlvr.objective.reducers import ConstantLength, Counts, SequenceMean, TokenMean
+from rlvr.objective.regularisers.entropy import Entropy
+from rlvr.objective.regularisers.kl import KL
+from rlvr.policy.loading import load_policy
+from rlvr.policy.settings import ModelSettings
 from tests.learner.batches import make_batch
 from tests.learner.memory import short_of_memory
 
@@ -41,11 +37,11 @@ def gradients(learner, batch):
     """The gradient that the optimizer would be given."""
     caught = {}
 
-    def catch(_lr):
-        caught.update({n: p.grad.clone() for n, p in learner.engine.named.items()})
+    def catch(*_):
+        caught.update({n: p.grad.clone() for n, p in learner.store.named.items()})
         raise _Caught
 
-    learner.engine.step = catch
+    learner.store.step = catch
     with pytest.raises(_Caught):
         learner.update(batch)
     return caught
@@ -97,7 +93,7 @@ def test_eight_times_one_equals_four_times_two_equals_one_times_eight(exact_poli
         results.append(gradients(learner, batch))
         order = random.Random(rows).sample(range(8), 8)
         learner = learner_of(exact_policy, FULL, layout="padded", tokens_per_micro_batch=9 * rows)
-        results.append(gradients(learner, select(batch, order)))
+        results.append(gradients(learner, batch.select(order)))
     for other in results[1:]:
         for name, value in other.items():
             assert torch.allclose(value, results[0][name], atol=1e-12, rtol=1e-9), name
@@ -160,28 +156,28 @@ def test_clipping_scales_the_gradient_to_the_limit(exact_policy):
     plain = Objective(Clip(), (), TokenMean())
     learner = learner_of(exact_policy, plain, max_grad_norm=1e-3)
     norms = []
-    step = learner.engine.optimizer.step
+    step = learner.store.optimizer.step
 
     def measure():
         step()  # which scales them
-        total = sum(float(p.grad.square().sum()) for p in learner.engine.named.values())
+        total = sum(float(p.grad.square().sum()) for p in learner.store.named.values())
         norms.append(total**0.5)
 
-    learner.engine.optimizer.step = measure
+    learner.store.optimizer.step = measure
     assert learner.update(make_batch(REWARDS))["learner/grad_norm"] > 1e-3
     assert norms == pytest.approx([1e-3], rel=1e-2)
 
 
 def test_norms_and_biases_do_not_decay(exact_policy):
     learner = learner_of(exact_policy, FULL, weight_decay=0.1)
-    matrices, vectors = learner.engine.optimizer.param_groups
+    matrices, vectors = learner.store.optimizer.param_groups
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
     assert all(p.dim() >= 2 for p in matrices["params"])
     assert all(p.dim() < 2 for p in vectors["params"])
 
 
 def test_adapters_get_the_same_gradient_packed_or_padded(tiny_folder):
-    from rlvr.policy import LoraSettings
+    from rlvr.policy.settings import LoraSettings
 
     torch.manual_seed(0)
     policy = load_policy(ModelSettings(path=str(tiny_folder), lora=LoraSettings(rank=2)))
@@ -207,7 +203,8 @@ def test_schedules_warm_up_and_end_where_they_say(shape):
 
 @pytest.mark.parametrize("lora", [True, False])
 def test_recomputing_activations_changes_no_gradient(tiny_folder, lora):
-    from rlvr.policy import LoraSettings, ModelSettings, load_policy
+    from rlvr.policy.loading import load_policy
+    from rlvr.policy.settings import LoraSettings, ModelSettings
 
     results = []
     for recompute in (False, True):
@@ -230,7 +227,7 @@ def test_packing_that_would_give_other_numbers_is_refused(tiny_folder):
     policy = load_policy(ModelSettings(path=str(tiny_folder), attention="eager"))
     with pytest.raises(ValueError, match="use auto or padded"):
         Learner(policy, FULL, LearnerSettings(layout="packed"))
-    assert not Learner(policy, FULL, LearnerSettings(layout="auto")).packed
+    assert not Learner(policy, FULL, LearnerSettings(layout="auto")).micro_batches.packed
 
 
 def test_the_optimizer_steps_at_the_rate_of_the_schedule(tiny_folder):
@@ -269,7 +266,7 @@ def test_the_logged_divergence_is_from_the_reference_model(exact_policy):
 
 
 def test_with_adapters_the_reference_is_the_base_without_them(tiny_folder):
-    from rlvr.policy import LoraSettings
+    from rlvr.policy.settings import LoraSettings
 
     model = ModelSettings(path=str(tiny_folder))
     policy = load_policy(model.model_copy(update={"lora": LoraSettings(rank=2)}))
@@ -302,7 +299,7 @@ def test_policy_metrics_are_means_over_the_tokens_that_were_run(exact_policy):
     """Half of the groups have no variance: they are skipped, and do not water the entropy down."""
     plain = Objective(Clip(), (), TokenMean())
     batch = make_batch([1, 0, 0, 1, 1, 1, 1, 1])
-    part = select(batch, range(4))
+    part = batch.select(range(4))
     metrics = learner_of(exact_policy, plain).update(batch)
     assert metrics["learner/rows_run"] == 0.5
     expected = learner_of(exact_policy, plain).update(part)["policy/entropy"]
@@ -324,7 +321,9 @@ def test_ratios_against_the_engine_use_its_log_probabilities_and_cost_no_pass(ex
     batch = make_batch(REWARDS)
     own = learner_of(exact_policy, plain).logprobs(batch)
     expected = gradients(learner_of(exact_policy, plain), batch)
-    learner = learner_of(exact_policy, replace(plain, policy_loss=wide), ratio_against="rollout")
+    learner = learner_of(
+        exact_policy, replace(plain, policy_loss=wide), old_logprobs_from="rollout"
+    )
     passes = []
     learner.policy.register_forward_pre_hook(lambda *_: passes.append(torch.is_grad_enabled()))
     # An engine that gave every token half the learner's probability: every ratio is 2.
@@ -333,7 +332,7 @@ def test_ratios_against_the_engine_use_its_log_probabilities_and_cost_no_pass(ex
         assert torch.allclose(value, 2 * expected[name], atol=1e-12, rtol=1e-9), name
     assert passes
     assert all(passes)
-    learner = learner_of(exact_policy, plain, ratio_against="rollout")
+    learner = learner_of(exact_policy, plain, old_logprobs_from="rollout")
     metrics = learner.update(halved)
     assert metrics["policy/ratio_max"] == pytest.approx(2.0)
     assert metrics["mismatch/difference"] == pytest.approx(math.log(2))

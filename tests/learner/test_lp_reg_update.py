@@ -7,18 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlvr.learner import Learner, LearnerSettings
-from rlvr.learner.learner import select
-from rlvr.objective import (
-    AdaptiveEntropy,
-    Clip,
-    LpReg,
-    Objective,
-    Proxy,
-    Ratio,
-    TokenMean,
-    TopEntropy,
-)
+from rlvr.learner.learner import Learner
+from rlvr.learner.settings import LearnerSettings
+from rlvr.objective.filters.top_entropy import TopEntropy
+from rlvr.objective.objective import Objective
+from rlvr.objective.policy_losses.clip import Clip
+from rlvr.objective.policy_losses.ratio import Ratio
+from rlvr.objective.proxy import Proxy
+from rlvr.objective.reducers import TokenMean
+from rlvr.objective.regularisers.adaptive_entropy import AdaptiveEntropy
+from rlvr.objective.regularisers.lp_reg import LpReg
 from tests.learner.batches import make_batch
 from tests.learner.test_learner import REWARDS, gradients
 
@@ -64,14 +62,14 @@ def test_the_gradient_does_not_depend_on_the_split(exact_policy, batch, kl, layo
         exact_policy, lp_reg(kl), layout=layout, tokens_per_micro_batch=budget, logits_chunk=3
     )
     order = [3, 1, 0, 2, 7, 4, 5, 6]
-    for name, value in gradients(learner, select(batch, order)).items():
+    for name, value in gradients(learner, batch.select(order)).items():
         assert torch.allclose(value, whole[name], atol=1e-12, rtol=1e-8), name
 
 
 @pytest.mark.parametrize("kl", ["full", "sampled"])
 def test_an_old_policy_that_has_not_moved_gives_the_on_policy_gradient(exact_policy, batch, kl):
     """The first of two updates, its proxy read in a pass before, against one update of its rows."""
-    on = gradients(learner_of(exact_policy, lp_reg(kl)), select(batch, range(4)))
+    on = gradients(learner_of(exact_policy, lp_reg(kl)), batch.select(range(4)))
     for layout in ("padded", "packed"):
         learner = learner_of(exact_policy, lp_reg(kl), updates_per_rollout=2, layout=layout)
         for name, value in gradients(learner, batch).items():
@@ -81,14 +79,13 @@ def test_an_old_policy_that_has_not_moved_gives_the_on_policy_gradient(exact_pol
 @pytest.mark.parametrize("kl", ["full", "sampled"])
 def test_the_second_update_is_anchored_to_the_policy_before_the_first(exact_policy, batch, kl):
     learner = learner_of(exact_policy, lp_reg(kl), updates_per_rollout=2)
-    with_columns = learner._with_statistics(batch)
+    with_columns = learner.with_statistics(batch)
     again = learner_of(exact_policy, lp_reg(kl))
     with torch.no_grad():
         for parameter in again.policy.parameters():
             parameter.mul_(1.3)
     old = gradients(again, with_columns)  # columns are there: they are taken
-    fresh = {"old_logprobs_BT": None, "log_kept_mass_BT": None, "kept_BT": None, "proxy_rows": None}
-    on_policy = gradients(again, replace(with_columns, **fresh))
+    on_policy = gradients(again, replace(with_columns, old_logprobs_BT=None, columns={}))
     assert changed(old, on_policy)
     metrics = learner.update(batch)
     assert metrics["policy/kl_old"] > 0
@@ -162,3 +159,28 @@ def test_the_entropy_controller_moves_once_an_update(exact_policy, batch):
     weights = [learner.update(batch)["policy/entropy_coefficient"] for _ in range(3)]
     assert weights == pytest.approx([0.0, 0.01, 0.02])
     assert learner.objective.state()["adaptive_entropy"]["coefficient"] == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_what_is_ranked_over_a_stale_step_are_the_samplers_probabilities(
+    exact_policy, batch, updates
+):
+    """Threshold and covariance: of the policy that sampled, which is not that of the updates."""
+    sampled_BT = (batch.rollout_logprobs_BT - torch.rand(batch.mask_BT.shape)) * batch.mask_BT
+    seen = []
+
+    class Seen(LpReg):
+        def prepare(self, step, memory):
+            seen.append(step.logprobs_BT)
+            return super().prepare(step, memory)
+
+    term = Seen(kl="sampled", rho=0.7, proxy=PROXY)
+    objective = Objective(Ratio(cap=10.0), (term,), TokenMean())
+    for stale in (True, False):
+        learner = learner_of(exact_policy, objective, updates_per_rollout=updates)
+        learner.stale = stale
+        learner.update(replace(batch, rollout_logprobs_BT=sampled_BT))
+        found = torch.cat(seen)
+        own_BT = sampled_BT if stale or updates == 1 else batch.rollout_logprobs_BT
+        assert torch.allclose(found, own_BT, atol=1e-9)
+        seen.clear()

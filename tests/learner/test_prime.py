@@ -2,22 +2,26 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from rlvr.learner import (
-    CriticSettings,
-    CriticTraining,
-    Learner,
-    LearnerSettings,
-    PrimeSettings,
-    PrimeTraining,
-    RewardModel,
-)
-from rlvr.objective import Clip, Gae, GroupAdvantage, LeaveOneOut, Objective, TokenMean
-from rlvr.policy import Critic, LoraSettings, ModelSettings, load_policy
-from rlvr.prm import token_rewards
+from rlvr.learner.learner import Learner
+from rlvr.learner.methods.critic import CriticHook, CriticSettings
+from rlvr.learner.methods.prime import PrimeHook, PrimeSettings
+from rlvr.learner.models import LogprobModel
+from rlvr.learner.settings import LearnerSettings
+from rlvr.objective.advantages.gae import Gae
+from rlvr.objective.advantages.group import GroupAdvantage
+from rlvr.objective.advantages.rloo import LeaveOneOut
+from rlvr.objective.objective import Objective
+from rlvr.objective.policy_losses.clip import Clip
+from rlvr.objective.reducers import TokenMean
+from rlvr.policy.loading import load_policy
+from rlvr.policy.settings import LoraSettings, ModelSettings
+from rlvr.policy.value_head import Critic
+from rlvr.reward_models.implicit import token_rewards
 from tests.learner.batches import make_batch
 
 REWARDS = [1.0, 0, 0, 1, 0, 0, 1, 1]
@@ -25,10 +29,9 @@ REWARDS = [1.0, 0, 0, 1, 0, 0, 1, 1]
 
 def batch_of(seed=0, dtype=torch.float64):
     batch = make_batch(REWARDS, seed=seed, dtype=dtype)
-    object.__setattr__(batch, "labels_B", batch.rewards_B)
     advantages = LeaveOneOut()(batch.rewards_B, batch.group_index_B)
-    object.__setattr__(batch, "advantages_BT", advantages[:, None] * batch.mask_BT)
-    return batch
+    batch = replace(batch, advantages_BT=advantages[:, None] * batch.mask_BT)
+    return batch.with_columns(labels=batch.rewards_B)
 
 
 def learner_of(policy, prime=None, *, scale=0.0, advantage=None, critic=False, **settings):
@@ -39,23 +42,26 @@ def learner_of(policy, prime=None, *, scale=0.0, advantage=None, critic=False, *
         for parameter in model.parameters():
             parameter += scale * torch.randn_like(parameter)
     options = PrimeSettings(**{"lr": 1e-3, "max_grad_norm": None, **(prime or {})})
-    training = PrimeTraining(
-        RewardModel(model), copy.deepcopy(policy), options, advantage or LeaveOneOut()
-    )
-    beside = None
+    hooks = [
+        PrimeHook(LogprobModel(model), copy.deepcopy(policy), options, advantage or LeaveOneOut())
+    ]
     if critic:
-        beside = CriticTraining(Critic(copy.deepcopy(policy)), CriticSettings(lr=1e-3), advantage)
+        value_model = Critic(copy.deepcopy(policy))
+        hooks.insert(0, CriticHook(value_model, CriticSettings(lr=1e-3), advantage))
     return Learner(
         copy.deepcopy(policy),
         Objective(Clip(), (), TokenMean()),
         LearnerSettings(**{"lr": 1e-3, "max_grad_norm": None, **settings}),
-        prime=training,
-        critic=beside,
+        hooks=hooks,
     )
 
 
+def prime_of(learner):
+    return learner.hooks[-1]
+
+
 def state_of(learner):
-    modules = {"policy": learner.policy, "prm": learner.prime.model}
+    modules = {"policy": learner.policy, "prm": prime_of(learner).reward_model}
     return {
         kind: {n: p.detach().clone() for n, p in module.named_parameters()}
         for kind, module in modules.items()
@@ -72,12 +78,12 @@ def moved(before, after):
 
 def scores(learner, batch):
     """Token rewards under the reward model's present weights."""
-    model = learner.prime.model.policy
+    model = prime_of(learner).reward_model.policy
     return token_rewards(
         learner.logprobs(batch, model, temperature=1.0),
-        learner.logprobs(batch, learner.prime.reference, temperature=1.0),
+        learner.logprobs(batch, prime_of(learner).reference, temperature=1.0),
         batch.mask_BT,
-        learner.prime.settings.beta,
+        prime_of(learner).settings.beta,
     )
 
 
@@ -86,7 +92,7 @@ def test_after_scores_with_the_weights_before_the_update(exact_policy, layout):
     learner, batch = learner_of(exact_policy, scale=0.05, layout=layout), batch_of()
     expected, before = scores(learner, batch), state_of(learner)
     metrics = learner.update(batch)
-    assert torch.allclose(learner.process_rewards_BT, expected, atol=1e-10)
+    assert torch.allclose(prime_of(learner).rewards_BT, expected, atol=1e-10)
     assert moved(before, state_of(learner)) == {"policy", "prm"}
     assert metrics["prm/grad_norm"] > 0
 
@@ -97,18 +103,18 @@ def test_before_scores_with_the_weights_after_the_update(exact_policy):
     metrics = learner.update(batch)
     signs = [(q > 0) == bool(r) for q, r in zip(old.sum(-1).tolist(), REWARDS, strict=True)]
     assert metrics["prm/accuracy_before"] == pytest.approx(sum(signs) / 8)
-    new = learner.process_rewards_BT.sum(-1).tolist()
+    new = prime_of(learner).rewards_BT.sum(-1).tolist()
     signs = [(q > 0) == bool(r) for q, r in zip(new, REWARDS, strict=True)]
     assert metrics["prm/accuracy"] == pytest.approx(sum(signs) / 8)
-    assert torch.allclose(learner.process_rewards_BT, scores(learner, batch), atol=1e-10)
-    assert not torch.allclose(learner.process_rewards_BT, old, atol=1e-6)
+    assert torch.allclose(prime_of(learner).rewards_BT, scores(learner, batch), atol=1e-10)
+    assert not torch.allclose(prime_of(learner).rewards_BT, old, atol=1e-6)
 
 
 def test_reverse_scores_as_after_and_prefers_right_to_wrong(exact_policy):
     learner, batch = learner_of(exact_policy, {"update": "reverse"}, scale=0.05), batch_of()
     expected, before = scores(learner, batch), state_of(learner)
     metrics = learner.update(batch)
-    assert torch.allclose(learner.process_rewards_BT, expected, atol=1e-10)
+    assert torch.allclose(prime_of(learner).rewards_BT, expected, atol=1e-10)
     assert moved(before, state_of(learner)) == {"policy", "prm"}
     # Spelled out: each score against the mean of the other kind in its group.
     q, losses = expected.sum(-1).tolist(), []
@@ -124,7 +130,7 @@ def test_reverse_scores_as_after_and_prefers_right_to_wrong(exact_policy):
 def test_reverse_at_the_first_step_is_plain_leave_one_out_and_weights_count(exact_policy):
     learner = learner_of(exact_policy, {"update": "reverse", "best_of_n_weights": True})
     metrics = learner.update(batch_of())
-    assert not learner.process_rewards_BT.any()
+    assert not prime_of(learner).rewards_BT.any()
     assert metrics["prm/loss"] == pytest.approx(4 * math.log(2)), "all scores tie: K each"
 
 
@@ -145,7 +151,7 @@ def test_none_leaves_the_reward_model_as_it_is(exact_policy):
     learner, batch = learner_of(exact_policy, {"update": "none"}, scale=0.05), batch_of()
     expected, before = scores(learner, batch), state_of(learner)
     metrics = learner.update(batch)
-    assert torch.allclose(learner.process_rewards_BT, expected, atol=1e-10)
+    assert torch.allclose(prime_of(learner).rewards_BT, expected, atol=1e-10)
     assert moved(before, state_of(learner)) == {"policy"}
     assert "prm/loss" not in metrics
     assert metrics["prm/drift"] > 0
@@ -162,14 +168,14 @@ def test_at_the_first_step_after_gives_no_rewards_and_plain_leave_one_out(exact_
     plain.update(batch)
     learner = learner_of(exact_policy)
     metrics = learner.update(batch)
-    assert not learner.process_rewards_BT.any()
+    assert not prime_of(learner).rewards_BT.any()
     assert metrics["prm/loss"] == pytest.approx(math.log(2))
     assert metrics["prm/brier"] == 0.25
     for name, parameter in plain.policy.named_parameters():
         assert torch.allclose(parameter, learner.policy.get_parameter(name), atol=1e-12), name
     eager = learner_of(exact_policy, {"update": "before"})
     eager.update(batch)
-    assert eager.process_rewards_BT.any()
+    assert prime_of(eager).rewards_BT.any()
 
 
 def test_before_the_reward_model_takes_its_step_the_policy_and_its_moments_stay(exact_policy):
@@ -180,19 +186,19 @@ def test_before_the_reward_model_takes_its_step_the_policy_and_its_moments_stay(
     before = state_of(learner)
     steps = {n: float(s["step"]) for n, s in moments(learner).items()}
     assert set(steps.values()) == {1.0}
-    learner._reward_model_step(_with_reference(learner, batch))
+    learner.auxiliary_step("prm", _with_reference(learner, batch))
     assert moved(before, state_of(learner)) == {"prm"}
     counted = {n: float(s["step"]) for n, s in moments(learner).items()}
     assert {n.startswith("prm:"): c for n, c in counted.items()} == {True: 2.0, False: 1.0}
 
 
 def _with_reference(learner, batch):
-    object.__setattr__(batch, "prm_reference_BT", learner._prm_reference(batch))
-    return batch
+    reference = prime_of(learner)._reference_logprobs(batch, learner.passes)
+    return batch.with_columns(prm_reference=reference)
 
 
 def moments(learner):
-    return {n: learner.engine.optimizer.state[p] for n, p in learner.engine.named.items()}
+    return {n: learner.store.optimizer.state[p] for n, p in learner.store.named.items()}
 
 
 @pytest.mark.parametrize("update", ["after", "before", "reverse"])
@@ -229,13 +235,13 @@ def test_the_reward_model_learns_the_outcomes_of_a_batch(exact_policy):
 )
 def test_the_baseline_follows_the_advantage(exact_policy, advantage, baseline):
     learner = learner_of(exact_policy, advantage=advantage, critic=isinstance(advantage, Gae))
-    assert learner.prime.baseline == baseline
+    assert prime_of(learner).baseline == baseline
 
 
 def test_advantages_are_outcomes_plus_what_tokens_earn_from_there_on(exact_policy):
     """Spelled out token by token, from the scores and the verdicts."""
     learner, batch = learner_of(exact_policy, scale=0.05), batch_of()
-    p, found = scores(learner, batch), learner._with_process_rewards(batch)[0].advantages_BT
+    p, found = scores(learner, batch), learner.annotate(batch)[0].advantages_BT
     lengths = batch.mask_BT.sum(-1).long().tolist()
     means = [float(p[i, :n].mean()) for i, n in enumerate(lengths)]
     for i, n in enumerate(lengths):
@@ -252,8 +258,8 @@ def test_a_critic_is_given_the_token_rewards(exact_policy):
     learner = learner_of(exact_policy, scale=0.05, advantage=estimator, critic=True)
     batch = batch_of()
     rewards = scores(learner, batch)
-    found, _ = learner._with_process_rewards(batch)
-    found = learner._with_statistics(found)
+    found, _ = learner.annotate(batch)
+    found = learner.with_statistics(found)
     outcome = torch.zeros_like(rewards)
     lengths = batch.mask_BT.sum(-1).long()
     outcome[torch.arange(len(batch)), lengths - 1] = batch.rewards_B
@@ -269,12 +275,10 @@ def test_truncated_completions_teach_the_reward_model_nothing(exact_policy):
     batch.mask_BT[0] = 0
     learner = learner_of(exact_policy, scale=0.05)
     reference = _with_reference(learner, batch)
-    with_it = learner._reward_model_step(reference)["prm/loss"]
+    with_it = learner.auxiliary_step("prm", reference)["prm/loss"]
     rest = list(range(1, len(batch)))
-    from rlvr.learner.learner import select
-
     other = learner_of(exact_policy, scale=0.05)
-    without = other._reward_model_step(select(reference, rest))["prm/loss"]
+    without = other.auxiliary_step("prm", reference.select(rest))["prm/loss"]
     assert with_it == pytest.approx(without, rel=1e-9)
 
 
@@ -282,8 +286,8 @@ def test_truncated_completions_teach_the_reward_model_nothing(exact_policy):
 def test_adapters_are_their_own_reference(tiny_folder, update):
     torch.manual_seed(0)  # fresh adapters
     settings = ModelSettings(path=str(tiny_folder), lora=LoraSettings(rank=2))
-    training = PrimeTraining(
-        RewardModel(load_policy(settings)),
+    hook = PrimeHook(
+        LogprobModel(load_policy(settings)),
         None,
         PrimeSettings(lr=1e-2, update=update),
         LeaveOneOut(),
@@ -292,10 +296,10 @@ def test_adapters_are_their_own_reference(tiny_folder, update):
         load_policy(settings),
         Objective(Clip(), (), TokenMean()),
         LearnerSettings(lr=1e-9),
-        prime=training,
+        hooks=[hook],
     )
     batch = batch_of(dtype=torch.float32)
     learner.update(batch)
-    assert bool(learner.process_rewards_BT.any()) == (update == "before")
+    assert bool(prime_of(learner).rewards_BT.any()) == (update == "before")
     losses = [learner.update(batch)["prm/loss"] for _ in range(10)]
     assert losses[-1] < losses[0]

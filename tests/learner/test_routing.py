@@ -6,10 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlvr.learner import Learner, LearnerSettings, RouterSettings, RouterTraining
-from rlvr.objective import Clip, NoPolicyLoss, Objective, TokenMean
+from rlvr.learner.learner import Learner
+from rlvr.learner.methods.router import RouterHook, RouterSettings
+from rlvr.learner.settings import LearnerSettings
+from rlvr.objective.objective import Objective
+from rlvr.objective.policy_losses.clip import Clip
+from rlvr.objective.policy_losses.none import NoPolicyLoss
+from rlvr.objective.reducers import TokenMean
 from rlvr.objective.router_loss import balance_terms, expert_counts, load_shares, z_terms
-from rlvr.policy import RoutingRequest, padded_inputs
+from rlvr.policy.batching import padded_inputs
+from rlvr.policy.routers import RoutingRequest
 from tests.learner.batches import make_batch
 from tests.learner.test_learner import gradients
 
@@ -20,8 +26,8 @@ PLAIN = Objective(Clip(), (), TokenMean())
 def learner_of(policy, router=None, objective=PLAIN, **settings):
     model = copy.deepcopy(policy)
     settings = LearnerSettings(**{"lr": 1e-2, "max_grad_norm": None, **settings})
-    training = None if router is None else RouterTraining(model, router)
-    return Learner(model, objective, settings, temperature=0.9, router=training)
+    hooks = [] if router is None else [RouterHook(model, router)]
+    return Learner(model, objective, settings, temperature=0.9, hooks=hooks)
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
@@ -97,7 +103,7 @@ def test_replaying_the_old_policys_choices_holds_them_through_the_rollouts_updat
             RouterSettings(balance=0, z=0, against="old", replay=replay),
             updates_per_rollout=4,
             lr=2e-2,
-            ratio_against="learner",
+            old_logprobs_from="learner",
         )
         metrics = learner.update(batch)
         changed.append(metrics["router/changed"])
@@ -120,8 +126,8 @@ def test_the_load_of_a_replayed_step_is_known_without_a_pass(mixture):
     replay = RouterSettings(balance=0.5, z=0, against="old", replay=True)
     learner = learner_of(mixture, replay, **settings)
     passes = []
-    forward = learner.engine.forward
-    learner.engine.forward = lambda *a, **k: passes.append(1) or forward(*a, **k)
+    forward = learner.store.forward
+    learner.store.forward = lambda *a, **k: passes.append(1) or forward(*a, **k)
     known = gradients(learner, batch)
     assert all(torch.allclose(counted[n], known[n], atol=1e-7) for n in counted)
     assert len(passes) == 2, "the old policy's, and that of the first step"
@@ -135,7 +141,7 @@ def test_the_engines_choices_are_replayed_in_the_old_policys_pass_too(mixture):
     for prompt, completion in zip(batch.prompt_ids, batch.completion_ids, strict=True):
         first = torch.randint(6, (len(prompt) + len(completion) - 1, 2, 1), generator=generator)
         chosen.append(torch.cat([first, (first + 1) % 6], -1).to(torch.int16))
-    batch = replace(batch, experts=tuple(chosen))
+    batch = batch.with_columns(experts=tuple(chosen))
     settings = {"balance": 0, "z": 0, "against": "engine"}
     found = {}
     for replay in (False, True):
@@ -152,8 +158,9 @@ def test_the_load_of_replayed_steps_is_that_of_where_tokens_went(mixture):
     batch = make_batch(REWARDS)
     settings = RouterSettings(balance=0, z=0, against="old", replay=True)
     learner = learner_of(mixture, settings, updates_per_rollout=2, lr=5e-2)
-    seen, usual = [], learner.router.metrics
-    learner.router.metrics = lambda ranks: seen.append(learner.router.counts_ME) or usual(ranks)
+    hook = learner.hooks[0]
+    seen, usual = [], hook.end_step
+    hook.end_step = lambda ranks: seen.append(hook.counts_ME) or usual(ranks)
     assert learner.update(batch)["router/changed"] > 0, "the routers would choose others"
     model = copy.deepcopy(mixture)
     model.watch_routers()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlvr.learner import Launch
+from rlvr.learner.launch import Launch
 from tests.learner import jobs
 from tests.learner.launching import run_job
 

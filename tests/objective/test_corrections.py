@@ -5,16 +5,11 @@ import math
 import pytest
 import torch
 
-from rlvr.objective import (
-    Counts,
-    MaskOutliers,
-    NoCorrection,
-    Objective,
-    Reinforce,
-    Terms,
-    TokenMean,
-    TruncatedImportance,
-)
+from rlvr.objective.corrections import MaskOnly, MaskOutliers, NoCorrection, TruncatedImportance
+from rlvr.objective.loss_inputs import LossInputs
+from rlvr.objective.objective import Objective
+from rlvr.objective.policy_losses.reinforce import Reinforce
+from rlvr.objective.reducers import Counts, TokenMean
 from rlvr.settings import load_settings
 
 MASK = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]], dtype=torch.float64)
@@ -37,10 +32,25 @@ def test_sequence_weights_are_the_product_over_real_tokens():
 
 
 def test_masks_keep_what_is_within_the_bounds():
-    weights = MaskOutliers(low=0.5, high=2.0).weights(LOG_RHO, MASK)
+    weights = MaskOnly(low=0.5, high=2.0).weights(LOG_RHO, MASK)
     assert weights.tolist() == [[1, 1, 0], [0, 1, 1]]
-    with pytest.raises(ValueError, match="must be below"):
-        load_settings(MaskOutliers, {"low": 3.0})
+    for correction in (MaskOnly, MaskOutliers):
+        with pytest.raises(ValueError, match="must be below"):
+            load_settings(correction, {"low": 6.0})
+
+
+def test_icepop_weighs_by_the_ratio_within_its_bounds_and_by_0_outside():
+    """arXiv:2510.18855, Eq. 2: M(k) = k where alpha <= k <= beta, else 0."""
+    log_rho = torch.tensor([[0.6, -0.6, 0.1]], dtype=torch.float64)
+    weights = MaskOutliers().weights(log_rho, torch.ones_like(log_rho))
+    assert weights[0].tolist() == pytest.approx([math.exp(0.6), math.exp(-0.6), math.exp(0.1)])
+    assert (MaskOutliers().low, MaskOutliers().high) == (0.5, 5.0)
+    weights = MaskOutliers().weights(LOG_RHO, MASK)
+    assert weights[0].tolist() == pytest.approx([math.exp(0.5), math.exp(-0.5), 0.0])
+    assert weights[1, :2].tolist() == pytest.approx([0.0, math.exp(0.1)])
+    weights = MaskOutliers(level="sequence", high=8.0).weights(LOG_RHO, MASK)
+    assert weights[0].tolist() == pytest.approx([math.exp(2.0)] * 3)
+    assert weights[1].tolist() == [0.0] * 3
 
 
 def enumerated_gradient(correction):
@@ -50,7 +60,7 @@ def enumerated_gradient(correction):
     logp = torch.log_softmax(logits, -1)
     engine = torch.log_softmax(logits.detach() + 0.5 * torch.randn(5).double(), -1)
     rewards = torch.randn(5, dtype=torch.float64)
-    terms = Terms(
+    terms = LossInputs(
         logprobs_BT=logp[:, None],
         old_logprobs_BT=logp.detach()[:, None],
         advantages_BT=rewards[:, None],
@@ -75,7 +85,7 @@ def test_importance_weights_make_the_expected_gradient_the_learners_own():
 
 def terms_of(log_rho):
     logprobs = torch.full_like(log_rho, -1.0).requires_grad_()
-    return Terms(
+    return LossInputs(
         logprobs_BT=logprobs,
         old_logprobs_BT=logprobs.detach(),
         advantages_BT=torch.ones_like(log_rho),
@@ -85,7 +95,7 @@ def terms_of(log_rho):
 
 
 def test_the_objective_weighs_the_policy_loss_and_logs_the_mismatch():
-    objective = Objective(Reinforce(), (), TokenMean(), MaskOutliers())
+    objective = Objective(Reinforce(), (), TokenMean(), MaskOutliers(high=2.0))
     case = terms_of(LOG_RHO)
     loss, metrics = objective(case, Counts.of(MASK))
     (gradient,) = torch.autograd.grad(loss, case.logprobs_BT)
@@ -93,7 +103,8 @@ def test_the_objective_weighs_the_policy_loss_and_logs_the_mismatch():
     assert metrics["mismatch/difference"] == pytest.approx((0.5 + 0.5 + 2 + 3 + 0.1) / 5)
     assert metrics["mismatch/difference_max"] == pytest.approx(3.0)
     assert metrics["mismatch/ratio_max"] == pytest.approx(math.exp(2.0))
-    assert metrics["mismatch/weight"] == pytest.approx(3 / 5)
+    inside = math.exp(0.5) + math.exp(-0.5) + math.exp(0.1)
+    assert metrics["mismatch/weight"] == pytest.approx(inside / 5)
     plain, metrics = Objective(Reinforce(), (), TokenMean())(case, Counts.of(MASK))
     assert "mismatch/weight" not in metrics
     assert plain.item() == pytest.approx(1.0)

@@ -7,7 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlvr.objective import Clip, Counts, LpReg, Objective, Proxy, Ratio, Terms, TokenMean
+from rlvr.objective.loss_inputs import LossInputs
+from rlvr.objective.objective import Objective
+from rlvr.objective.policy_losses.clip import Clip
+from rlvr.objective.policy_losses.ratio import Ratio
+from rlvr.objective.proxy import Proxy
+from rlvr.objective.reducers import Counts, TokenMean
+from rlvr.objective.regularisers.lp_reg import LpReg
 from rlvr.settings import load_settings
 from tests.objective.columns import prepared, whole
 
@@ -17,17 +23,19 @@ SURROGATE = Ratio(cap=10.0)
 def tokens(logprobs, advantages, kept, mass=0.9, mask=None, old=None):
     logprobs = torch.tensor([logprobs], dtype=torch.float64)
     old = logprobs if old is None else torch.tensor([old], dtype=torch.float64)
-    return Terms(
+    return LossInputs(
         logprobs_BT=logprobs.clone().requires_grad_(),
         old_logprobs_BT=old,
-        proxy_logprobs_BT=old - math.log(mass),
         advantages_BT=torch.tensor([advantages], dtype=torch.float64),
         mask_BT=torch.ones_like(logprobs)
         if mask is None
         else torch.tensor([mask], dtype=torch.float64),
-        log_kept_mass_BT=torch.full_like(logprobs, math.log(mass)),
-        kept_BT=torch.tensor([kept], dtype=torch.float64),
-        proxy_kl_BT=torch.full_like(logprobs, 0.25).requires_grad_(),
+        columns={
+            "proxy_logprobs": old - math.log(mass),
+            "log_kept_mass": torch.full_like(logprobs, math.log(mass)),
+            "kept": torch.tensor([kept], dtype=torch.float64),
+            "proxy_kl": torch.full_like(logprobs, 0.25).requires_grad_(),
+        },
     )
 
 
@@ -36,7 +44,7 @@ def pull(term, terms):
     objective = Objective(SURROGATE, (term,), TokenMean())
     terms = prepared(objective, terms)
     result = term(terms)
-    leaves = (terms.logprobs_BT, terms.proxy_kl_BT)
+    leaves = (terms.logprobs_BT, terms.columns["proxy_kl"])
     gradients = torch.autograd.grad(result.loss_BT.sum(), leaves, allow_unused=True)
     return [g if g is not None else torch.zeros(1) for g in gradients], result
 
@@ -71,7 +79,7 @@ def test_tokens_of_nonnegative_advantage_and_beta_zero_are_as_without(kl):
     for name, terms in {"without": (), "with": (LpReg(rho=0.4, kl=kl),)}.items():
         objective = Objective(SURROGATE, terms, TokenMean())
         loss, _ = whole(objective, prepared(objective, case))
-        leaves = (case.logprobs_BT, case.proxy_kl_BT)
+        leaves = (case.logprobs_BT, case.columns["proxy_kl"])
         gradients[name] = torch.autograd.grad(loss, leaves, allow_unused=True)
     differs = gradients["with"][0] != gradients["without"][0]
     if kl == "full":
@@ -138,7 +146,8 @@ def test_noise_is_pushed_down_exactly_as_without():
     """A dropped token whose proxy log-probability is minus infinity leaves no trace, no NaN."""
     case = tokens([-6.0, -0.1], [-1.0, -1.0], [0.0, 1.0])
     nothing = torch.full((1, 2), -math.inf).double()
-    case = replace(case, log_kept_mass_BT=nothing, proxy_logprobs_BT=-nothing)
+    columns = {"log_kept_mass": nothing, "proxy_logprobs": -nothing}
+    case = replace(case, columns={**case.columns, **columns})
     for kl in ("full", "sampled"):
         objective = Objective(SURROGATE, (LpReg(rho=0.5, kl=kl),), TokenMean())
         loss, metrics = whole(objective, prepared(objective, case))
@@ -180,14 +189,16 @@ def sampled_slope(log_x, advantage, mass, old):
     """The gradient by log pi of a token, from the loss itself."""
     logprobs = (math.log(old) + log_x).reshape(1, 1).requires_grad_()
     anchor = torch.full((1, 1), math.log(old), dtype=torch.float64)
-    terms = Terms(
+    terms = LossInputs(
         logprobs,
         anchor,
         torch.full((1, 1), advantage, dtype=torch.float64),
         torch.ones(1, 1, dtype=torch.float64),
-        log_kept_mass_BT=torch.full((1, 1), math.log(mass), dtype=torch.float64),
-        proxy_logprobs_BT=anchor - math.log(mass),
-        kept_BT=torch.ones(1, 1),
+        columns={
+            "log_kept_mass": torch.full((1, 1), math.log(mass), dtype=torch.float64),
+            "proxy_logprobs": anchor - math.log(mass),
+            "kept": torch.ones(1, 1),
+        },
         prepared={"lp_reg": torch.zeros(1, 1)},
     )
     loss, _ = Objective(SURROGATE, (LpReg(kl="sampled"),), TokenMean())(
@@ -211,7 +222,7 @@ def test_a_lone_bad_token_comes_to_rest_where_the_quadratic_says(advantage, mass
 def test_the_policy_loss_alone_extinguishes_and_grpo_stops_at_its_clip():
     def alone(loss):
         def slope(log_x, advantage, mass, old):
-            terms = Terms(
+            terms = LossInputs(
                 log_x.reshape(1, 1).requires_grad_(),
                 torch.zeros(1, 1, dtype=torch.float64),
                 torch.full((1, 1), advantage, dtype=torch.float64),

@@ -1,30 +1,26 @@
 """Choosing tokens: percentiles, entropy ranking, covariance; the same however a step is split."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvr.objective import (
-    AdaptiveEntropy,
-    Clip,
-    ClipCov,
-    Counts,
-    Entropy,
-    KlCov,
-    LpReg,
-    Objective,
-    Ratio,
-    Step,
-    Terms,
-    TokenMean,
-    TopEntropy,
-    merge_metrics,
-)
+from rlvr.objective.filters.clip_cov import ClipCov
+from rlvr.objective.filters.top_entropy import TopEntropy
+from rlvr.objective.loss_inputs import Step
+from rlvr.objective.objective import Objective
+from rlvr.objective.policy_losses.clip import Clip
+from rlvr.objective.policy_losses.ratio import Ratio
+from rlvr.objective.reducers import TokenMean
+from rlvr.objective.regularisers.adaptive_entropy import AdaptiveEntropy
+from rlvr.objective.regularisers.entropy import Entropy
+from rlvr.objective.regularisers.kl_cov import KlCov
+from rlvr.objective.regularisers.lp_reg import LpReg
 from rlvr.objective.selection import covariance, largest, low_threshold
-from tests.objective.columns import prepared, rows_of, step_of, whole
+from tests.objective.columns import assert_split_free, columns, gradients, prepared, step_of, whole
 
 
 @given(
@@ -79,71 +75,16 @@ def test_the_covariance_statistic_averages_to_the_covariance_and_flags_rare_bad_
     assert signs == [1, -1, -1, 1], "likely and good, or rare and bad"
 
 
-def columns(seed=0, rows=8, width=6):
-    """Random columns of a step, off-policy, with gradients."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def uniform(low=0.0, high=1.0):
-        return low + (high - low) * torch.rand(rows, width, generator=generator).double()
-
-    lengths = torch.randint(1, width + 1, (rows, 1), generator=generator)
-    mask = (torch.arange(width) < lengths).double()
-    old = uniform(-5, 0) * mask
-    kept = (uniform() > 0.3).double()
-    log_mass = uniform(-0.3, -0.01) * mask
-    return Terms(
-        logprobs_BT=((old + uniform(-0.5, 0.5)) * mask).requires_grad_(),
-        old_logprobs_BT=old,
-        advantages_BT=torch.randn(rows, 1, generator=generator).double() * mask,
-        mask_BT=mask,
-        entropy_BT=(uniform(0, 2) * mask).requires_grad_(),
-        log_kept_mass_BT=log_mass,
-        proxy_logprobs_BT=old - log_mass,
-        kept_BT=kept,
-        proxy_kl_BT=uniform(0, 1).requires_grad_(),
-    )
+TOGETHER = Objective(
+    Ratio(cap=10.0),
+    (LpReg(rho=0.3), Entropy(coefficient=0.01), KlCov(fraction=0.1)),
+    TokenMean(),
+    filters=(TopEntropy(fraction=0.6), ClipCov(fraction=0.1, low=0, high=9)),
+)
 
 
-PARTS = {
-    "lp_reg full": Objective(Ratio(cap=10.0), (LpReg(rho=0.3),), TokenMean()),
-    "lp_reg sampled": Objective(Ratio(cap=10.0), (LpReg(rho=0.3, kl="sampled"),), TokenMean()),
-    "kl_cov": Objective(Ratio(), (KlCov(fraction=0.2),), TokenMean()),
-    "clip_cov": Objective(
-        Clip(low=1.0, high=1.0), (), TokenMean(), filters=(ClipCov(fraction=0.2, low=0, high=9),)
-    ),
-    "top_entropy": Objective(Clip(), (), TokenMean(), filters=(TopEntropy(),)),
-    "adaptive": Objective(Clip(), (AdaptiveEntropy(initial=0.1, target=9.0),), TokenMean()),
-    "together": Objective(
-        Ratio(cap=10.0),
-        (LpReg(rho=0.3), Entropy(coefficient=0.01), KlCov(fraction=0.1)),
-        TokenMean(),
-        filters=(TopEntropy(fraction=0.6), ClipCov(fraction=0.1, low=0, high=9)),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PARTS)
-def test_loss_gradient_and_metrics_do_not_depend_on_the_split(name):
-    objective = PARTS[name]
-    case = prepared(objective, columns())
-    leaves = (case.logprobs_BT, case.entropy_BT, case.proxy_kl_BT)
-    counts = Counts.of(case.mask_BT)
-    loss, metrics = whole(objective, case)
-    expected = torch.autograd.grad(loss, leaves, allow_unused=True)
-    plain, _ = whole(Objective(objective.policy_loss, (), TokenMean()), case)
-    assert plain.item() != loss.item(), "the part must do something here"
-    for split in ([[4, 1], [0], [7, 3, 5, 2, 6]], [[row] for row in range(8)]):
-        share, shares = torch.zeros(()).double(), {}
-        for rows in split:
-            part, numbers = objective(rows_of(case, rows), counts)
-            share, shares = share + part, merge_metrics(shares, numbers)
-        assert share.item() == pytest.approx(loss.item(), rel=1e-12)
-        assert objective.finish(shares) == pytest.approx(objective.finish(metrics), rel=1e-9)
-        for ours, theirs in zip(
-            torch.autograd.grad(share, leaves, allow_unused=True), expected, strict=True
-        ):
-            assert (ours is None) == (theirs is None)
-            assert ours is None or torch.allclose(ours, theirs, atol=1e-13)
+def test_parts_together_do_not_depend_on_the_split():
+    assert_split_free(TOGETHER, columns())
 
 
 @pytest.mark.parametrize("pool", ["step", "micro_batch"])
@@ -205,6 +146,15 @@ def test_kl_cov_pulls_the_chosen_tokens_towards_the_old_policy():
     assert torch.allclose(pull, torch.where(chosen, side, 0.0).double())
 
 
+def test_on_policy_kl_cov_does_nothing():
+    objective, case = Objective(Ratio(), (KlCov(fraction=0.5),), TokenMean()), columns(3)
+    case = replace(case, old_logprobs_BT=case.logprobs_BT.detach())
+    loss, metrics = whole(objective, prepared(objective, case))
+    plain, _ = whole(replace(objective, regularisers=()), case)
+    assert metrics["policy/kl_cov"] == 0.0
+    assert torch.equal(*(gradients(value, case)[0] for value in (loss, plain)))
+
+
 def test_the_entropy_weight_stays_within_its_bounds_and_is_off_above_the_target():
     objective = Objective(
         Clip(), (AdaptiveEntropy(target=0.5, step=0.04, limit=0.1, initial=0.02),), TokenMean()
@@ -236,12 +186,8 @@ def test_the_controller_goes_on_from_its_saved_state():
     assert second.state() == straight.state() != fresh().state()
 
 
-def test_zero_advantage_rows_may_be_skipped_unless_a_part_reaches_them():
-    assert not PARTS["lp_reg full"].regularised
-    assert not PARTS["top_entropy"].regularised
-    for name in ("kl_cov", "adaptive", "together"):
-        assert PARTS[name].regularised
+def test_parts_that_are_off_are_left_out():
+    assert TOGETHER.regularised
     off = Objective(Ratio(), (LpReg(beta=0.0), KlCov(coefficient=0.0)), TokenMean())
-    assert off.parts == []
-    assert off.noise_filter is None
+    assert off.parts == [off.policy_loss]
     assert not off.regularised

@@ -4,31 +4,29 @@ TRL's ``_compute_loss`` runs unchanged on a stand-in trainer that hands it log-p
 entropies instead of a model's.
 """
 
+import inspect
+import math
 import re
+import textwrap
 from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
 
-from rlvr.objective import (
-    KL,
-    AdaptiveEntropy,
-    Cispo,
-    Clip,
-    ConstantLength,
-    Counts,
-    Entropy,
-    Gspo,
-    Objective,
-    OffPolicy,
-    Sapo,
-    SequenceMean,
-    Step,
-    Terms,
-    TokenMean,
-    TopEntropy,
-    Vespo,
-)
+from rlvr.objective.corrections import MaskOutliers, TruncatedImportance
+from rlvr.objective.filters.off_policy import OffPolicy
+from rlvr.objective.filters.top_entropy import TopEntropy
+from rlvr.objective.loss_inputs import LossInputs, Step
+from rlvr.objective.objective import Objective
+from rlvr.objective.policy_losses.cispo import Cispo
+from rlvr.objective.policy_losses.clip import Clip
+from rlvr.objective.policy_losses.gspo import Gspo
+from rlvr.objective.policy_losses.sapo import Sapo
+from rlvr.objective.policy_losses.vespo import Vespo
+from rlvr.objective.reducers import ConstantLength, Counts, SequenceMean, TokenMean
+from rlvr.objective.regularisers.adaptive_entropy import AdaptiveEntropy
+from rlvr.objective.regularisers.entropy import Entropy
+from rlvr.objective.regularisers.kl import KL
 
 B, T, WIDTH = 12, 9, 11
 
@@ -134,7 +132,7 @@ def one_process():
 
 
 def our_loss(objective, columns):
-    terms = Terms(
+    terms = LossInputs(
         logprobs_BT=columns.logprobs,
         old_logprobs_BT=columns.old,
         advantages_BT=columns.advantages[:, None] * columns.mask,
@@ -170,7 +168,11 @@ CASES = {
         {"loss_type": "cispo", "epsilon_high": 1.4},  # TRL's bound is the weight itself
         Objective(Cispo(high=0.4), (), TokenMean()),
     ),
-    "sapo": ({"loss_type": "sapo"}, Objective(Sapo(), (), SequenceMean())),
+    # TRL holds its 1.05 in float32.
+    "sapo": (
+        {"loss_type": "sapo"},
+        Objective(Sapo(negative=float(torch.tensor(1.05))), (), SequenceMean()),
+    ),
     "sapo, other gates": (
         {"loss_type": "sapo", "sapo_temperature_pos": 2.0, "sapo_temperature_neg": 0.5},
         Objective(Sapo(positive=2.0, negative=0.5), (), SequenceMean()),
@@ -303,7 +305,7 @@ def test_the_adaptive_weight_follows_trls(trainer_class):
         )
         advantages = columns.advantages[:, None] * columns.mask
         step = Step(columns.old, advantages, columns.mask)
-        terms = Terms(
+        terms = LossInputs(
             columns.logprobs,
             columns.old,
             advantages,
@@ -317,3 +319,47 @@ def test_the_adaptive_weight_follows_trls(trainer_class):
         assert objective.memory["adaptive_entropy"]["coefficient"] == trainer.entropy_coef
         weights.append(trainer.entropy_coef)
     assert min(weights) < max(weights) == 0.05, weights
+
+
+@pytest.fixture(scope="module")
+def trl_weights(trainer_class):
+    """TRL's weights for the engine's tokens: the lines that compute them, as they stand there."""
+    source = inspect.getsource(trainer_class._generate_and_score_completions)
+    first = source.index(" mask = completion_mask if tool_mask is None") + 1
+    last = source.index("# Compute the per-token log probabilities for the reference model")
+    lines = textwrap.dedent(" " * 16 + source[first:last].rstrip())
+    ratio = "vllm_importance_sampling_ratio"
+
+    def weights(old, sampled, mask, mode, low, high):
+        settings = {"mode": mode, "clip_min": low, "clip_max": high}
+        trainer = SimpleNamespace(
+            **{f"vllm_importance_sampling_{name}": value for name, value in settings.items()}
+        )
+        names = {
+            "self": trainer,
+            "completion_mask": mask,
+            "tool_mask": None,
+            "old_per_token_logps": old,
+            "sampling_per_token_logps": sampled,
+            "torch": torch,
+            "math": math,
+        }
+        exec(lines, names)
+        return names[ratio].expand_as(mask) * mask
+
+    return weights
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize(("low", "high"), [(0.5, 5.0), (0.8, 1.3)])
+def test_weights_for_the_engines_tokens_are_trls(trl_weights, seed, level, low, high):
+    columns = random_columns(seed)
+    old, sampled, mask = columns.old, columns.logprobs.detach(), columns.mask
+    ours = MaskOutliers(level=level, low=low, high=high).weights(old - sampled, mask) * mask
+    theirs = trl_weights(old, sampled, mask, f"{level}_mask", low, high)
+    assert torch.allclose(ours, theirs, rtol=1e-12)
+    assert 0 < int((theirs == 0).sum() - (mask == 0).sum()) < int(mask.sum())
+    ours = TruncatedImportance(level=level, cap=high).weights(old - sampled, mask) * mask
+    theirs = trl_weights(old, sampled, mask, f"{level}_truncate", None, high)
+    assert torch.allclose(ours, theirs, rtol=1e-12)

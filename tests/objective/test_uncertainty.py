@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvr.objective import Uncertainty, correlation
+from rlvr.objective.uncertainty import Uncertainty, correlation
 
 GROUPS = torch.tensor([0, 0, 0, 1, 1])
 UNCERTAIN = st.lists(st.floats(0, 50), min_size=5, max_size=5)

@@ -5,13 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlvr.policy import (
-    packed_inputs,
-    packing_is_exact,
-    padded_inputs,
-    plan_packed,
-    plan_padded,
-)
+from rlvr.policy.batching import packed_inputs, padded_inputs, plan_packed, plan_padded
+from rlvr.policy.model import packing_is_exact
 
 TOKENS = st.lists(st.integers(3, 60), min_size=1, max_size=9)
 
@@ -29,7 +24,7 @@ def statistics(policy, inputs, width):
     )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(prompts=st.lists(TOKENS, min_size=1, max_size=3), data=st.data())
 def test_packed_equals_padded_equals_one_row_at_a_time(policy, prompts, data):
     rows = data.draw(st.lists(st.tuples(st.sampled_from(prompts), TOKENS), min_size=1, max_size=7))

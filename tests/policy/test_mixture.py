@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MixtralConfig
 
-from rlvr.policy import ModelSettings, load_policy
+from rlvr.policy.loading import add_adapters, load_policy
 from rlvr.policy.mixture import model_size
-from rlvr.policy.model import add_adapters
+from rlvr.policy.settings import ModelSettings
 
 
 def test_a_dense_model_is_all_active(exact_policy):

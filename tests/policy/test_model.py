@@ -5,17 +5,11 @@ import json
 import pytest
 import torch
 
-from rlvr.policy import (
-    LoraSettings,
-    ModelSettings,
-    export_policy,
-    load_policy,
-    load_tokenizer,
-    packing_is_exact,
-    padded_inputs,
-    save_policy,
-    stop_token_ids,
-)
+from rlvr.policy.batching import padded_inputs
+from rlvr.policy.loading import load_policy, load_tokenizer, stop_token_ids
+from rlvr.policy.model import packing_is_exact
+from rlvr.policy.saving import export_policy, save_policy
+from rlvr.policy.settings import LoraSettings, ModelSettings
 
 PROMPTS, COMPLETIONS = [[1, 6, 7], [1, 8]], [[9, 2], [10, 11, 2]]
 

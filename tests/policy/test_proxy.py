@@ -7,8 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlvr.objective import LpReg, Proxy, Ratio, Terms
-from rlvr.policy import ProxyRequest, ProxyRows, token_stats
+from rlvr.objective.loss_inputs import LossInputs
+from rlvr.objective.policy_losses.ratio import Ratio
+from rlvr.objective.proxy import Proxy, ProxyDivergence, ProxyStatistic
+from rlvr.objective.regularisers.lp_reg import LpReg
+from rlvr.objective.token_statistic import SparseRows
+from rlvr.policy.token_stats import token_stats
 
 TOKENS, WIDTH, WORDS = 24, 6, 13
 
@@ -50,14 +54,14 @@ def stats_of(logits, proxy, **options):
         logits.expand(words, words),
         torch.eye(words, dtype=torch.float64),
         torch.arange(words),
-        proxy=ProxyRequest(proxy, **options),
+        statistics=[ProxyStatistic(proxy, **options)],
     )
 
 
 def distribution(logits, proxy):
     """The proxy as the statistics describe it: p / Z where kept, 0 elsewhere."""
     stats = stats_of(logits, proxy)
-    return (stats.logprobs_N - stats.log_kept_mass_N).exp() * stats.kept_N
+    return (stats.logprobs_N - stats.columns["log_kept_mass"]).exp() * stats.columns["kept"]
 
 
 logit_lists = st.lists(st.floats(-4, 4), min_size=2, max_size=9)
@@ -94,8 +98,8 @@ def test_filtering_twice_is_filtering_once(logits, kappa):
 @given(logits=logit_lists, kappas=st.lists(st.floats(0.001, 0.99), min_size=2, max_size=5))
 def test_a_stronger_filter_keeps_fewer_words_and_less_mass(logits, kappas):
     found = [stats_of(logits, Proxy(kappa=kappa)) for kappa in sorted(kappas)]
-    counts = [int(stats.kept_N.sum()) for stats in found]
-    masses = [float(stats.log_kept_mass_N[0]) for stats in found]
+    counts = [int(stats.columns["kept"].sum()) for stats in found]
+    masses = [float(stats.columns["log_kept_mass"][0]) for stats in found]
     assert counts == sorted(counts, reverse=True)
     assert masses == sorted(masses, reverse=True)
 
@@ -103,25 +107,27 @@ def test_a_stronger_filter_keeps_fewer_words_and_less_mass(logits, kappas):
 def test_the_limits_of_the_filter():
     logits = [2.0, 2.0, 1.0, -1.0]
     gentle, strict = stats_of(logits, Proxy(kappa=1e-9)), stats_of(logits, Proxy(kappa=1 - 1e-9))
-    assert float(gentle.log_kept_mass_N[0]) == pytest.approx(0, abs=1e-12)
-    assert bool(gentle.kept_N.all())
-    assert strict.kept_N.tolist() == [True, True, False, False], "ties with the largest stay"
+    assert float(gentle.columns["log_kept_mass"][0]) == pytest.approx(0, abs=1e-12)
+    assert bool(gentle.columns["kept"].all())
+    assert strict.columns["kept"].tolist() == [True, True, False, False], (
+        "ties with the largest stay"
+    )
 
 
 def test_a_word_exactly_at_the_threshold_is_dropped():
     p = torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=torch.float64)
     stats = stats_of(p.log(), Proxy(threshold="fixed", kappa=0.125))
-    assert stats.kept_N.tolist() == [True, True, False, False]
-    assert float(stats.log_kept_mass_N[0].exp()) == pytest.approx(0.75)
+    assert stats.columns["kept"].tolist() == [True, True, False, False]
+    assert float(stats.columns["log_kept_mass"][0].exp()) == pytest.approx(0.75)
 
 
 def test_a_fixed_threshold_above_everything_keeps_nothing_and_pulls_nowhere():
     hidden, weight, targets = head(scale=0.01)
-    request = ProxyRequest(Proxy(threshold="fixed", kappa=0.9), divergence=True)
-    stats = token_stats(hidden, weight, targets, proxy=request)
-    assert not bool(stats.kept_N.any())
-    assert stats.proxy_kl_N.tolist() == [0.0] * TOKENS
-    for gradient in torch.autograd.grad(stats.proxy_kl_N.sum(), (hidden, weight)):
+    statistic = ProxyStatistic(Proxy(threshold="fixed", kappa=0.9), divergence=True)
+    stats = token_stats(hidden, weight, targets, statistics=[statistic])
+    assert not bool(stats.columns["kept"].any())
+    assert stats.columns["proxy_kl"].tolist() == [0.0] * TOKENS
+    for gradient in torch.autograd.grad(stats.columns["proxy_kl"].sum(), (hidden, weight)):
         assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
@@ -138,19 +144,21 @@ def test_the_divergence_has_the_plain_value_and_gradient(proxy, temperature, chu
         targets,
         temperature=temperature,
         entropy=True,
-        proxy=ProxyRequest(proxy, divergence=True),
+        statistics=[ProxyStatistic(proxy, divergence=True)],
         chunk_tokens=chunk,
     )
     logp = log_probabilities(hidden, weight, temperature)
     q = proxy_of(logp.detach(), proxy)
     kl = torch.where(q > 0, q * (q.clamp_min(1e-300).log() - logp), 0.0).sum(-1)
-    assert torch.allclose(stats.proxy_kl_N, kl, atol=1e-12)
-    assert torch.allclose(stats.proxy_kl_N, -stats.log_kept_mass_N)
+    assert torch.allclose(stats.columns["proxy_kl"], kl, atol=1e-12)
+    assert torch.allclose(stats.columns["proxy_kl"], -stats.columns["log_kept_mass"])
     assert bool((kl > 0.01).any())
     taken = logp.gather(-1, targets[:, None])[:, 0]
     entropy = -(logp.exp() * logp).sum(-1)
     plain = (upstream * kl + also * taken + 0.3 * entropy).sum()
-    ours = (upstream * stats.proxy_kl_N + also * stats.logprobs_N + 0.3 * stats.entropy_N).sum()
+    ours = (
+        upstream * stats.columns["proxy_kl"] + also * stats.logprobs_N + 0.3 * stats.entropy_N
+    ).sum()
     for a, b in zip(
         torch.autograd.grad(ours, (hidden, weight)),
         torch.autograd.grad(plain, (hidden, weight)),
@@ -166,9 +174,9 @@ def test_the_gradient_by_logits_is_the_policy_minus_the_proxy():
         logits,
         torch.eye(9, dtype=torch.float64),
         torch.zeros(4).long(),
-        proxy=ProxyRequest(proxy, divergence=True),
+        statistics=[ProxyStatistic(proxy, divergence=True)],
     )
-    (gradient,) = torch.autograd.grad(stats.proxy_kl_N.sum(), logits)
+    (gradient,) = torch.autograd.grad(stats.columns["proxy_kl"].sum(), logits)
     logp = logits.detach().log_softmax(-1)
     assert torch.allclose(gradient, logp.exp() - proxy_of(logp, proxy), atol=1e-12)
     assert torch.allclose(gradient.sum(-1), torch.zeros(4).double(), atol=1e-12)
@@ -186,18 +194,18 @@ def test_the_proxy_is_a_constant():
         hidden,
         weight,
         targets,
-        proxy=ProxyRequest(FILTERS[0], keep_at_N=torch.ones(TOKENS, dtype=torch.bool)),
+        statistics=[ProxyStatistic(FILTERS[0], keep_at_N=torch.ones(TOKENS, dtype=torch.bool))],
     )
-    assert not kept.log_kept_mass_N.requires_grad
-    assert not kept.proxy_rows.logprob_S.requires_grad
+    assert not kept.columns["log_kept_mass"].requires_grad
+    assert not kept.sparse["proxy"].value_S.requires_grad
     moved = (hidden.detach() * 0.7).requires_grad_()
     gradients = []
-    for request in (
-        ProxyRequest(FILTERS[0], below=-math.inf, rows=kept.proxy_rows),
-        ProxyRequest(FILTERS[0], divergence=True),
+    for statistic in (
+        ProxyDivergence(kept.sparse["proxy"]),
+        ProxyStatistic(FILTERS[0], divergence=True),
     ):
-        stats = token_stats(moved, weight, targets, proxy=request)
-        gradients += torch.autograd.grad(stats.proxy_kl_N.sum(), moved)
+        stats = token_stats(moved, weight, targets, statistics=[statistic])
+        gradients += torch.autograd.grad(stats.columns["proxy_kl"].sum(), moved)
     logp = log_probabilities(moved, weight).detach()
     for gradient, anchor in zip(gradients, (log_probabilities(hidden, weight), logp), strict=True):
         expected = (logp.exp() - proxy_of(anchor.detach(), FILTERS[0])) @ weight.detach()
@@ -214,23 +222,21 @@ def test_distributions_that_were_kept_anchor_a_policy_that_has_moved(proxy, chun
         hidden,
         weight,
         targets,
-        proxy=ProxyRequest(proxy, keep_at_N=at),
+        statistics=[ProxyStatistic(proxy, keep_at_N=at)],
         chunk_tokens=chunk,
-    ).proxy_rows
+    ).sparse["proxy"]
     q = proxy_of(log_probabilities(hidden, weight).detach(), proxy) * at[:, None]
     dense = torch.zeros(TOKENS, WORDS).double()
-    dense[old.position_S, old.token_S] = old.logprob_S.exp()
+    dense[old.position_S, old.token_S] = old.value_S.exp()
     assert torch.allclose(dense, q, atol=1e-12)
     moved = (hidden.detach() + 0.3 * torch.randn(TOKENS, WIDTH).double()).requires_grad_()
-    stats = token_stats(
-        moved, weight, targets, proxy=ProxyRequest(proxy, below=-math.inf, rows=old), chunk_tokens=5
-    )
+    stats = token_stats(moved, weight, targets, statistics=[ProxyDivergence(old)], chunk_tokens=5)
     logp = log_probabilities(moved, weight)
     kl = torch.where(q > 0, q * (q.clamp_min(1e-300).log() - logp), 0.0).sum(-1)
-    assert torch.allclose(stats.proxy_kl_N, kl, atol=1e-12)
+    assert torch.allclose(stats.columns["proxy_kl"], kl, atol=1e-12)
     upstream = torch.randn(TOKENS, dtype=torch.float64) * (torch.arange(TOKENS) % 3 != 0)
     for a, b in zip(
-        torch.autograd.grad((upstream * stats.proxy_kl_N).sum(), (moved, weight)),
+        torch.autograd.grad((upstream * stats.columns["proxy_kl"]).sum(), (moved, weight)),
         torch.autograd.grad((upstream * kl).sum(), (moved, weight)),
         strict=True,
     ):
@@ -241,18 +247,20 @@ def test_distributions_that_were_kept_anchor_a_policy_that_has_moved(proxy, chun
 @given(bound=st.floats(-6, 0.1), chunk=st.integers(1, 25))
 def test_looking_at_rare_tokens_alone_gives_the_same_there_and_nothing_elsewhere(bound, chunk):
     hidden, weight, targets = head()
-    whole = token_stats(hidden, weight, targets, proxy=ProxyRequest(FILTERS[0], divergence=True))
+    whole = token_stats(
+        hidden, weight, targets, statistics=[ProxyStatistic(FILTERS[0], divergence=True)]
+    )
     part = token_stats(
         hidden,
         weight,
         targets,
-        proxy=ProxyRequest(FILTERS[0], below=bound, divergence=True),
+        statistics=[ProxyStatistic(FILTERS[0], below=bound, divergence=True)],
         chunk_tokens=chunk,
     )
     rare = whole.logprobs_N < bound
-    assert torch.allclose(part.log_kept_mass_N, whole.log_kept_mass_N * rare)
-    assert torch.equal(part.kept_N, whole.kept_N | ~rare)
-    assert torch.allclose(part.proxy_kl_N, whole.proxy_kl_N * rare)
+    assert torch.allclose(part.columns["log_kept_mass"], whole.columns["log_kept_mass"] * rare)
+    assert torch.equal(part.columns["kept"], whole.columns["kept"] | ~rare)
+    assert torch.allclose(part.columns["proxy_kl"], whole.columns["proxy_kl"] * rare)
 
 
 def enumerated(kl, moved, proxy):
@@ -264,14 +272,16 @@ def enumerated(kl, moved, proxy):
     logits = (logits + moved).requires_grad_()
     logp = logits.log_softmax(-1)
     shape = (5, 1)
-    terms = Terms(
+    terms = LossInputs(
         logprobs_BT=logp[:, None],
         old_logprobs_BT=old[:, None],
         advantages_BT=torch.full(shape, -1.0, dtype=torch.float64),
         mask_BT=torch.ones(shape, dtype=torch.float64),
-        log_kept_mass_BT=log_mass.expand(shape),
-        proxy_logprobs_BT=old[:, None] - log_mass,
-        kept_BT=torch.ones(shape),  # every gate open: all words but those of q = 0 exist
+        columns={
+            "log_kept_mass": log_mass.expand(shape),
+            "proxy_logprobs": old[:, None] - log_mass,
+            "kept": torch.ones(shape),  # every gate open: all words but those of q = 0 exist
+        },
         prepared={"lp_reg": torch.ones(shape).double()},
     )
     term = LpReg(kl=kl, clamp=None)
@@ -302,7 +312,7 @@ def pull_a_rare_token(kl, old_probability=0.02, advantage=-1.0, steps=60_000, ra
         start[None],
         torch.eye(2).double(),
         torch.tensor([0]),
-        proxy=ProxyRequest(Proxy(kappa=0.01), keep_at_N=torch.tensor([True])),
+        statistics=[ProxyStatistic(Proxy(kappa=0.01), keep_at_N=torch.tensor([True]))],
     )
     logits = start.clone()
     for _ in range(steps):
@@ -311,17 +321,19 @@ def pull_a_rare_token(kl, old_probability=0.02, advantage=-1.0, steps=60_000, ra
             logits[None],
             torch.eye(2).double(),
             torch.tensor([0]),
-            proxy=ProxyRequest(Proxy(kappa=0.01), below=-math.inf, rows=stats.proxy_rows),
+            statistics=[ProxyDivergence(stats.sparse["proxy"])],
         )
-        terms = Terms(
+        terms = LossInputs(
             now.logprobs_N[None],
             stats.logprobs_N.detach()[None],
             torch.full((1, 1), advantage).double(),
             torch.ones(1, 1).double(),
-            log_kept_mass_BT=stats.log_kept_mass_N[None],
-            proxy_logprobs_BT=(stats.logprobs_N - stats.log_kept_mass_N)[None].detach(),
-            kept_BT=stats.kept_N[None].double(),
-            proxy_kl_BT=now.proxy_kl_N[None],
+            columns={
+                "log_kept_mass": stats.columns["log_kept_mass"][None],
+                "proxy_logprobs": stats.columns["proxy_logprobs"][None],
+                "kept": stats.columns["kept"][None].double(),
+                "proxy_kl": now.columns["proxy_kl"][None],
+            },
             prepared={"lp_reg": torch.zeros(1, 1).double()},
         )
         loss = Ratio(cap=10.0)(terms).loss_BT.sum() + LpReg(kl=kl)(terms).loss_BT.sum()
@@ -346,16 +358,19 @@ def test_alone_the_divergence_leads_to_the_proxy_and_an_entropy_bonus_away_from_
     start = torch.tensor([[1.0, 0.5, -0.5, -4.0, -5.0]], dtype=torch.float64)
     proxy, eye = Proxy(kappa=0.05), torch.eye(5).double()
     old = token_stats(
-        start, eye, torch.tensor([0]), proxy=ProxyRequest(proxy, keep_at_N=torch.tensor([True]))
-    ).proxy_rows
+        start,
+        eye,
+        torch.tensor([0]),
+        statistics=[ProxyStatistic(proxy, keep_at_N=torch.tensor([True]))],
+    ).sparse["proxy"]
     noise = start.softmax(-1)[0, 3:].sum()
     logits = start.clone()
     for _ in range(1000):
         logits = logits.requires_grad_()
-        stats = token_stats(
-            logits, eye, torch.tensor([0]), proxy=ProxyRequest(proxy, below=-math.inf, rows=old)
-        )
-        logits = (logits - 2.0 * torch.autograd.grad(stats.proxy_kl_N.sum(), logits)[0]).detach()
+        stats = token_stats(logits, eye, torch.tensor([0]), statistics=[ProxyDivergence(old)])
+        logits = (
+            logits - 2.0 * torch.autograd.grad(stats.columns["proxy_kl"].sum(), logits)[0]
+        ).detach()
     target = proxy_of(start.log_softmax(-1), proxy)
     assert torch.allclose(logits.softmax(-1), target, atol=2e-3)
     logits = start.clone().requires_grad_()
@@ -365,7 +380,7 @@ def test_alone_the_divergence_leads_to_the_proxy_and_an_entropy_bonus_away_from_
 
 
 def test_rows_are_cut_by_position():
-    rows = ProxyRows(
+    rows = SparseRows(
         torch.tensor([0, 0, 3, 5, 5]), torch.arange(5), torch.zeros(5, dtype=torch.float64)
     )
     cut = rows.within(3, 5)

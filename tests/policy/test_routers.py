@@ -6,19 +6,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen2MoeConfig
 
-from rlvr.policy import (
-    ModelSettings,
-    Policy,
+from rlvr.policy.batching import packed_inputs, padded_inputs
+from rlvr.policy.loading import load_policy
+from rlvr.policy.model import Policy, packing_is_exact
+from rlvr.policy.routers import (
+    ANY,
     RoutingRequest,
-    load_policy,
-    packed_inputs,
-    packing_is_exact,
-    padded_inputs,
+    expert_weights,
     replayed,
-    save_policy,
+    router_modules,
     sequence_positions,
 )
-from rlvr.policy.routers import ANY, expert_weights, router_modules
+from rlvr.policy.saving import save_policy
+from rlvr.policy.settings import ModelSettings
 
 PROMPTS = ((5, 6, 7), (5, 6, 7), (8, 9))
 COMPLETIONS = ((10, 11, 12, 13), (14, 15), (16,))

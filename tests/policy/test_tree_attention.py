@@ -7,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from rlvr.objective import Clip, Objective, TokenMean
-from rlvr.policy import packed_inputs, padded_inputs
+from rlvr.objective.objective import Objective
+from rlvr.objective.policy_losses.clip import Clip
+from rlvr.objective.reducers import TokenMean
+from rlvr.policy.batching import packed_inputs, padded_inputs
 from rlvr.policy.tree_attention import pieces_of, piecewise
 from tests.learner.batches import make_batch
 from tests.learner.test_learner import gradients, learner_of

@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 
-from rlvr.policy import ModelSettings, load_policy, packed_inputs, padded_inputs
+from rlvr.policy.batching import packed_inputs, padded_inputs
+from rlvr.policy.loading import load_policy
+from rlvr.policy.settings import ModelSettings
 from rlvr.policy.value_head import Critic, critic_writer, load_critic
 
 PROMPTS = [[5, 6, 7], [5, 6, 7], [9, 8]]

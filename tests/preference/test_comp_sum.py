@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, softplus
 
-from rlvr.preference.losses import LOSSES, Pairs, Side, comp_sum, comp_sum_mean
+from rlvr.preference.losses.base import PreferenceLoss
+from rlvr.preference.losses.comp_sum import comp_sum, comp_sum_mean
+from rlvr.preference.losses.terms import Pairs, Side
+from rlvr.rl.recipe import RLRecipe
 from rlvr.settings import load_settings
-from rlvr.train.recipe import RLRecipe
 
+LOSSES = PreferenceLoss.registry()
 P = torch.linspace(0.001, 1, 200, dtype=torch.float64)
 
 

@@ -41,6 +41,12 @@ SETS = ("addition", "subtraction")
 EVERY = 10
 
 
+def embedded(page, name="report"):
+    """Data in a page, by the id of its element."""
+    pattern = rf'<script type="application/json" id="{name}">(.*?)</script>'
+    return json.loads(re.search(pattern, page.read_text(), re.S)[1])
+
+
 class RunMaker:
     """Writes a run folder of ``steps`` steps in which accuracy and length rise together."""
 
@@ -217,6 +223,7 @@ def chromium(tmp_path_factory):
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     driver.set_page_load_timeout(60)
+    driver.get("about:blank")  # the browser's own first page ends before a test begins
     yield driver
     driver.quit()
 
@@ -270,6 +277,9 @@ class Page:
             event["params"]["request"]["url"]
             for event in events
             if event["method"] == "Network.requestWillBeSent"
+            # The browser's first tab is a page of its own (chrome://, with frames of
+            # chrome-untrusted://), which may still be loading.
+            and not event["params"]["documentURL"].startswith("chrome")
         ]
         return console, asked
 

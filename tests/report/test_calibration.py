@@ -4,12 +4,12 @@ import random
 
 import pytest
 
-from rlvr.data.responses import Response
+from rlvr.data.labelled_responses import Response
 from rlvr.report import write_report
 from rlvr.report.calibration import read_calibration
 from rlvr.report.ranking import write_ranking_page
-from rlvr.train.prm_rank import method_labels, rank
-from rlvr.train.prm_score import Scored
+from rlvr.tasks.tools.rank import method_labels, rank
+from rlvr.tasks.tools.score import ScoredResponse
 
 
 def line(step, name="held_out", **changes):
@@ -40,7 +40,7 @@ def ranked(problems=30, samples=8, seed=0):
             reward = generator.gauss(40 if right else -40, 30)
             answer = "1" if right else str(generator.randrange(2, 6))
             item = Response(str(problem), (), "", right, answer, True, {})
-            scored.append(Scored(item, (reward,), (reward / 2, reward / 2), (1, 2)))
+            scored.append(ScoredResponse(item, (reward,), (reward / 2, reward / 2), (1, 2)))
     return rank(scored)
 
 

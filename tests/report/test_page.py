@@ -148,7 +148,11 @@ def test_arrow_keys_read_a_chart(page, run):
 
 def test_smoothing_draws_the_raw_line_faintly_beside(page):
     assert page.all("path.raw") == []
-    page.one(".toggle input").click()
+    page.js("""
+        const slider = document.querySelector('.smoothing');
+        slider.value = 0.8;
+        slider.dispatchEvent(new Event('input'));
+    """)
     assert len(page.all('[data-chart="Reward"] path.line')) == 2
     assert len(page.all('[data-chart="Reward"] path.raw')) == 1
 
@@ -184,12 +188,12 @@ def test_search_and_sort(page, run):
     means = [sum(group) / len(group) for group in rewards]
     assert means == sorted(means)
     rows = rows_of(run, "completions/step_000060.jsonl")
-    page.one("input[type=search]").send_keys(rows[8]["response"][:12].upper())
+    page.one("#completions input[type=search]").send_keys(rows[8]["response"][:12].upper())
     found = [int(e.get_attribute("data-row")) for e in page.all(".sample")]
     word = rows[8]["response"][:12].lower()
     text = [f"{r['prompt']}\n{r['response']}".lower() for r in rows]
     assert sorted(found) == [i for i in range(len(rows)) if word in text[i]]
-    page.one("input[type=search]").send_keys("no such text")
+    page.one("#completions input[type=search]").send_keys("no such text")
     assert page.texts(".list .empty") == ["No completion matches."]
 
 
@@ -251,7 +255,7 @@ def test_keys_walk_through_the_completions(page):
     assert current() == [3]
     page.press(Keys.ARROW_UP, Keys.ESCAPE)
     assert current() == []
-    page.one("input[type=search]").send_keys("j")
+    page.one("#completions input[type=search]").send_keys("j")
     assert current() == [], "typing in the search field opens nothing"
 
 

@@ -9,11 +9,7 @@ import shutil
 import pytest
 
 from rlvr.report import write_report
-
-
-def embedded(page, name="report"):
-    pattern = rf'<script type="application/json" id="{name}">(.*?)</script>'
-    return json.loads(re.search(pattern, page.read_text(), re.S)[1])
+from tests.report.conftest import embedded
 
 
 def test_the_head_names_the_run_and_its_change(run):
@@ -82,7 +78,7 @@ def test_a_run_that_is_still_going_says_so(run):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 61, "reward/m')
     notes = embedded(write_report(run))["notes"]
-    assert any("still going or was stopped after step 60 of 60" in note for note in notes)
+    assert any("still running or was stopped after step 60 of 60" in note for note in notes)
     assert any("incomplete" in note for note in notes)
 
 
@@ -144,7 +140,9 @@ def test_broken_run_json_is_told_and_survived(run):
 @pytest.mark.parametrize("missing", ["recipe.yaml", "metrics.jsonl"])
 def test_a_folder_that_is_no_run_is_refused_with_the_remedy(run, missing):
     (run / missing).unlink()
-    with pytest.raises(ValueError, match=f"holds no {missing}.*name the recipe's output") as error:
+    with pytest.raises(
+        ValueError, match=f"contains no {missing}.*name the recipe's output"
+    ) as error:
         write_report(run)
     assert "\n" not in str(error.value)
     assert not (run / "report.html").exists()
@@ -164,7 +162,7 @@ def test_a_failed_write_keeps_the_old_page_and_leaves_nothing_behind(run, monkey
     def full(_descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rlvr.page.os.fsync", full)
+    monkeypatch.setattr("rlvr.files.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_report(run)
     assert page.read_text() == before

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from rlvr.policy import ModelSettings, load_tokenizer
+from rlvr.policy.loading import load_tokenizer
+from rlvr.policy.settings import ModelSettings
 from rlvr.policy.tiny import TinySettings, write_tiny_model
 from rlvr.report.traces import PageSettings, token_pieces, write_traces_page
 from tests.data.byte_tokenizers import build
@@ -73,7 +74,7 @@ def test_a_student_scores_them_anew(traces, model, tmp_path):
 
 
 def test_the_recipe_beside_the_traces_names_the_tokenizer(traces, model, tmp_path):
-    with pytest.raises(ValueError, match="give --model STUDENT"):
+    with pytest.raises(ValueError, match="set --model STUDENT"):
         write_traces_page([traces], tmp_path / "page.html", PageSettings())
     (tmp_path / "recipe.yaml").write_text(f"student: {{path: {model}}}\n")
     write_traces_page([traces], tmp_path / "page.html", PageSettings())

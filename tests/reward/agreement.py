@@ -23,7 +23,7 @@ from reward.compatible import hendrycks_equal, prm800k_equal
 from reward.extract import extract
 from reward.grading import equivalent, grade
 from reward.normalize import clean
-from reward.verdict import DEFAULT, Policy
+from reward.verdict import DEFAULT, GradingPolicy
 
 BEGIN, END = "<!-- agreement: begin -->", "<!-- agreement: end -->"
 GRADERS = ("this verifier", "math-verify", "Hendrycks", "PRM800K")
@@ -37,12 +37,12 @@ EXTRACTION_OF_POLICY = {
     "<answer> tag format": "marked",
 }
 WHY_STILL_WRONG = {
+    "g00099": "the chain is false: 1/3 is not near 1.3",
     "g00127": "the label holds at two decimals only (its test sets precision 2)",
     "g00148": "the reference is a whole solution whose box leaves the percent sign outside",
     "g00184": "the reference is a broken escape of \\text{13}, which is repaired here",
     "g00502": "the label holds at a tolerance of 1e-4 (its test sets it)",
     "g00508": "the label holds at an absolute tolerance of 0.001 (its test sets it)",
-    "g00595": "a column of names and values that somebody's markup broke up",
     "g00599": "an expression broken into rows, with a fraction that is not one",
     "g00635": "needs to know that omega is a cube root of unity",
     "g00912": "needs a case distinction over a parameter",
@@ -145,7 +145,7 @@ def measure(rows: Iterable[dict], group: Callable[[dict], str]) -> Agreement:
 def extraction_verdict(row: dict) -> bool:
     """Tell whether extraction and verdict on a full response are as the row expects."""
     mode = EXTRACTION_OF_POLICY.get(row.get("policy") or "", "boxed")
-    policy = Policy(extraction=mode)
+    policy = GradingPolicy(extraction=mode)
     found = extract(row["response"], mode)
     if row["expected"] is not None:
         golds = row["gold"] if isinstance(row["gold"], list) else [row["gold"]]

@@ -96,3 +96,9 @@ def test_an_explanation_shows_each_step():
     text = explain(r"so \boxed{(1,2]}", "1<x<2")
     assert "extracted   '(1,2]'" in text
     assert text.endswith("verdict     not correct")
+
+
+def test_rows_may_call_the_reference_an_answer(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"response": "\\boxed{5}", "answer": "5"}) + "\n")
+    assert grade_file(rows, echo=lambda text: None).correct == 1

@@ -2,7 +2,7 @@
 
 import pytest
 
-from reward import Policy, equivalent, grade
+from reward import GradingPolicy, equivalent, grade
 from reward.grading import check_gold
 from reward.kinds import KINDS, kind_of
 from reward.normalize import clean
@@ -576,30 +576,30 @@ def test_a_sentence_in_a_box_is_no_licence_to_guess():
 
 
 POLICIES = [
-    ("10%", "10", Policy(percent="both"), True),
+    ("10%", "10", GradingPolicy(percent="both"), True),
     ("10%", "10", DEFAULT, False),
     ("10", "10%", DEFAULT, True),
     ("0.1", "10%", DEFAULT, True),
-    ("10", "10%", Policy(percent="value"), False),
-    (r"\frac{2}{4}", r"\frac{1}{2}", Policy(unreduced_fractions=False), False),
+    ("10", "10%", GradingPolicy(percent="value"), False),
+    (r"\frac{2}{4}", r"\frac{1}{2}", GradingPolicy(unreduced_fractions=False), False),
     ("3, 1, 2", "1, 2, 3", DEFAULT, True),
-    ("3, 1, 2", "1, 2, 3", Policy(ordered_lists=True), False),
+    ("3, 1, 2", "1, 2, 3", GradingPolicy(ordered_lists=True), False),
     ("0.333", r"\frac{1}{3}", DEFAULT, False),
-    ("0.333", r"\frac{1}{3}", Policy(relative_tolerance=1e-2), True),
+    ("0.333", r"\frac{1}{3}", GradingPolicy(relative_tolerance=1e-2), True),
     (r"\frac{1587}{52}", "30.52", DEFAULT, False),
-    (r"\frac{1587}{52}", "30.52", Policy(round_to_gold=True), True),
-    (r"\pi", "3.14", Policy(round_to_gold=True), True),
-    (r"\pi", "3.15", Policy(round_to_gold=True), False),
-    (r"1.64 \times 10^{-19}", r"1.6 \times 10^{-19}", Policy(round_to_gold=True), True),
-    (r"1.66 \times 10^{-19}", r"1.6 \times 10^{-19}", Policy(round_to_gold=True), False),
-    (r"10 \text{ cm}", "10", Policy(units="strict"), False),
+    (r"\frac{1587}{52}", "30.52", GradingPolicy(round_to_gold=True), True),
+    (r"\pi", "3.14", GradingPolicy(round_to_gold=True), True),
+    (r"\pi", "3.15", GradingPolicy(round_to_gold=True), False),
+    (r"1.64 \times 10^{-19}", r"1.6 \times 10^{-19}", GradingPolicy(round_to_gold=True), True),
+    (r"1.66 \times 10^{-19}", r"1.6 \times 10^{-19}", GradingPolicy(round_to_gold=True), False),
+    (r"10 \text{ cm}", "10", GradingPolicy(units="strict"), False),
     ("52", "52_8", DEFAULT, True),
-    ("52", "52_8", Policy(base_required=True), False),
-    ("x = 4 = 3", "3", Policy(chain="last"), True),
-    ("2,74", "2.74", Policy(decimal_comma=True), True),
+    ("52", "52_8", GradingPolicy(base_required=True), False),
+    ("x = 4 = 3", "3", GradingPolicy(chain="last"), True),
+    ("2,74", "2.74", GradingPolicy(decimal_comma=True), True),
     ("1,2", "(1,2)", DEFAULT, True),
-    ("1,2", "(1,2)", Policy(tuple_without_brackets=False), False),
-    (r"\{1,2\}", "(1,2)", Policy(set_for_tuple=True), True),
+    ("1,2", "(1,2)", GradingPolicy(tuple_without_brackets=False), False),
+    (r"\{1,2\}", "(1,2)", GradingPolicy(set_for_tuple=True), True),
 ]
 
 
@@ -610,11 +610,11 @@ def test_each_policy_decides_its_own_question(pred, gold, policy, correct):
 
 def test_extraction_policies_reach_the_verdict():
     assert not grade("Answer: 3", "3").correct
-    assert grade("Answer: 3", "3", Policy(extraction="marked")).correct
-    assert grade("it is 3", "3", Policy(extraction="last_number")).correct
-    assert grade("it is $x^2$ then", "x^2", Policy(extraction="last_math")).correct
-    assert grade("it is [3].", "3", Policy(extraction="bracketed")).correct
-    assert grade(r"\boxed{2}, \boxed{3}", "3,2", Policy(join_boxes=True)).correct
+    assert grade("Answer: 3", "3", GradingPolicy(extraction="marked")).correct
+    assert grade("it is 3", "3", GradingPolicy(extraction="last_number")).correct
+    assert grade("it is $x^2$ then", "x^2", GradingPolicy(extraction="last_math")).correct
+    assert grade("it is [3].", "3", GradingPolicy(extraction="bracketed")).correct
+    assert grade(r"\boxed{2}, \boxed{3}", "3,2", GradingPolicy(join_boxes=True)).correct
 
 
 @pytest.mark.parametrize("gold", ["", " ", "$$", "\\boxed{}", ".", "{}"])

@@ -267,3 +267,74 @@ def test_ten_megabytes_are_graded_within_the_limit(pool):
     grade = pool.submit("x{" * 5_000_000 + "\\boxed{3}", "3").result(timeout=30)
     assert grade.status in ("ok", "timeout")
     assert pool.submit("\\boxed{3}", "3").result(timeout=30).correct
+
+
+def kill_starts(monkeypatch, times):
+    """Have the first so many workers that start from now on killed while they do."""
+    ready, killed = WorkerProcess.wait_ready, []
+
+    def wait_ready(worker, timeout):
+        if len(killed) < times:
+            killed.append(worker.pid)
+            os.kill(worker.pid, signal.SIGKILL)
+        ready(worker, timeout)
+
+    monkeypatch.setattr(WorkerProcess, "wait_ready", wait_ready)
+    return killed
+
+
+def test_a_worker_and_the_first_to_replace_it_may_be_killed(monkeypatch):
+    with VerifierPool(timeout=2) as pool:
+        killed = kill_starts(monkeypatch, 1)
+        os.kill(worker_pids(pool)[0], signal.SIGKILL)
+        assert not wait_until_gone(worker_pids(pool))
+        assert pool.submit(*GOOD[3]).result(timeout=30).correct
+        assert len(killed) == 1
+
+
+def test_futures_resolve_when_no_worker_can_be_started(monkeypatch):
+    with VerifierPool(timeout=2) as pool:
+        kill_starts(monkeypatch, 10**6)
+        os.kill(worker_pids(pool)[0], signal.SIGKILL)
+        waiting = [pool.submit(*pair) for pair in GOOD]
+        began = time.monotonic()
+        for future in [*waiting[1:], pool.submit(*GOOD[0])]:
+            with pytest.raises(RuntimeError, match=r"ended before it was ready \(signal 9\)"):
+                future.result(timeout=30)
+        assert time.monotonic() - began < 20
+        with pytest.raises(RuntimeError, match="signal 9"):
+            pool.grade_many(GOOD)
+
+
+def test_a_pool_that_cannot_start_workers_says_why_at_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no_python"))
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"cannot be started .*no_python"):
+        VerifierPool(workers=2).start()
+    assert time.monotonic() - began < 10
+
+
+def test_a_lost_worker_leaves_the_others(monkeypatch):
+    with VerifierPool(workers=2, timeout=2) as pool:
+        kill_starts(monkeypatch, 3)
+        os.kill(worker_pids(pool)[0], signal.SIGKILL)
+        futures = [pool.submit(*pair) for pair in GOOD]
+        lost = [future for future in futures if future.exception(timeout=30)]
+        assert len(lost) <= 1
+        assert all(grade.correct for grade in pool.grade_many(GOOD))
+
+
+def test_a_vanished_temporary_folder_does_not_matter(monkeypatch, tmp_path):
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with VerifierPool(timeout=2) as pool:
+        os.kill(worker_pids(pool)[0], signal.SIGKILL)
+        assert not wait_until_gone(worker_pids(pool))
+        assert pool.submit(*GOOD[3]).result(timeout=30).correct
+
+
+def test_a_response_that_is_no_text_fails_alone(pool):
+    with pytest.raises(TypeError):
+        pool.submit(object(), "3").result(timeout=30)
+    assert all(grade.correct for grade in pool.grade_many(GOOD))

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward import Policy, equivalent, grade
+from reward import GradingPolicy, equivalent, grade
 
-FEW = settings(max_examples=150, deadline=None)
+FEW = settings(max_examples=150)
 WHOLE = st.integers(-10_000, 10_000)
 FRACTIONS = st.fractions(min_value=-50, max_value=50, max_denominator=60)
 
@@ -62,7 +62,9 @@ def test_bare_lists_are_multisets_and_tuples_are_not(values, generator):
     generator.shuffle(shuffled)
     listed, other = (", ".join(map(latex, items)) for items in (values, shuffled))
     assert equivalent(other, listed).correct
-    assert equivalent(other, listed, Policy(ordered_lists=True)).correct == (values == shuffled)
+    assert equivalent(other, listed, GradingPolicy(ordered_lists=True)).correct == (
+        values == shuffled
+    )
     assert equivalent(f"({other})", f"({listed})").correct == (values == shuffled)
     assert equivalent(f"\\{{{other}\\}}", f"\\{{{listed}\\}}").correct
     assert not equivalent(f"{listed}, 77", listed).correct
@@ -120,7 +122,7 @@ def test_a_changed_digit_is_a_different_answer(value, step, data):
 
 @pytest.mark.parametrize("tolerance", [1e-9, 1e-6, 1e-3])
 def test_the_tolerance_is_relative(tolerance):
-    policy = Policy(relative_tolerance=tolerance)
+    policy = GradingPolicy(relative_tolerance=tolerance)
     for scale in ("", "e-30", "e30"):
         near = f"{1.4142135623730951 * (1 + tolerance / 2):.15f}{scale}"
         far = f"{1.4142135623730951 * (1 + tolerance * 2):.15f}{scale}"

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlvr.rollout import Sampling, sample_seed, uniform_stream
-from rlvr.rollout.sampling import draw
+from rlvr.rollout.sampling import Sampling, draw, sample_seed, uniform_stream
 from rlvr.settings import load_settings
 
 
@@ -65,5 +64,5 @@ def test_the_ends_of_the_unit_interval_draw_tokens_with_mass(uniform):
 
 
 def test_greedy_sampling_refuses_settings_that_would_do_nothing():
-    with pytest.raises(ValueError, match="do nothing at temperature 0"):
+    with pytest.raises(ValueError, match="have no effect at temperature 0"):
         load_settings(Sampling, {"temperature": 0.0, "top_k": 5})

@@ -6,14 +6,12 @@ import pytest
 import torch
 
 from rlvr.data import Prompt
-from rlvr.policy import padded_inputs
-from rlvr.rollout import (
-    Request,
-    Sampling,
-    TransformersEngine,
-    TransformersEngineSettings,
-    sample_groups,
-)
+from rlvr.policy.batching import padded_inputs
+from rlvr.rollout.engine import Request
+from rlvr.rollout.groups import sample_groups
+from rlvr.rollout.sampling import Sampling
+from rlvr.rollout.settings import TransformersEngineSettings
+from rlvr.rollout.transformers_engine import TransformersEngine
 from rlvr.types import Message, Problem
 
 

@@ -16,19 +16,18 @@ import pytest
 import torch
 import yaml
 
-from rlvr.policy import LoraSettings, ModelSettings, load_policy, padded_inputs
+from rlvr.policy.batching import padded_inputs
+from rlvr.policy.loading import load_policy
+from rlvr.policy.settings import LoraSettings, ModelSettings
 from rlvr.policy.tiny import TinySettings, write_tiny_model
-from rlvr.rollout import (
-    Request,
-    Sampling,
-    StaleWeightsError,
-    TransformersEngine,
-    VllmEngine,
-    VllmEngineSettings,
-)
+from rlvr.rollout.engine import Request
+from rlvr.rollout.sampling import Sampling
+from rlvr.rollout.settings import VllmEngineSettings
+from rlvr.rollout.transformers_engine import TransformersEngine
 from rlvr.rollout.vllm_child import child_environment
-from rlvr.rollout.vllm_engine import engine_seed
-from rlvr.train.log import read_metrics
+from rlvr.rollout.vllm_engine import VllmEngine, engine_seed
+from rlvr.rollout.weight_sync import StaleWeightsError
+from rlvr.runs.log import read_metrics
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -351,8 +350,12 @@ def test_an_engine_that_keeps_dying_ends_the_run(synced, monkeypatch):
 PARENT = """
 import sys, time
 from pathlib import Path
-from rlvr.policy import ModelSettings, load_policy
-from rlvr.rollout import Request, Sampling, VllmEngine, VllmEngineSettings
+from rlvr.policy.loading import load_policy
+from rlvr.policy.settings import ModelSettings
+from rlvr.rollout.engine import Request
+from rlvr.rollout.sampling import Sampling
+from rlvr.rollout.settings import VllmEngineSettings
+from rlvr.rollout.vllm_engine import VllmEngine
 policy = load_policy(ModelSettings(path=sys.argv[1]))
 settings = VllmEngineSettings(threads=1, kv_cache_gib=0.25, weights_folder=Path(sys.argv[2]))
 engine = VllmEngine(policy, [2], settings)

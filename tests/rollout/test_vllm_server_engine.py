@@ -18,21 +18,19 @@ import pytest
 import torch
 import yaml
 
-from rlvr.policy import ModelSettings, load_policy
+from rlvr.policy.loading import load_policy
+from rlvr.policy.settings import ModelSettings
 from rlvr.policy.tiny import TinySettings, write_tiny_model
-from rlvr.rollout import (
-    Request,
-    Sampling,
-    StaleWeightsError,
-    VllmEngine,
-    VllmEngineSettings,
-    VllmServerEngine,
-    VllmServerEngineSettings,
-)
+from rlvr.rollout.engine import Request
 from rlvr.rollout.event_loop import EventLoop
+from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.serve import serve_command, serve_environment
 from rlvr.rollout.server import Server, ServerRefusedError
-from rlvr.train.log import read_metrics
+from rlvr.rollout.settings import VllmEngineSettings, VllmServerEngineSettings
+from rlvr.rollout.vllm_engine import VllmEngine
+from rlvr.rollout.vllm_server_engine import VllmServerEngine
+from rlvr.rollout.weight_sync import StaleWeightsError
+from rlvr.runs.log import read_metrics
 from tests.rollout.test_vllm_engine import (
     GREEDY,
     LONG,
@@ -189,7 +187,7 @@ def test_a_head_left_stale_on_the_servers_fails_the_proof(
 def test_a_wrong_key_is_refused(engine, policy, servers, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "not that one")
     wrong = build(policy, servers, tmp_path / "weights")
-    with pytest.raises(ValueError, match=r"refuses the API key in .*VLLM_API_KEY") as error:
+    with pytest.raises(ValueError, match=r"rejects the API key in .*VLLM_API_KEY") as error:
         wrong.sync(policy, 0)
     assert "not that one" not in str(error.value)
     wrong.close()

@@ -6,17 +6,15 @@ import time
 
 import pytest
 
-from rlvr.policy import ModelSettings, load_policy
-from rlvr.rollout import (
-    Request,
-    Sampling,
-    StaleWeightsError,
-    VllmServerEngineSettings,
-    build_engine,
-)
+from rlvr.policy.loading import load_policy
+from rlvr.policy.settings import ModelSettings
+from rlvr.rollout.build import build_engine
+from rlvr.rollout.engine import Request
+from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.serve import VLLM_VERSION, expected_version
 from rlvr.rollout.server_pool import backoff
-from rlvr.rollout.weights import learner_logprobs, proof_sequence
+from rlvr.rollout.settings import VllmServerEngineSettings
+from rlvr.rollout.weight_sync import StaleWeightsError, learner_logprobs, proof_sequence
 from tests.rollout.fake_server import FakeServer, expected
 
 SAMPLING = Sampling(max_tokens=6)
@@ -192,16 +190,16 @@ def test_a_sync_goes_on_without_a_server_that_was_there_before(policy, servers, 
 @pytest.mark.parametrize(
     ("attribute", "value", "message"),
     [
-        ("version", "0.31.1", r"runs vLLM 0\.31\.1 and this side is made for 0\.32\.0"),
+        ("version", "0.31.1", r"runs vLLM 0\.31\.1 but this side needs 0\.32\.0"),
         ("raw_logprobs", True, "processed_logprobs is missing.*rlvr serve MODEL --port"),
         ("extension", False, "workers lack --worker-extension-cls.*rlvr serve"),
         ("missing_paths", ("/collective_rpc",), "has no /collective_rpc"),
         ("missing_paths", ("/inference/v1/generate",), "has no /inference/v1/generate"),
-        ("sees", False, "does not see the weights in .*weights_folder"),
+        ("sees", False, "cannot see the weights in .*weights_folder"),
         ("key", "a secret", "asks for an API key; set the environment variable VLLM_API_KEY"),
     ],
 )
-def test_a_server_that_is_not_as_it_has_to_be_is_refused_with_the_remedy(
+def test_a_server_not_set_up_as_required_is_refused_with_the_remedy(
     policy, servers, make, monkeypatch, attribute, value, message
 ):
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
@@ -217,7 +215,7 @@ def test_the_key_comes_from_the_environment_and_is_never_said(
     for server in servers:
         server.key = "right"
     monkeypatch.setenv("MY_KEY", "wrong-and-secret")
-    with pytest.raises(ValueError, match=r"refuses the API key in .* MY_KEY") as error:
+    with pytest.raises(ValueError, match=r"rejects the API key in .* MY_KEY") as error:
         make(servers, api_key_variable="MY_KEY").sync(policy, 0)
     assert "wrong-and-secret" not in str(error.value) + caplog.text
     monkeypatch.setenv("MY_KEY", "right")
@@ -295,9 +293,9 @@ def test_pauses_grow_are_bounded_and_jittered():
 @pytest.mark.parametrize(
     ("addresses", "message"),
     [
-        (["127.0.0.1:8000"], "no address such as"),
+        (["127.0.0.1:8000"], "is not an address such as"),
         (["http://127.0.0.1:8000", "http://127.0.0.1:8000/"], "twice"),
-        (["http://10.0.0.7:8000"], "no way to http://10.0.0.7:8000.*weights_folder"),
+        (["http://10.0.0.7:8000"], "cannot reach http://10.0.0.7:8000.*weights_folder"),
         ([], "at least 1"),
     ],
 )

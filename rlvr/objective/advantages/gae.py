@@ -13,26 +13,29 @@ as in Ouyang et al., arXiv:2203.02155, section 3.5. ``whiten`` then shifts and s
 to mean 0 and variance 1 over all tokens of the rollout (returns keep their scale).
 """
 
-from typing import Literal
+from __future__ import annotations
 
-import torch
+from typing import ClassVar, Literal
+
 from pydantic import Field
 
-from rlvr.settings import Settings
+from rlvr.lazy import torch
+from rlvr.objective.parts import CriticAdvantage
 
 
-class Gae(Settings):
+class Gae(CriticAdvantage):
     """PPO's advantages from a critic that is trained beside the policy."""
 
     name: Literal["gae"] = "gae"
+    paper: ClassVar[str] = (
+        "Schulman et al., GAE, 1506.02438; Ouyang et al., InstructGPT, 2203.02155"
+    )
     gamma: float = Field(1.0, ge=0, le=1)
     """Discount per token."""
     lam: float = Field(1.0, ge=0, le=1)
     """GAE's lambda: 1 is the return minus the value, 0 the one-step error of the critic."""
     whiten: bool = True
     """Normalise the advantages over the rollout's tokens."""
-    kl_in_reward: float = Field(0.0, ge=0)
-    """Price of a nat of log-ratio to the reference, taken off each token's reward."""
 
     def estimate(
         self, rewards_BT: torch.Tensor, values_BT: torch.Tensor, mask_BT: torch.Tensor

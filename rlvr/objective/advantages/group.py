@@ -8,21 +8,30 @@ GRPO's (Shao et al., arXiv:2402.03300, section 4.1.2), the second Dr.GRPO's (Liu
 arXiv:2503.20783), who show that dividing by the spread favours very easy and very hard problems.
 """
 
-from typing import Literal
+from __future__ import annotations
 
-import torch
+from typing import ClassVar, Literal
 
-from rlvr.settings import Settings
+from rlvr.lazy import torch
+from rlvr.objective.parts import Advantage
 
 EPSILON = 1e-6
 
 
-class GroupAdvantage(Settings):
+class GroupAdvantage(Advantage):
     """How much better a completion did than the other completions of its prompt."""
 
     name: Literal["group"] = "group"
+    also_called: ClassVar[tuple[str, ...]] = ("grpo", "dr_grpo", "drgrpo")
+    paper: ClassVar[str] = "Shao et al., DeepSeekMath, 2402.03300; Liu et al., Dr.GRPO, 2503.20783"
+    prime_baseline: ClassVar[Literal["leave_one_out", "group", "none"]] = "group"
     scale: Literal["std", "none"] = "std"
     """Divide by the group's standard deviation (GRPO), or do not (Dr.GRPO)."""
+
+    @property
+    def needs_siblings(self) -> bool:
+        """Always."""
+        return True
 
     def __call__(self, rewards_B: torch.Tensor, group_index_B: torch.Tensor) -> torch.Tensor:
         """Advantages [B] from rewards [B] and group numbers [B].

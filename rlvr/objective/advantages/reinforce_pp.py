@@ -13,20 +13,27 @@ regulariser of the loss (``kl``). Implementations that hold one advantage per to
 spread over tokens, so that long completions weigh more; here every completion weighs the same.
 """
 
-from typing import Literal
+from __future__ import annotations
 
-import torch
+from typing import ClassVar, Literal
 
+from rlvr.lazy import torch
 from rlvr.objective.advantages.group import EPSILON, GroupAdvantage
-from rlvr.settings import Settings
+from rlvr.objective.parts import Advantage
 
 
-class ReinforcePlusPlus(Settings):
+class ReinforcePlusPlus(Advantage):
     """How much better a completion did than the whole rollout."""
 
     name: Literal["reinforce_pp"] = "reinforce_pp"
+    paper: ClassVar[str] = "Hu et al., REINFORCE++, 2501.03262"
     baseline: Literal["none", "group"] = "none"
     """What is subtracted before the batch is normalised: nothing, or the group's mean."""
+
+    @property
+    def needs_siblings(self) -> bool:
+        """Where the baseline is the group's."""
+        return self.baseline == "group"
 
     def __call__(self, rewards_B: torch.Tensor, group_index_B: torch.Tensor) -> torch.Tensor:
         """Advantages [B] from rewards [B] and group numbers [B]; 0 where all would be equal."""

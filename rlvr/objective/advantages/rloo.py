@@ -7,18 +7,26 @@ than with no baseline. Kool et al., "Buy 4 REINFORCE samples, get a baseline for
 Ahmadian et al., "Back to Basics" (arXiv:2402.14740).
 """
 
-from typing import Literal
+from __future__ import annotations
 
-import torch
+from typing import ClassVar, Literal
 
+from rlvr.lazy import torch
 from rlvr.objective.advantages.group import GroupAdvantage
-from rlvr.settings import Settings
+from rlvr.objective.parts import Advantage
 
 
-class LeaveOneOut(Settings):
+class LeaveOneOut(Advantage):
     """How much better a completion did than the mean of its siblings (RLOO)."""
 
     name: Literal["rloo"] = "rloo"
+    paper: ClassVar[str] = "Ahmadian et al., RLOO, 2402.14740"
+    prime_baseline: ClassVar[Literal["leave_one_out", "group", "none"]] = "leave_one_out"
+
+    @property
+    def needs_siblings(self) -> bool:
+        """Always."""
+        return True
 
     def __call__(self, rewards_B: torch.Tensor, group_index_B: torch.Tensor) -> torch.Tensor:
         """Advantages [B] from rewards [B] and group numbers [B]; 0 for a completion alone."""

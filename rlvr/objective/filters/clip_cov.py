@@ -14,19 +14,25 @@ clipped tokens can be drawn (they have no gradient to lose). The draw is a funct
 the number of the update.
 """
 
-from typing import Literal, Self
+from __future__ import annotations
 
-import torch
+from typing import ClassVar, Literal, Self
+
 from pydantic import Field, model_validator
 
+from rlvr.lazy import torch
+from rlvr.objective.loss_inputs import LossInputs, Step
+from rlvr.objective.loss_term import Memory
+from rlvr.objective.parts import TokenFilter
 from rlvr.objective.selection import count_of, covariance
-from rlvr.objective.terms import Memory, Part, Step, Terms
 
 
-class ClipCov(Part):
+class ClipCov(TokenFilter):
     """Leave out tokens whose log-probability and advantage vary together (Clip-Cov)."""
 
     name: Literal["clip_cov"] = "clip_cov"
+    paper: ClassVar[str] = "Cui et al., The Entropy Mechanism, 2505.22617"
+    draws: ClassVar[bool] = True
     fraction: float = Field(2e-4, ge=0, le=1)
     """Share of all tokens that is left out, at least one token."""
     low: float = 1.0
@@ -59,6 +65,6 @@ class ClipCov(Part):
         weights_BT[drawn[:, 0], drawn[:, 1]] = 0
         return weights_BT
 
-    def weights(self, terms: Terms) -> torch.Tensor:
+    def weights(self, terms: LossInputs) -> torch.Tensor:
         """[B, T], constant."""
         return terms.prepared[self.name]

@@ -8,22 +8,28 @@ completions are learnt from however far away they are; bad ones that the policy 
 any more teach nothing and make training unstable.
 """
 
-from typing import Literal
+from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
 from pydantic import Field
 
-from rlvr.objective.terms import Part, Terms
+from rlvr.lazy import torch
+from rlvr.objective.loss_inputs import LossInputs
+from rlvr.objective.parts import TokenFilter
 
 
-class OffPolicy(Part):
+class OffPolicy(TokenFilter):
     """Leave out completions of negative advantage that have become unlikely."""
 
     name: Literal["off_policy"] = "off_policy"
+    paper: ClassVar[str] = "DeepSeek-AI, DeepSeek-V3.2, 2512.02556"
+    example: ClassVar[Mapping[str, Any]] = {"limit": 0.5}
     limit: float = Field(gt=0)
     """Largest mean fall of a token's log-probability since it was sampled, in nats."""
 
-    def weights(self, terms: Terms) -> torch.Tensor:
+    def weights(self, terms: LossInputs) -> torch.Tensor:
         """Zeros and ones, [B, T]."""
         sampled_BT = terms.rollout_logprobs_BT
         sampled_BT = terms.old_logprobs_BT if sampled_BT is None else sampled_BT

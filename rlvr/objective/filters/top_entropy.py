@@ -12,20 +12,25 @@ that the rollout's updates start from, which with one update per rollout costs a
 own.
 """
 
-import math
-from typing import Literal
+from __future__ import annotations
 
-import torch
+import math
+from typing import ClassVar, Literal
+
 from pydantic import Field
 
+from rlvr.lazy import torch
+from rlvr.objective.loss_inputs import LossInputs, Step
+from rlvr.objective.loss_term import Memory
+from rlvr.objective.parts import TokenFilter
 from rlvr.objective.selection import largest
-from rlvr.objective.terms import Memory, Part, Step, Terms
 
 
-class TopEntropy(Part):
+class TopEntropy(TokenFilter):
     """Keep the share of tokens with the highest entropy (80/20)."""
 
     name: Literal["top_entropy"] = "top_entropy"
+    paper: ClassVar[str] = "Wang et al., 80/20, 2506.01939"
     fraction: float = Field(0.2, gt=0, le=1)
     """Share of tokens that is kept."""
     pool: Literal["step", "micro_batch"] = "step"
@@ -43,7 +48,7 @@ class TopEntropy(Part):
         """The weights [B, T] of the whole step."""
         return self._weigh(step) if self.pool == "step" else None
 
-    def weights(self, terms: Terms) -> torch.Tensor:
+    def weights(self, terms: LossInputs) -> torch.Tensor:
         """[B, T], constant."""
         prepared_BT = terms.prepared.get(self.name)
         return self._weigh(Step.of(terms)) if prepared_BT is None else prepared_BT

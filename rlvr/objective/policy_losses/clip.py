@@ -11,19 +11,29 @@ group-relative advantages it is GRPO (Shao et al., arXiv:2402.03300, Eq. 3), and
 r = 1 and the loss reduces to the plain policy gradient.
 """
 
-from typing import Literal, Self
+from __future__ import annotations
 
-import torch
+from typing import ClassVar, Literal, Self
+
 from pydantic import Field, model_validator
 
-from rlvr.objective.terms import PerToken, Terms
-from rlvr.settings import Settings
+from rlvr.lazy import torch
+from rlvr.objective.loss_inputs import LossInputs, PerToken
+from rlvr.objective.numerics import bounded_exp
+from rlvr.objective.parts import PolicyLoss, log_ratio, ratio_metrics
 
 
-class Clip(Settings):
+class Clip(PolicyLoss):
     """PPO's clipped surrogate; high > low is DAPO's clip-higher."""
 
     name: Literal["clip"] = "clip"
+    also_called: ClassVar[tuple[str, ...]] = ("ppo", "grpo", "dapo", "ppo_clip", "vanilla")
+    paper: ClassVar[str] = (
+        "Schulman et al., PPO, 1707.06347; "
+        "Shao et al., DeepSeekMath, 2402.03300; "
+        "Yu et al., DAPO, 2503.14476; "
+        "Ye et al., dual clip, 1912.09729"
+    )
     low: float = Field(0.2, ge=0, le=1)
     """How far the ratio may fall below 1 before a negative advantage stops pushing."""
     high: float = Field(0.2, ge=0)
@@ -37,10 +47,10 @@ class Clip(Settings):
             raise ValueError(f"dual = {self.dual} must be above 1 + high = {1 + self.high}")
         return self
 
-    def __call__(self, terms: Terms) -> PerToken:
+    def __call__(self, terms: LossInputs) -> PerToken:
         """Per-token loss [B, T]; logs the share of tokens whose gradient the clip cut off."""
         log_ratio_BT = log_ratio(terms)
-        ratio_BT = log_ratio_BT.exp()
+        ratio_BT = bounded_exp(log_ratio_BT)
         advantages_BT = terms.advantages_BT
         plain_BT = ratio_BT * advantages_BT
         clipped_BT = ratio_BT.clamp(1 - self.low, 1 + self.high) * advantages_BT
@@ -53,19 +63,3 @@ class Clip(Settings):
         metrics = ratio_metrics(log_ratio_BT)
         metrics["policy/clip_fraction"] = cut_BT.to(ratio_BT.dtype)
         return PerToken(-surrogate_BT, metrics)
-
-
-def log_ratio(terms: Terms) -> torch.Tensor:
-    """log r_t, [B, T], zero on padding."""
-    return (terms.logprobs_BT - terms.old_logprobs_BT) * terms.mask_BT
-
-
-def ratio_metrics(log_ratio_BT: torch.Tensor) -> dict[str, torch.Tensor]:
-    """How far the policy has moved from the old one."""
-    log_ratio_BT = log_ratio_BT.detach()
-    ratio_BT = log_ratio_BT.exp()
-    return {
-        "policy/ratio_max": ratio_BT,
-        # k3 of Schulman's note on approximating KL: unbiased for KL(old || new), never negative
-        "policy/kl_old": ratio_BT - 1 - log_ratio_BT,
-    }

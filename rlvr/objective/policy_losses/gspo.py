@@ -10,35 +10,39 @@ completion have one advantage. Its mean is over completions: ``reducer: {name: s
 The ratio of a completion moves far less than that of a token, hence the small clips.
 """
 
-from typing import Literal
+from __future__ import annotations
 
-import torch
+from typing import ClassVar, Literal
+
 from pydantic import Field
 
-from rlvr.objective.policy_losses.clip import log_ratio, ratio_metrics
-from rlvr.objective.terms import PerToken, Terms
-from rlvr.settings import Settings
+from rlvr.lazy import torch
+from rlvr.objective.loss_inputs import LossInputs, PerToken
+from rlvr.objective.numerics import bounded_exp
+from rlvr.objective.parts import PolicyLoss, log_ratio, ratio_metrics
 
 
-class Gspo(Settings):
+class Gspo(PolicyLoss):
     """PPO's clip on the completion's ratio instead of each token's."""
 
     name: Literal["gspo"] = "gspo"
+    paper: ClassVar[str] = "Zheng et al., GSPO, 2507.18071; Liu et al., LUSPO, 2602.05261"
+    reducer_of_paper: ClassVar[str | None] = "sequence_mean"
     low: float = Field(3e-4, ge=0, le=1)
     """How far the completion's ratio may fall below 1."""
     high: float = Field(4e-4, ge=0)
     """How far it may rise above 1."""
 
-    def __call__(self, terms: Terms) -> PerToken:
+    def __call__(self, terms: LossInputs) -> PerToken:
         """Per-token loss [B, T]; logs the share of tokens whose gradient the clip cut off."""
         log_ratio_BT = log_ratio(terms)
         lengths_B1 = terms.mask_BT.sum(-1, keepdim=True).clamp_min(1)
         mean_B1 = (log_ratio_BT * terms.mask_BT).detach().sum(-1, keepdim=True) / lengths_B1
         own_BT = (log_ratio_BT - log_ratio_BT.detach()).exp()
-        sequence_BT = mean_B1.exp() * own_BT
+        sequence_BT = bounded_exp(mean_B1) * own_BT
         plain_BT = sequence_BT * terms.advantages_BT
         clipped_BT = sequence_BT.clamp(1 - self.low, 1 + self.high) * terms.advantages_BT
         metrics = ratio_metrics(log_ratio_BT)
         metrics["policy/clip_fraction"] = (clipped_BT < plain_BT).to(plain_BT.dtype)
-        metrics["policy/sequence_ratio_max"] = mean_B1.exp().expand_as(terms.mask_BT)
+        metrics["policy/sequence_ratio_max"] = bounded_exp(mean_B1).expand_as(terms.mask_BT)
         return PerToken(-torch.minimum(plain_BT, clipped_BT), metrics)

@@ -10,26 +10,29 @@ keeps pushing down beyond the cap: that is ``{name: clip, low: 1, high: 9}``. KL
 (arXiv:2505.22617) is used without a cap.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from rlvr.objective.policy_losses.clip import log_ratio, ratio_metrics
-from rlvr.objective.terms import PerToken, Terms
-from rlvr.settings import Settings
+from rlvr.objective.loss_inputs import LossInputs, PerToken
+from rlvr.objective.numerics import bounded_exp
+from rlvr.objective.parts import PolicyLoss, log_ratio, ratio_metrics
 
 
-class Ratio(Settings):
+class Ratio(PolicyLoss):
     """The ratio without PPO's clip; with cap 10, Lp-Reg's surrogate."""
 
     name: Literal["ratio"] = "ratio"
+    paper: ClassVar[str] = (
+        "Huang et al., Lp-Reg, 2510.03222; Cui et al., The Entropy Mechanism, 2505.22617"
+    )
     cap: float | None = Field(None, gt=1)
     """Ratio beyond which a token has no gradient; null has none."""
 
-    def __call__(self, terms: Terms) -> PerToken:
+    def __call__(self, terms: LossInputs) -> PerToken:
         """Per-token loss [B, T]; logs the share of tokens beyond the cap."""
         log_ratio_BT = log_ratio(terms)
-        ratio_BT = log_ratio_BT.exp()
+        ratio_BT = bounded_exp(log_ratio_BT)
         metrics = ratio_metrics(log_ratio_BT)
         if self.cap is not None:
             metrics["policy/clip_fraction"] = (ratio_BT > self.cap).to(ratio_BT.dtype)

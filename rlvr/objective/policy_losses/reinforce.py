@@ -5,17 +5,19 @@ gradient is that of every ratio-based loss at ratio 1; with all advantages 1 on 
 maximum likelihood, which is how a warm-up on demonstrations uses it.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from rlvr.objective.terms import PerToken, Terms
-from rlvr.settings import Settings
+from rlvr.objective.loss_inputs import LossInputs, PerToken
+from rlvr.objective.parts import PolicyLoss
 
 
-class Reinforce(Settings):
+class Reinforce(PolicyLoss):
     """The plain policy gradient, without ratio or clip."""
 
     name: Literal["reinforce"] = "reinforce"
+    paper: ClassVar[str] = "Williams, REINFORCE (1992)"
+    uses_ratio: ClassVar[bool] = False
 
-    def __call__(self, terms: Terms) -> PerToken:
+    def __call__(self, terms: LossInputs) -> PerToken:
         """Per-token loss [B, T]."""
         return PerToken(-terms.advantages_BT * terms.logprobs_BT)

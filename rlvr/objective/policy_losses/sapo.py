@@ -9,30 +9,35 @@ gate does both. The paper lets negative advantages fade faster, since they lift 
 not sampled, and takes a mean over completions: ``reducer: {name: sequence_mean}``.
 """
 
-from typing import Literal
+from __future__ import annotations
 
-import torch
+from typing import ClassVar, Literal
+
 from pydantic import Field
 
-from rlvr.objective.policy_losses.clip import log_ratio, ratio_metrics
-from rlvr.objective.terms import PerToken, Terms
-from rlvr.settings import Settings
+from rlvr.lazy import torch
+from rlvr.objective.loss_inputs import LossInputs, PerToken
+from rlvr.objective.numerics import bounded_exp
+from rlvr.objective.parts import PolicyLoss, log_ratio, ratio_metrics
 
 
-class Sapo(Settings):
+class Sapo(PolicyLoss):
     """The policy gradient with a soft gate around ratio 1."""
 
     name: Literal["sapo"] = "sapo"
+    paper: ClassVar[str] = "Qwen team, SAPO, 2511.20347"
+    reducer_of_paper: ClassVar[str | None] = "sequence_mean"
     positive: float = Field(1.0, gt=0)
     """How fast the gate closes away from ratio 1 where the advantage is positive."""
     negative: float = Field(1.05, gt=0)
     """How fast it closes where the advantage is negative."""
 
-    def __call__(self, terms: Terms) -> PerToken:
+    def __call__(self, terms: LossInputs) -> PerToken:
         """Per-token loss [B, T]; logs the mean weight 4 g (1 - g) of the gate."""
         log_ratio_BT = log_ratio(terms)
-        ratio_BT = log_ratio_BT.exp()
-        tau_BT = torch.where(terms.advantages_BT > 0, self.positive, self.negative).to(ratio_BT)
+        ratio_BT = bounded_exp(log_ratio_BT)
+        positive, negative = (ratio_BT.new_tensor(tau) for tau in (self.positive, self.negative))
+        tau_BT = torch.where(terms.advantages_BT > 0, positive, negative)
         gate_BT = (tau_BT * (ratio_BT - 1)).sigmoid()
         metrics = ratio_metrics(log_ratio_BT)
         metrics["policy/gate"] = (4 * gate_BT * (1 - gate_BT)).detach()

@@ -11,18 +11,23 @@ once the step has been run. The scripts estimate e by the sampled tokens' log-pr
 by 0.005 with steps of 1e-4, and compare strictly.
 """
 
-from typing import Literal
+from __future__ import annotations
 
-import torch
+from typing import ClassVar, Literal
+
 from pydantic import Field
 
-from rlvr.objective.terms import Memory, Part, PerToken, Step, Terms
+from rlvr.lazy import torch
+from rlvr.objective.loss_inputs import LossInputs, PerToken, Step
+from rlvr.objective.loss_term import Memory
+from rlvr.objective.parts import Regulariser
 
 
-class AdaptiveEntropy(Part):
+class AdaptiveEntropy(Regulariser):
     """An entropy bonus whose weight follows the entropy (Skywork-OR1)."""
 
     name: Literal["adaptive_entropy"] = "adaptive_entropy"
+    paper: ClassVar[str] = "He et al., Skywork-OR1, 2505.22312"
     target: float = Field(0.2, ge=0)
     """Mean entropy, in nats, above which there is no bonus."""
     step: float = Field(0.005, gt=0)
@@ -43,7 +48,7 @@ class AdaptiveEntropy(Part):
         alpha = memory.get("coefficient", self.initial) if below else 0.0
         return torch.full_like(step.mask_BT, alpha)
 
-    def __call__(self, terms: Terms) -> PerToken:
+    def __call__(self, terms: LossInputs) -> PerToken:
         """-alpha x entropy, [B, T]."""
         assert terms.entropy_BT is not None, "the learner always measures it"
         alpha_BT = terms.prepared[self.name]

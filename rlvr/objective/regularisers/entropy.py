@@ -5,15 +5,17 @@ temperature. Williams and Peng (1991); Mnih et al., arXiv:1602.01783. Coefficien
 to make the entropy of language models explode (Cui et al., arXiv:2505.22617, section 4.1).
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from rlvr.objective.terms import Part, PerToken, Terms
+from rlvr.objective.loss_inputs import LossInputs, PerToken
+from rlvr.objective.parts import Regulariser
 
 
-class Entropy(Part):
+class Entropy(Regulariser):
     """Reward the policy for staying undecided."""
 
     name: Literal["entropy"] = "entropy"
+    paper: ClassVar[str] = "Mnih et al., A3C, 1602.01783"
     coefficient: float = 0.001
     """Weight of the bonus; negative values sharpen the policy instead."""
 
@@ -27,7 +29,7 @@ class Entropy(Part):
         """Every token has an entropy."""
         return True
 
-    def __call__(self, terms: Terms) -> PerToken:
+    def __call__(self, terms: LossInputs) -> PerToken:
         """-coefficient x entropy, [B, T]."""
         assert terms.entropy_BT is not None, "the learner always measures it"
         return PerToken(-self.coefficient * terms.entropy_BT)

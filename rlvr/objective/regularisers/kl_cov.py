@@ -14,20 +14,24 @@ With one update per rollout the ratio is 1 and the gradient of the absolute valu
 does nothing.
 """
 
-from typing import Literal
+from __future__ import annotations
 
-import torch
+from typing import ClassVar, Literal
+
 from pydantic import Field
 
-from rlvr.objective.policy_losses.clip import log_ratio
+from rlvr.lazy import torch
+from rlvr.objective.loss_inputs import LossInputs, PerToken, Step
+from rlvr.objective.loss_term import Memory
+from rlvr.objective.parts import Regulariser, log_ratio
 from rlvr.objective.selection import count_of, covariance, largest
-from rlvr.objective.terms import Memory, Part, PerToken, Step, Terms
 
 
-class KlCov(Part):
+class KlCov(Regulariser):
     """Hold tokens of high covariance near the old policy (KL-Cov)."""
 
     name: Literal["kl_cov"] = "kl_cov"
+    paper: ClassVar[str] = "Cui et al., The Entropy Mechanism, 2505.22617"
     coefficient: float = Field(1.0, ge=0)
     """Weight of the term."""
     fraction: float = Field(2e-4, ge=0, le=1)
@@ -54,7 +58,7 @@ class KlCov(Part):
         wanted = max(1, count_of(self.fraction, int(step.mask_BT.sum())))
         return largest(c_BT, step.mask_BT, wanted).to(step.mask_BT)
 
-    def __call__(self, terms: Terms) -> PerToken:
+    def __call__(self, terms: LossInputs) -> PerToken:
         """coefficient x |log ratio| at the tokens chosen, [B, T]."""
         distance_BT = terms.prepared[self.name] * log_ratio(terms).abs()
         return PerToken(self.coefficient * distance_BT, {"policy/kl_cov": distance_BT.detach()})

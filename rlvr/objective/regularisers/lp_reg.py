@@ -9,7 +9,7 @@
 
 Huang et al., "Low-probability Tokens Sustain Exploration" (arXiv:2510.03222, Eq. 6), with the proxy
 of :mod:`rlvr.objective.proxy`. The proxy, the percentile and the gates are constants. The policy
-loss beside it is ``{name: ratio, cap: 10}`` in the paper.
+loss that goes with it is ``{name: ratio, cap: 10}`` in the paper.
 
 ``full`` is the equation as printed; d D / d logits = pi - proxy. ``sampled`` is what the released
 code computes; d D / d logits = (1 - proxy(o)/pi(o)) (e_o - pi), zero once |D| exceeds ``clamp``
@@ -21,23 +21,31 @@ max(1, floor(rho N)) smallest of the N negative tokens of each micro-batch, none
 it depends on how the step is split.
 """
 
-import math
-from typing import Literal
+from __future__ import annotations
 
-import torch
+import math
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
 from pydantic import Field
 
-from rlvr.objective.proxy import Proxy
+from rlvr.lazy import torch
+from rlvr.objective.loss_inputs import LossInputs, PerToken, Step
+from rlvr.objective.loss_term import Memory
+from rlvr.objective.numerics import k3
+from rlvr.objective.parts import Regulariser
+from rlvr.objective.proxy import Proxy, ProxyDivergence, ProxyStatistic
 from rlvr.objective.selection import count_of, largest, low_threshold
-from rlvr.objective.terms import Memory, Part, PerToken, Step, Terms
+from rlvr.objective.token_statistic import SparseRows, TokenStatistic
 
 _TENTHS = 10
 
 
-class LpReg(Part):
+class LpReg(Regulariser):
     """Pull rare, sensible tokens of bad completions towards the denoised old policy (Lp-Reg)."""
 
     name: Literal["lp_reg"] = "lp_reg"
+    paper: ClassVar[str] = "Huang et al., Lp-Reg, 2510.03222"
     beta: float = Field(1.0, ge=0)
     """Weight of the term."""
     rho: float = Field(0.01, ge=0, le=1)
@@ -69,18 +77,24 @@ class LpReg(Part):
         return self.pool == "step"
 
     @property
-    def noise_filter(self) -> Proxy | None:
-        """The proxy."""
-        return self.proxy
+    def statistics(self) -> tuple[str, ...]:
+        """Of the proxy, which is the old policy's."""
+        return ("log_kept_mass", "kept", "proxy_logprobs")
 
-    def noise_below(self, prepared_BT: torch.Tensor | None) -> float:
-        """log delta, where it is known beforehand."""
-        return math.inf if prepared_BT is None else float(prepared_BT.flatten()[0])
+    def old_statistic(self, advantages_N: torch.Tensor) -> TokenStatistic:
+        """The proxy, and its distributions where the gates can open."""
+        keep_at_N = advantages_N != 0 if self.kl == "full" else None
+        return ProxyStatistic(self.proxy, keep_at_N=keep_at_N)
 
-    @property
-    def needs_proxy_kl(self) -> bool:
-        """For the divergence over the vocabulary."""
-        return self.kl == "full"
+    def statistic(
+        self, prepared_BT: torch.Tensor | None, old: Callable[[str], SparseRows] | None
+    ) -> TokenStatistic | None:
+        """The policy's own proxy where it is the old one, else the divergence from the old ones."""
+        if old is not None:
+            return ProxyDivergence(old("proxy")) if self.kl == "full" else None
+        # From log delta on nothing looks at a token.
+        below = math.inf if prepared_BT is None else float(prepared_BT.flatten()[0])
+        return ProxyStatistic(self.proxy, below=below, divergence=self.kl == "full")
 
     def prepare(self, step: Step, memory: Memory) -> torch.Tensor | None:
         """log delta, the same for every token, [B, T]."""
@@ -88,25 +102,20 @@ class LpReg(Part):
             return None
         return low_threshold(step.logprobs_BT, step.mask_BT, self.rho).expand_as(step.mask_BT)
 
-    def __call__(self, terms: Terms) -> PerToken:
+    def __call__(self, terms: LossInputs) -> PerToken:
         """beta x divergence at the tokens that pass the three gates, [B, T]."""
-        assert terms.kept_BT is not None, "the learner provides the proxy's statistics"
-        assert terms.log_kept_mass_BT is not None
-        assert terms.proxy_logprobs_BT is not None
-        logp_BT = terms.logprobs_BT.detach()
-        log_proxy_BT = terms.proxy_logprobs_BT
+        logp_BT, log_proxy_BT = terms.logprobs_BT.detach(), terms.columns["proxy_logprobs"]
         low_BT, log_delta_BT = self._low(terms, logp_BT)
-        passed_BT = low_BT & (terms.kept_BT > 0)
+        passed_BT = low_BT & (terms.columns["kept"] > 0)
         if self.noise_gate == "below_proxy":
             passed_BT = passed_BT & (logp_BT < log_proxy_BT)
         gate_BT = passed_BT & self._signed(terms)
         if self.kl == "full":
-            assert terms.proxy_kl_BT is not None, "the learner provides it when needed"
-            kl_BT = terms.proxy_kl_BT
+            kl_BT = terms.columns["proxy_kl"]
         else:
             kl_BT = self._sampled(log_proxy_BT - terms.logprobs_BT, gate_BT)
         kl_BT = torch.where(gate_BT, kl_BT, torch.zeros_like(kl_BT))
-        mass_BT = terms.log_kept_mass_BT.exp()
+        mass_BT = terms.columns["log_kept_mass"].exp()
         metrics = {
             "lp_reg/threshold": log_delta_BT.exp(),
             "lp_reg/low": low_BT.to(mass_BT),
@@ -129,11 +138,11 @@ class LpReg(Part):
         }
         return means, memory
 
-    def _signed(self, terms: Terms) -> torch.Tensor:
+    def _signed(self, terms: LossInputs) -> torch.Tensor:
         signed_BT = terms.advantages_BT < 0 if self.sign == "negative" else terms.advantages_BT != 0
         return signed_BT & (terms.mask_BT > 0)
 
-    def _low(self, terms: Terms, logp_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _low(self, terms: LossInputs, logp_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The tokens of low probability, and log delta, [B, T] each."""
         if self.pool == "step":
             log_delta_BT = terms.prepared[self.name]
@@ -147,7 +156,7 @@ class LpReg(Part):
     def _sampled(self, d_BT: torch.Tensor, gate_BT: torch.Tensor) -> torch.Tensor:
         # Where the gate is closed d may be infinite, and its gradient not a number.
         d_BT = torch.where(gate_BT, d_BT, torch.zeros_like(d_BT))
-        k3_BT = d_BT.exp() - d_BT - 1
+        k3_BT = k3(d_BT)
         return k3_BT if self.clamp is None else k3_BT.clamp(-self.clamp, self.clamp)
 
 

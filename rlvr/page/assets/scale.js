@@ -15,6 +15,40 @@ Report.ticks = (low, high, count, whole) => {
   return ticks;
 };
 
+/* Round values on a logarithmic axis: powers of ten, with 2 and 5 between where there is room. */
+Report.logTicks = (low, high, count) => {
+  const first = Math.floor(Math.log10(low));
+  const last = Math.ceil(Math.log10(high));
+  const stride = Math.max(1, Math.ceil((last - first) / count));
+  const pick = (factors) => {
+    const ticks = [];
+    for (let power = first; power <= last; power += stride) {
+      for (const factor of factors) {
+        const value = Number((factor * 10 ** power).toPrecision(3));
+        if (value >= low * 0.999 && value <= high * 1.001) ticks.push(value);
+      }
+    }
+    return ticks;
+  };
+  for (const factors of [[1], [1, 3], [1, 2, 5]]) {
+    if (pick(factors).length >= 3) return pick(factors);
+  }
+  return Report.ticks(low, high, count).filter((tick) => tick > 0);
+};
+
+/* Index of the point [x, ...] nearest to x in a list in order of x; -1 in an empty one. */
+Report.nearest = (points, x) => {
+  let low = 0;
+  let high = points.length - 1;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (points[middle][0] < x) low = middle + 1;
+    else high = middle;
+  }
+  if (low > 0 && Math.abs(points[low - 1][0] - x) < Math.abs(points[low][0] - x)) low -= 1;
+  return points.length ? low : -1;
+};
+
 const trim = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : text);
 const minus = (text) => text.replaceAll("-", "\u2212");
 

@@ -21,20 +21,19 @@ For SFT tokens, classes and preferences, not beside Lp-Reg in reinforcement lear
 the very tokens of low probability which tau > 1 gives up, and tau < 1 would push twice.
 """
 
-import math
+from __future__ import annotations
+
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch.nn.functional import logsigmoid
 
+from rlvr.lazy import torch
 from rlvr.preference.losses.difference import DifferenceLoss
 from rlvr.preference.losses.terms import Pairs
+from rlvr.preference.numerics import bounded_expm1, logsigmoid
 
 _SAME = 1e-4
 """Nearer to 1 than this, tau is 1: the difference is below what float32 resolves."""
-_STEEPEST = 20.0
-"""Above e^20 a loss of tau < 1 goes on along its tangent (in log p) instead of overflowing."""
 
 
 def comp_sum(log_p: torch.Tensor, tau: float) -> torch.Tensor:
@@ -52,10 +51,7 @@ def comp_sum(log_p: torch.Tensor, tau: float) -> torch.Tensor:
     log_p = log_p.to(torch.promote_types(log_p.dtype, torch.float32))
     if abs(tau - 1) < _SAME:
         return -log_p
-    exponent = (tau - 1) * log_p
-    steep = exponent.clamp_max(_STEEPEST)
-    beyond = math.exp(_STEEPEST) * torch.relu(exponent - _STEEPEST)
-    return -(torch.expm1(steep) + beyond) / (tau - 1)
+    return -bounded_expm1((tau - 1) * log_p) / (tau - 1)
 
 
 def comp_sum_mean(logprobs_BT: torch.Tensor, mask_BT: torch.Tensor, tau: float) -> torch.Tensor:
@@ -71,7 +67,12 @@ class CompSum(DifferenceLoss):
 
     name: Literal["comp_sum"] = "comp_sum"
     equation: ClassVar[str] = "(1 - s(beta d)^(tau-1)) / (tau-1)"
-    paper: ClassVar[str] = "2304.07288"
+    paper: ClassVar[str] = "Mao et al., Cross-Entropy Loss Functions, 2304.07288"
+
+    not_from_rewards: ClassVar[str] = (
+        "with tau above 1 it gives up tokens of low probability, which Lp-Reg is there to protect, "
+        "and below 1 it pushes them a second time; use it in tasks preference, sft and reward_model"
+    )
 
     tau: float = Field(1.4, ge=0, le=4)
     """0 exponential, 1 logistic (the loss ``sigmoid``), 2 bounded: above 1 a pair ranked wrong, as

@@ -5,15 +5,17 @@ function around the same difference, or take it per token. ``divergence`` replac
 of another f-divergence.
 """
 
+from __future__ import annotations
+
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch.nn.functional import logsigmoid
 
+from rlvr.lazy import torch
 from rlvr.preference.losses.base import LogProbs, PairLoss
 from rlvr.preference.losses.divergences import Divergence, score
 from rlvr.preference.losses.terms import Pairs
+from rlvr.preference.numerics import bounded_expm1, logsigmoid
 
 
 class DifferenceLoss(PairLoss):
@@ -44,8 +46,9 @@ class Sigmoid(DifferenceLoss):
     """DPO: -log sigmoid(beta d)."""
 
     name: Literal["sigmoid"] = "sigmoid"
+    also_called: ClassVar[tuple[str, ...]] = ("dpo",)
     equation: ClassVar[str] = "-log s(beta d)"
-    paper: ClassVar[str] = "2305.18290"
+    paper: ClassVar[str] = "Rafailov et al., 2305.18290"
 
     def __call__(self, pairs: Pairs) -> torch.Tensor:
         """Loss [B]."""
@@ -58,7 +61,7 @@ class SigmoidNorm(DifferenceLoss):
     name: Literal["sigmoid_norm"] = "sigmoid_norm"
     log_probs: ClassVar[LogProbs] = "mean"
     equation: ClassVar[str] = "-log s(beta (r_w/|w| - r_l/|l|))"
-    paper: ClassVar[str] = "2305.18290, per token"
+    paper: ClassVar[str] = "Rafailov et al., 2305.18290, per token"
 
     def __call__(self, pairs: Pairs) -> torch.Tensor:
         """Loss [B]."""
@@ -70,7 +73,7 @@ class Hinge(DifferenceLoss):
 
     name: Literal["hinge"] = "hinge"
     equation: ClassVar[str] = "max(0, 1 - beta d)"
-    paper: ClassVar[str] = "2309.06657"
+    paper: ClassVar[str] = "Liu et al., 2309.06657"
 
     def __call__(self, pairs: Pairs) -> torch.Tensor:
         """Loss [B]."""
@@ -83,7 +86,7 @@ class Ipo(DifferenceLoss):
     name: Literal["ipo"] = "ipo"
     log_probs: ClassVar[LogProbs] = "mean"
     equation: ClassVar[str] = "(r_w/|w| - r_l/|l| - 1/(2 beta))^2"
-    paper: ClassVar[str] = "2310.12036"
+    paper: ClassVar[str] = "Azar et al., 2310.12036"
 
     def __call__(self, pairs: Pairs) -> torch.Tensor:
         """Loss [B]."""
@@ -97,7 +100,7 @@ class ExoPair(DifferenceLoss):
     equation: ClassVar[str] = (
         "s(beta d) [log s(beta d) - log(1-e)] + s(-beta d) [log s(-beta d) - log e]"
     )
-    paper: ClassVar[str] = "2402.00856"
+    paper: ClassVar[str] = "Ji et al., 2402.00856"
 
     label_smoothing: float = Field(1e-3, gt=0, lt=1)
     """e: how probable it is that the label is wrong; its logarithm is taken."""
@@ -116,7 +119,7 @@ class Robust(DifferenceLoss):
 
     name: Literal["robust"] = "robust"
     equation: ClassVar[str] = "(-(1-e) log s(beta d) + e log s(-beta d)) / (1-2e)"
-    paper: ClassVar[str] = "2403.00409"
+    paper: ClassVar[str] = "Chowdhury et al., 2403.00409"
 
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     """e: the share of flipped labels."""
@@ -132,7 +135,7 @@ class Discopop(DifferenceLoss):
 
     name: Literal["discopop"] = "discopop"
     equation: ClassVar[str] = "-(1-m) log s(beta d) + m exp(-beta d), m = s(beta d / tau)"
-    paper: ClassVar[str] = "2406.08414"
+    paper: ClassVar[str] = "Lu et al., 2406.08414"
 
     tau: float = Field(0.05, gt=0)
     """Temperature of the mixing."""
@@ -140,5 +143,6 @@ class Discopop(DifferenceLoss):
     def __call__(self, pairs: Pairs) -> torch.Tensor:
         """Loss [B]."""
         z_B = self.beta * self._difference(pairs)
-        mix_B = (z_B / self.tau).sigmoid()
-        return -(1 - mix_B) * logsigmoid(z_B) + mix_B * torch.exp(-z_B)
+        logistic_B = -(-z_B / self.tau).sigmoid() * logsigmoid(z_B)
+        # One exponential: m is 0 where exp(-z) overflows.
+        return logistic_B + 1 + bounded_expm1(logsigmoid(z_B / self.tau) - z_B)

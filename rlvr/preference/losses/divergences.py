@@ -12,25 +12,23 @@ The constants cancel in a plain difference of scores, and do not where scores ar
 lengths.
 """
 
+from __future__ import annotations
+
 import math
 from typing import Literal
 
-import torch
-from torch.nn.functional import logsigmoid
+from rlvr.lazy import torch
+from rlvr.preference.numerics import bounded_expm1, logsigmoid
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
-
-# exp of more would leave float32; TRL clamps at the same exponent.
-_LARGEST_EXPONENT = 80.0
 
 
 def score(log_ratio_B: torch.Tensor, divergence: Divergence, alpha: float) -> torch.Tensor:
     """f'(π / ref) of each completion, [B]."""
     if divergence == "forward_kl":
-        return -torch.expm1(-log_ratio_B)
+        return -bounded_expm1(-log_ratio_B)
     if divergence == "js":
         return math.log(2) + logsigmoid(log_ratio_B)
     if divergence == "alpha" and abs(alpha - 1) >= 1e-6:
-        exponent = ((alpha - 1) * log_ratio_B).clamp_max(_LARGEST_EXPONENT)
-        return torch.expm1(exponent) / (alpha - 1)
+        return bounded_expm1((alpha - 1) * log_ratio_B) / (alpha - 1)
     return log_ratio_B

@@ -5,13 +5,16 @@ their tokens' probabilities: whole sequences are so improbable that every 1 - p 
 that differ in such factors (CPO, cCPO, ORPO) become one.
 """
 
-import math
-from functools import lru_cache
-from typing import ClassVar, Literal
+from __future__ import annotations
 
-import torch
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, ClassVar, Literal
+
 from pydantic import Field, model_validator
 
+from rlvr.lazy import torch
 from rlvr.preference.compile import Form, log_ratio, loss_of
 from rlvr.preference.lattice import find
 from rlvr.preference.losses.base import PairLoss
@@ -36,7 +39,9 @@ class Logic(PairLoss):
 
     name: Literal["logic"] = "logic"
     equation: ClassVar[str] = "f(log WMC(Check) / WMC(Cross), beta) + nll_weight NLL(y_w)"
-    paper: ClassVar[str] = "2412.17696"
+    paper: ClassVar[str] = "Richardson et al., 2412.17696"
+
+    example: ClassVar[Mapping[str, Any]] = {"structure": "cCPO"}
 
     structure: str | StructureSettings
     """A known loss by its name (CE, CEUnl, cCPO, qfUnl, cfUnl, unCPO, l5, ...), or formulas."""
@@ -54,7 +59,7 @@ class Logic(PairLoss):
     """Weight of the winner's negative log-likelihood."""
 
     @model_validator(mode="after")
-    def _possible(self) -> "Logic":
+    def _possible(self) -> Logic:
         used = set(self.compiled.used_atoms)
         for name in sorted({"mw", "ml"} & used - set(self.manual)):
             raise ValueError(f"the structure names the manual atom {name!r}; give manual.{name}")

@@ -5,7 +5,9 @@ LD-DPO (Liu et al., arXiv:2409.06411): tokens beyond the shorter completion's le
 the policy would hardly sample weigh less, W = exp(mean_t [log p_t - log sum_v p_v^2]) a side.
 """
 
-import torch
+from __future__ import annotations
+
+from rlvr.lazy import torch
 
 
 def desensitised_logps(

@@ -1,13 +1,15 @@
 """DPO with something added inside the sigmoid: R-DPO, ODPO, DPOP."""
 
+from __future__ import annotations
+
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch.nn.functional import logsigmoid
 
+from rlvr.lazy import torch
 from rlvr.preference.losses.base import PairLoss
 from rlvr.preference.losses.terms import Pairs
+from rlvr.preference.numerics import logsigmoid
 
 
 class OffsetLoss(PairLoss):
@@ -29,7 +31,7 @@ class RDpo(OffsetLoss):
 
     name: Literal["r_dpo"] = "r_dpo"
     equation: ClassVar[str] = "-log s(beta d + alpha (|w| - |l|))"
-    paper: ClassVar[str] = "2403.19159"
+    paper: ClassVar[str] = "Park et al., 2403.19159"
     core: ClassVar[str | None] = "R-DPO"
 
     alpha: float = Field(0.01, ge=0)
@@ -44,7 +46,7 @@ class Odpo(OffsetLoss):
 
     name: Literal["odpo"] = "odpo"
     equation: ClassVar[str] = "-log s(beta d - alpha log(score_w - score_l))"
-    paper: ClassVar[str] = "2402.10571"
+    paper: ClassVar[str] = "Amini et al., 2402.10571"
     core: ClassVar[str | None] = "ODPO"
 
     alpha: float = Field(1.0, ge=0)
@@ -71,7 +73,7 @@ class Dpop(OffsetLoss):
 
     name: Literal["dpop"] = "dpop"
     equation: ClassVar[str] = "-log s(beta (d - penalty max(0, -r_w)))"
-    paper: ClassVar[str] = "2402.13228"
+    paper: ClassVar[str] = "Pal et al., 2402.13228"
     core: ClassVar[str | None] = "DPOP"
 
     penalty: float = Field(5.0, ge=0)

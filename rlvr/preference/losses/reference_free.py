@@ -5,15 +5,16 @@ a = log π(y_w | x), b = log π(y_l | x), as sums or as means per token (``log_p
 class says otherwise.
 """
 
+from __future__ import annotations
+
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch.nn.functional import logsigmoid
 
+from rlvr.lazy import torch
 from rlvr.preference.losses.base import LogProbs, PairLoss
 from rlvr.preference.losses.terms import Pairs, Side
-from rlvr.preference.numerics import log1mexp
+from rlvr.preference.numerics import bounded_expm1, log1mexp, logsigmoid
 
 
 class ReferenceFree(PairLoss):
@@ -33,7 +34,7 @@ class Sft(ReferenceFree):
 
     name: Literal["sft"] = "sft"
     equation: ClassVar[str] = "-a, mean over the step's tokens"
-    paper: ClassVar[str] = "2203.02155"
+    paper: ClassVar[str] = "Ouyang et al., 2203.02155"
     core: ClassVar[str | None] = "CE"
 
     def __call__(self, pairs: Pairs) -> torch.Tensor:
@@ -43,7 +44,7 @@ class Sft(ReferenceFree):
 
 def power_reward(logps_B: torch.Tensor, alpha: float) -> torch.Tensor:
     """AlphaPO's (1 - p^-alpha) / alpha of p = exp(``logps_B``); alpha 0 is log p."""
-    return logps_B if alpha == 0 else -torch.expm1(-alpha * logps_B) / alpha
+    return logps_B if alpha == 0 else -bounded_expm1(-alpha * logps_B) / alpha
 
 
 class ContrastiveLoss(ReferenceFree):
@@ -64,7 +65,7 @@ class Cpo(ContrastiveLoss):
 
     name: Literal["cpo"] = "cpo"
     equation: ClassVar[str] = "-log s(beta (a - b)) + nll_weight NLL(y_w)"
-    paper: ClassVar[str] = "2401.08417"
+    paper: ClassVar[str] = "Xu et al., 2401.08417"
     core: ClassVar[str | None] = "CPO"
 
     form: Literal["logistic", "hinge"] = "logistic"
@@ -88,7 +89,7 @@ class CpoIpo(ReferenceFree):
     name: Literal["cpo_ipo"] = "cpo_ipo"
     log_probs: ClassVar[LogProbs] = "mean"
     equation: ClassVar[str] = "(a/|w| - b/|l| - 1/(2 beta))^2 + nll_weight NLL(y_w)"
-    paper: ClassVar[str] = "2401.08417 with 2310.12036"
+    paper: ClassVar[str] = "Xu et al., 2401.08417 with Azar et al., 2310.12036"
     core: ClassVar[str | None] = "CPO"
 
     beta: float = Field(0.1, gt=0)
@@ -112,7 +113,7 @@ class SimPo(ContrastiveLoss):
     name: Literal["simpo"] = "simpo"
     log_probs: ClassVar[LogProbs] = "mean"
     equation: ClassVar[str] = "-log s(beta (a/|w| - b/|l|) - gamma) + nll_weight NLL(y_w)"
-    paper: ClassVar[str] = "2405.14734"
+    paper: ClassVar[str] = "Meng et al., 2405.14734"
     core: ClassVar[str | None] = "SimPO"
 
     beta: float = Field(2.0, gt=0)
@@ -136,7 +137,7 @@ class AlphaPo(ContrastiveLoss):
     equation: ClassVar[str] = (
         "-log s(beta (R(a/|w|) - R(b/|l|)) - gamma), R(x) = (1 - exp(-alpha x)) / alpha"
     )
-    paper: ClassVar[str] = "2501.03884"
+    paper: ClassVar[str] = "Gupta et al., 2501.03884"
 
     beta: float = Field(2.0, gt=0)
     """Scale of the margin."""
@@ -160,7 +161,7 @@ class Orpo(ReferenceFree):
     equation: ClassVar[str] = (
         "NLL(y_w) - beta log s(o), o = (a/|w| - b/|l|) - (log(1-e^(a/|w|)) - log(1-e^(b/|l|)))"
     )
-    paper: ClassVar[str] = "2403.07691"
+    paper: ClassVar[str] = "Hong et al., 2403.07691"
     core: ClassVar[str | None] = "ORPO"
 
     beta: float = Field(0.1, ge=0)
@@ -190,7 +191,7 @@ class Slic(ReferenceFree):
 
     name: Literal["slic"] = "slic"
     equation: ClassVar[str] = "max(0, margin - (a - b)) - nll_weight a"
-    paper: ClassVar[str] = "2305.10425"
+    paper: ClassVar[str] = "Zhao et al., 2305.10425"
     core: ClassVar[str | None] = "CPO"
 
     margin: float = Field(1.0, ge=0)
@@ -210,7 +211,7 @@ class Rrhf(ReferenceFree):
     name: Literal["rrhf"] = "rrhf"
     log_probs: ClassVar[LogProbs] = "mean"
     equation: ClassVar[str] = "max(0, b/|l| - a/|w|) - nll_weight a"
-    paper: ClassVar[str] = "2304.05302"
+    paper: ClassVar[str] = "Yuan et al., 2304.05302"
     core: ClassVar[str | None] = "CPO"
 
     nll_weight: float = Field(1.0, ge=0)

@@ -1,13 +1,15 @@
 """Losses that look at the two log-ratios r_w and r_l one by one, not only at their difference."""
 
+from __future__ import annotations
+
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch.nn.functional import logsigmoid
 
+from rlvr.lazy import torch
 from rlvr.preference.losses.base import PairLoss
 from rlvr.preference.losses.terms import Pairs
+from rlvr.preference.numerics import logsigmoid
 
 
 class SeparateLoss(PairLoss):
@@ -22,7 +24,7 @@ class NcaPair(SeparateLoss):
 
     name: Literal["nca_pair"] = "nca_pair"
     equation: ClassVar[str] = "-log s(beta r_w) - 0.5 log s(-beta r_w) - 0.5 log s(-beta r_l)"
-    paper: ClassVar[str] = "2402.05369"
+    paper: ClassVar[str] = "Chen et al., 2402.05369"
 
     def __call__(self, pairs: Pairs) -> torch.Tensor:
         """Loss [B]."""
@@ -36,7 +38,7 @@ class BcoPair(SeparateLoss):
 
     name: Literal["bco_pair"] = "bco_pair"
     equation: ClassVar[str] = "-log s(beta r_w) - log s(-beta r_l)"
-    paper: ClassVar[str] = "2404.04656"
+    paper: ClassVar[str] = "Jung et al., 2404.04656"
 
     def __call__(self, pairs: Pairs) -> torch.Tensor:
         """Loss [B]."""
@@ -50,7 +52,7 @@ class SppoHard(SeparateLoss):
 
     name: Literal["sppo_hard"] = "sppo_hard"
     equation: ClassVar[str] = "(r_w - 1/(2 beta))^2 + (r_l + 1/(2 beta))^2"
-    paper: ClassVar[str] = "2405.00675"
+    paper: ClassVar[str] = "Wu et al., 2405.00675"
 
     def __call__(self, pairs: Pairs) -> torch.Tensor:
         """Loss [B]."""
@@ -64,7 +66,7 @@ class ApoZero(SeparateLoss):
 
     name: Literal["apo_zero"] = "apo_zero"
     equation: ClassVar[str] = "1 - s(beta r_w) + s(beta r_l)"
-    paper: ClassVar[str] = "2408.06266"
+    paper: ClassVar[str] = "D'Oosterlinck et al., 2408.06266"
 
     def __call__(self, pairs: Pairs) -> torch.Tensor:
         """Loss [B]."""
@@ -78,7 +80,7 @@ class ApoDown(SeparateLoss):
 
     name: Literal["apo_down"] = "apo_down"
     equation: ClassVar[str] = "s(beta r_w) + 1 - s(beta d)"
-    paper: ClassVar[str] = "2408.06266"
+    paper: ClassVar[str] = "D'Oosterlinck et al., 2408.06266"
 
     def __call__(self, pairs: Pairs) -> torch.Tensor:
         """Loss [B]."""

@@ -5,9 +5,20 @@ log-probabilities are in nats and sums over completion tokens, the prompt left o
 takes the mean per token says so by calling for it.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
-import torch
+from rlvr.lazy import torch
+from rlvr.preference.numerics import LEAST_LOGPROB
+
+
+def _bound(holder: object, *names: str) -> None:
+    """Bring log-probabilities of impossible completions, minus infinity, back among the numbers."""
+    for name in names:
+        logps_B = getattr(holder, name)
+        if logps_B is not None:
+            object.__setattr__(holder, name, logps_B.clamp_min(LEAST_LOGPROB))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +36,9 @@ class Side:
     reference_logps_B: torch.Tensor | None = None
     plain_logps_B: torch.Tensor | None = None
     scores_B: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _bound(self, "logps_B", "reference_logps_B", "plain_logps_B")
 
     @property
     def log_ratio_B(self) -> torch.Tensor:
@@ -94,6 +108,9 @@ class Labelled:
     reference_logps_B: torch.Tensor
     desirable_B: torch.Tensor
     baseline: float = 0.0
+
+    def __post_init__(self) -> None:
+        _bound(self, "logps_B", "reference_logps_B")
 
     @property
     def log_ratio_B(self) -> torch.Tensor:

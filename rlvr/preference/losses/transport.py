@@ -4,21 +4,23 @@ First-order stochastic dominance is imposed through sorted samples, so the loss 
 on the whole step.
 """
 
+from __future__ import annotations
+
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch.nn.functional import logsigmoid
 
+from rlvr.lazy import torch
 from rlvr.preference.losses.base import PairLoss
 from rlvr.preference.losses.terms import Pairs
+from rlvr.preference.numerics import logsigmoid
 
 
 class TransportLoss(PairLoss):
     """A smoothed logistic loss of differences of order statistics."""
 
     whole_step: ClassVar[bool] = True
-    paper: ClassVar[str] = "2406.05882"
+    paper: ClassVar[str] = "Melnyk et al., 2406.05882"
 
     beta: float = Field(0.1, gt=0)
     """Strength of the pull to the reference."""

@@ -1,10 +1,12 @@
 """Losses over single completions with a label: KTO and APO-zero without pairs."""
 
+from __future__ import annotations
+
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 
+from rlvr.lazy import torch
 from rlvr.preference.losses.base import UnpairedLoss
 from rlvr.preference.losses.terms import Labelled
 
@@ -19,9 +21,6 @@ class WeightedUnpaired(UnpairedLoss):
     same of undesirable ones) between 1 and 4/3."""
     undesirable_weight: float = Field(1.0, ge=0)
     """Weight of undesirable completions."""
-
-    uses_baseline: ClassVar[bool] = False
-    """Whether it compares with z0, which costs forward passes on mismatched completions."""
 
     def __call__(self, labelled: Labelled) -> torch.Tensor:
         """Loss [B]."""
@@ -38,7 +37,7 @@ class Kto(WeightedUnpaired):
     name: Literal["kto"] = "kto"
     uses_baseline: ClassVar[bool] = True
     equation: ClassVar[str] = "1 - s(beta (r - z0)) if desirable, 1 - s(beta (z0 - r)) if not"
-    paper: ClassVar[str] = "2402.01306"
+    paper: ClassVar[str] = "Ethayarajh et al., 2402.01306"
 
 
 class ApoZeroUnpaired(WeightedUnpaired):
@@ -46,7 +45,7 @@ class ApoZeroUnpaired(WeightedUnpaired):
 
     name: Literal["apo_zero_unpaired"] = "apo_zero_unpaired"
     equation: ClassVar[str] = "1 - s(beta r) if desirable, s(beta r) if not"
-    paper: ClassVar[str] = "2408.06266"
+    paper: ClassVar[str] = "D'Oosterlinck et al., 2408.06266"
 
 
 def baseline_of(mismatched_log_ratio_B: torch.Tensor) -> float:

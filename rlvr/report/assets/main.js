@@ -29,16 +29,30 @@
     make("summary", {}, "Recipe"),
     make("pre", { tabindex: "0" }, report.recipe),
   );
+  const summary = make("p", { class: "summary" }, report.summary);
+  const figures = make("div", { class: "figures" });
+  /* The newest values, which in a page of a dashboard are not those that it began with. */
+  const drawFigures = () => figures.replaceChildren(...report.figures.map((item) => {
+    const { points } = Report.points(report, item.metric, "steps");
+    const end = points[points.length - 1];
+    return figure(end ? { ...item, last: end[1], last_step: end[4] } : item);
+  }));
+  drawFigures();
   head.replaceChildren(
     make("h1", {}, report.title),
-    make("p", { class: "summary" }, report.summary),
+    summary,
     Report.notes(report.notes) || "",
-    make("div", { class: "figures" }, ...report.figures.map(figure)),
+    figures,
     facts,
     recipe,
   );
-  Report.curves(document.getElementById("curves"), report);
+  Report.curves = new Report.Curves(document.getElementById("curves"), report);
   Report.reliabilities(document.getElementById("reliability"), report.calibration);
   Report.timeline = new Report.Timeline(document.getElementById("timeline"), report.timeline);
+  Report.problems = new Report.Problems(document.getElementById("problem"), Report.data("problems"), report, Report.curves);
   Report.browser = new Report.Browser(document.getElementById("completions"), report);
+  Report.live(report, Report.curves, Report.browser, ([state], grown) => {
+    if (state.state !== "finished") summary.textContent = Report.stateText(state);
+    if (grown) drawFigures();
+  });
 }

@@ -31,8 +31,8 @@
       ...Object.keys(found.all.quantiles).map((q) => [`quantile ${q}`, ([, f]) => f.quantiles[q].toFixed(2)]),
       ["largest", ([, f]) => f.most.toFixed(2)],
     ];
-    const words = found.words.length
-      ? make("p", { class: "help" }, `Improbable most often: ${found.words.slice(0, 12).map((w) => `${JSON.stringify(w.text)} (${w.improbable} of ${w.count})`).join(", ")}.`)
+    const words = found.most_improbable.length
+      ? make("p", { class: "help" }, `Improbable most often: ${found.most_improbable.slice(0, 12).map((w) => `${JSON.stringify(w.text)} (${w.improbable} of ${w.count})`).join(", ")}.`)
       : null;
     document.getElementById("figures").replaceChildren(
       make("h2", {}, "Surprisal"),

@@ -58,7 +58,7 @@ learner() {
     local rank=$SLURM_NODEID main_address=${addresses[0]}
     local logs=$RLVR_LOGS weights=$folder/weights servers=$RLVR_SERVERS
     exec /shared/venv/bin/python -m launch.node --stopped "${logs}/stopped" -- /shared/venv/bin/python \
-        -m accelerate.commands.launch --config_file /shared/rlvr/recipes/accelerate/zero3.yaml \
+        -m accelerate.commands.launch --config_file /shared/rlvr/launch/accelerate/zero3.yaml \
         --num_machines 8 --num_processes 64 --machine_rank "${rank}" --main_process_ip \
         "${main_address}" --main_process_port 29500 --deepspeed_multinode_launcher standard -m \
         rlvr train recipes/smollm2_arithmetic.yaml rollout.engine.name=vllm_server \
@@ -144,7 +144,7 @@ step() { # step OPTION... -- COMMAND...: becomes srun
         shift
     done
     shift
-    exec srun "${options[@]}" '--container-image=/shared/images/rlvr 1.sqsh' --container-mounts=/shared/project:/shared/project,/shared/project/runs/smollm2-arithmetic/launch:/shared/project/runs/smollm2-arithmetic/launch,/shared/rlvr/recipes/accelerate:/shared/rlvr/recipes/accelerate,/data:/data,/a:/b --container-workdir=/shared/project "$@"
+    exec srun "${options[@]}" '--container-image=/shared/images/rlvr 1.sqsh' --container-mounts=/shared/project:/shared/project,/shared/project/runs/smollm2-arithmetic/launch:/shared/project/runs/smollm2-arithmetic/launch,/shared/rlvr/launch/accelerate:/shared/rlvr/launch/accelerate,/data:/data,/a:/b --container-workdir=/shared/project "$@"
 }
 
 role() { # role OPTION... -- ROLE...: becomes srun, which runs the role of this script

@@ -56,7 +56,7 @@ learner() {
     local logs=$RLVR_LOGS
     exec /shared/venv/bin/python -m launch.node --stopped "${logs}/stopped" -- /shared/venv/bin/python \
         -m accelerate.commands.launch --config_file \
-        /shared/rlvr/recipes/accelerate/single_gpu.yaml --num_machines 1 --num_processes 1 \
+        /shared/rlvr/launch/accelerate/single_gpu.yaml --num_machines 1 --num_processes 1 \
         --machine_rank "${rank}" --main_process_ip "${main_address}" --main_process_port 29500 \
         -m rlvr train recipes/smollm2_arithmetic.yaml "$@"
 }

@@ -1,0 +1,142 @@
+"""The weights of a policy with its adapters merged, one bucket at a time.
+
+Merging adds an adapter's product to the weight that it adapts, in float32, and leaves the policy as
+it is. Sharded weights are whole only while their bucket is the current one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlvr.policy.model import Policy
+
+# Bytes of weights that are gathered at once.
+BUCKET_BYTES = 2**30
+
+
+def whole_elements(tensor: torch.Tensor) -> int:
+    """Number of elements of the whole weight; a sharded one is empty and records its full size."""
+    return int(getattr(tensor, "ds_numel", tensor.numel()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A weight of the model and the adapter to be added to it."""
+
+    name: str
+    tensor: torch.Tensor
+    adapter: Any = None
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters that must be gathered before the merged weight can be computed."""
+        found = [self.tensor] if isinstance(self.tensor, nn.Parameter) else []
+        if self.adapter is not None:
+            found += [p for name, p in self.adapter.named_parameters() if "lora_" in name]
+        return found
+
+    def merged(self, dtype: torch.dtype) -> torch.Tensor:
+        """The merged weight; the adapter is added in the weight's precision."""
+        value = self.tensor.detach()
+        if self.adapter is not None:
+            value = value + self.adapter.get_delta_weight(self.adapter.active_adapters[0])
+        return (value.to(dtype) if value.is_floating_point() else value).contiguous()
+
+
+def merged_buckets(
+    policy: Policy, dtype: torch.dtype, most: int = BUCKET_BYTES
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The policy's weights with the names of its architecture, in ``dtype``, one bucket at a time.
+
+    Adapters are merged in the precision of the base weights and rounded once; the policy does not
+    change. Tied tensors appear once. Sharded weights are whole only while their bucket is the
+    current one, and every process must iterate over the buckets in step. Copy a tensor that must
+    last longer, because it may be the policy's own.
+
+    Args:
+        policy: The learner's policy.
+        dtype: Type of the floating-point tensors.
+        most: Maximum bytes of a bucket in ``dtype``; a larger weight forms a separate bucket.
+    """
+    bucket: list[_Entry] = []
+    size = 0
+    for entry in _entries(policy):
+        more = whole_elements(entry.tensor) * dtype.itemsize
+        if bucket and size + more > most:
+            yield from _realised(policy, bucket, dtype)
+            bucket, size = [], 0
+        bucket.append(entry)
+        size += more
+    yield from _realised(policy, bucket, dtype)
+
+
+def merged_weights(
+    policy: Policy, dtype: torch.dtype, most: int = BUCKET_BYTES
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of :func:`merged_buckets` one by one; they last only as long as their bucket."""
+    for bucket in merged_buckets(policy, dtype, most):
+        yield from bucket.items()
+
+
+def weight_shapes(
+    policy: Policy, dtype: torch.dtype
+) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+    """Name, dtype and whole shape of each tensor of :func:`merged_weights`, without gathering."""
+    return [
+        (
+            entry.name,
+            dtype if entry.tensor.is_floating_point() else entry.tensor.dtype,
+            tuple(getattr(entry.tensor, "ds_shape", entry.tensor.shape)),
+        )
+        for entry in _entries(policy)
+    ]
+
+
+def _realised(
+    policy: Policy, bucket: list[_Entry], dtype: torch.dtype
+) -> Iterator[dict[str, torch.Tensor]]:
+    parameters = [parameter for entry in bucket for parameter in entry.parameters]
+    with policy.gathered(parameters):
+        with torch.no_grad():
+            merged = {entry.name: entry.merged(dtype) for entry in bucket}
+        yield merged
+
+
+def adapted_weights(policy: Policy) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Each weight that an adapter changes, and what is added to it."""
+    for module in _adapters(policy).values():
+        with torch.no_grad():
+            yield _adapted_weight(module), module.get_delta_weight(module.active_adapters[0])
+
+
+def _adapters(policy: Policy) -> dict[int, Any]:
+    """Adapters by the identity of the weight that they change."""
+    return {
+        id(_adapted_weight(module)): module
+        for module in policy.causal_lm.modules()
+        if hasattr(module, "get_delta_weight") and module.active_adapters
+    }
+
+
+def _entries(policy: Policy) -> Iterator[_Entry]:
+    """Every weight except those of adapters, once, with the adapter that changes it."""
+    causal_lm = policy.causal_lm
+    adapters = _adapters(policy)
+    seen: set[int] = set()
+    for name, tensor in causal_lm.state_dict(keep_vars=True).items():
+        # Compare by identity, not by address: all sharded parameters share the same empty memory.
+        if ".lora_" in name or id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        yield _Entry(name.replace(".base_layer", ""), tensor, adapters.pop(id(tensor), None))
+    assert not adapters, "an adapter changes a weight that the model does not have"
+
+
+def _adapted_weight(adapter: Any) -> torch.Tensor:  # noqa: ANN401
+    """What an adapter is added to: a layer's weight, or a parameter that it names (experts)."""
+    weight: torch.Tensor
+    weight = getattr(adapter.get_base_layer(), getattr(adapter, "parameter_name", "weight"))
+    return weight

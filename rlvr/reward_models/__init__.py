@@ -1,0 +1,1 @@
+"""Reward models as maths: implicit and explicit rewards, their losses, pairs, steps, quality."""

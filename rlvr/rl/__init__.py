@@ -1,0 +1,1 @@
+"""Reinforcement learning from verifiable rewards: recipe, rollouts, batches, the loop."""

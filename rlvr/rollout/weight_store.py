@@ -1,0 +1,104 @@
+"""The weights that the learner published last: a folder, and the proof for engines that load it."""
+
+import threading
+from pathlib import Path
+
+import torch
+
+from rlvr.policy.merging import whole_elements
+from rlvr.policy.model import Policy
+from rlvr.policy.settings import Precision
+from rlvr.rollout.weight_sync import (
+    TOLERANCE,
+    Difference,
+    WeightFolder,
+    learner_logprobs,
+    measure_difference,
+    proof_sequence,
+    prove,
+)
+
+_DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class WeightStore:
+    """The newest weights of a policy, for engines that read them from a folder.
+
+    Args:
+        policy: The learner's policy.
+        precision: Precision of the engines.
+        place: Where to create the folder; None is shared memory if the weights fit.
+        tolerance: Largest mean |difference| in nats; None is the default of ``precision``.
+        limit: Longest sequence in tokens that engines and model accept, if there is a limit.
+
+    Attributes:
+        lock: Held while the learner writes the weights or an engine reads them.
+        serial: Number of writes, because a version may be published twice with different weights.
+        sequence: Token ids whose log-probabilities are the proof.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        precision: Precision,
+        place: Path | None,
+        tolerance: float | None,
+        limit: int | None,
+    ) -> None:
+        self.precision = precision
+        self.tolerance = tolerance or TOLERANCE[precision]
+        vocab_size = policy.causal_lm.config.get_text_config().vocab_size
+        self.sequence = proof_sequence(vocab_size, limit and limit - 1)
+        self.lock = threading.RLock()
+        self.serial = 0
+        self.dtype = _DTYPES[precision]
+        self._place = place
+        self._version: int | None = None
+        self._folder: WeightFolder | None = None
+        self._expected: list[float] = []
+
+    @property
+    def folder(self) -> WeightFolder:
+        """The folder with complete weights."""
+        assert self._folder is not None, "an engine has no weights before its first sync"
+        assert self._folder.version is not None, "the weights were not written completely"
+        return self._folder
+
+    @property
+    def version(self) -> int:
+        """The version under which the learner published the weights."""
+        assert self._version is not None, "an engine has no weights before its first sync"
+        return self._version
+
+    def write(self, policy: Policy, version: int, *, files: bool = True) -> None:
+        """Replace the weights with the policy's.
+
+        If ``files`` is false, only the data of the proof is renewed, because the weights are sent
+        another way; the folder then keeps the first weights, from which engines start.
+        """
+        with self.lock:
+            if self._folder is None:
+                size = sum(whole_elements(p) for p in policy.parameters()) * self.dtype.itemsize
+                self._folder = WeightFolder(size, self._place)
+                files = True
+            if files:
+                self._folder.write(policy, version, self.dtype)
+            self._expected = learner_logprobs(policy, self.sequence)
+            self._version = version
+            self.serial += 1
+
+    def check(self, logprobs: list[float]) -> Difference:
+        """Compare an engine's log-probabilities of :attr:`sequence` with the learner's.
+
+        Raises:
+            StaleWeightsError: They differ too much.
+        """
+        difference = measure_difference(logprobs, self._expected)
+        prove(difference, self.version, self.precision, self.tolerance)
+        return difference
+
+    def close(self) -> None:
+        """Remove the folder; a second call does nothing."""
+        if self._folder is not None:
+            self._folder.remove()
+            self._folder = None

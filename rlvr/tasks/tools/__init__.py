@@ -1,0 +1,1 @@
+"""What is done with reward models, from files: score, rank, locate first errors, judge prefixes."""

@@ -1,1 +1,0 @@
-"""The loops, and the recipe's root schema."""
