@@ -89,7 +89,8 @@ _AND_OR = re.compile(r"\\text\{[\s,;]*(and|or|and/or|&|und|et|ou|oder|或|和)[\
 _GLUED_OR = re.compile(r"(?<=[\d)}\]])(and|or)(?=[A-Z\d(\\\[-])")
 _ELLIPSIS = re.compile(r"(?<=[,+ ])\.\.\.(?=[,+ ])")
 _CIRCLE = re.compile(
-    r"\^\s*\{?\s*\\circ(?![A-Za-z])\s*\}?|\^\s*(?:\{\s*o\s*\}|o(?![A-Za-z]))|\\circ(?![A-Za-z])"
+    r"\^\s*+(?:\{\s*+)?\\circ(?![A-Za-z])\s*\}?|\^\s*+(?:\{\s*+o\s*+\}|o(?![A-Za-z]))"
+    r"|\\circ(?![A-Za-z])"
 )
 _TEMPERATURE = re.compile(
     r"°\s*(?:\\text\s?\{\s*(?:[CF]|[Cc]elsius|[Ff]ahrenheit)\s*\}"
@@ -128,7 +129,7 @@ _LEADING = re.compile(
 )
 _LEADING_TEXT = re.compile(
     r"\\text\{\s*(?:only|exactly|approximately|about|"
-    r"(?:the )?(?:final )?answer(?: is)?\s*:?|[A-Za-z ]{1,40}:)\s*\}",
+    r"(?:the )?(?:final )?answer(?: is)?(?:\s*+:)?|[A-Za-z ]{1,40}:)\s*+\}",
     re.IGNORECASE,
 )
 _ANSWER_IS = re.compile(r".*\b(?:answer|réponse) (?:is|est)\b:?\s*", re.IGNORECASE | re.DOTALL)

@@ -111,6 +111,7 @@ def test_an_import_that_crashes_is_a_finding(site):
     assert (finding.status, finding.detail) == ("broken", "the import was killed by SIGSEGV")
 
 
+@pytest.mark.timed
 def test_an_import_that_hangs_is_ended_with_all_it_started(site, tmp_path):
     # The grandchild holds the output open: waiting for its end would take its minute.
     site.add(

@@ -42,7 +42,7 @@ def run(commands, folder):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 0, f"{commands}\n{done.stdout[-4000:]}"
 

@@ -252,6 +252,7 @@ class TestQueue:
         queue.finish(checkpoints[6])
         assert found == ["3", "7"]
 
+    @pytest.mark.timed
     def test_it_waits_longer_each_time_and_stops_at_once(self, uploads, checkpoints, tmp_path):
         tried = []
 

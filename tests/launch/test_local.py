@@ -169,6 +169,7 @@ def test_a_server_that_does_not_come_up_is_named_with_its_last_words(
     assert "no GPU here" in said
 
 
+@pytest.mark.timed
 def test_a_taken_port_is_refused_before_anything_starts(make_job, local):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", local["server_port"]))

@@ -1,6 +1,7 @@
 """A role on a node: notices reach who handles them, and nothing outlives the role."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,6 +53,15 @@ def wait_for(path):
         time.sleep(0.02)
 
 
+def wait_until_it_waits_for(number, process):
+    """Until the process has the signal blocked, to wait for it: before, it would be ended by it."""
+    deadline = time.monotonic() + 60
+    status = Path(f"/proc/{process.pid}/status")
+    while not int(re.search(r"SigBlk:\s*(\w+)", status.read_text())[1], 16) >> (number - 1) & 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def launcher(source):
     return [sys.executable, "-c", LAUNCHER, source]
 
@@ -60,7 +70,7 @@ def launcher(source):
 def test_a_notice_reaches_the_learner_once_however_early_and_is_a_success(tmp_path, early):
     role = start(tmp_path, *launcher(LEARNER), options=["--stopped", "stopped"])
     if early:
-        time.sleep(0.4)  # Python has started, the learner handles nothing yet
+        wait_until_it_waits_for(signal.SIGUSR1, role)  # the learner handles nothing yet
     else:
         wait_for(tmp_path / "ready")
     role.send_signal(signal.SIGUSR1)
@@ -78,7 +88,7 @@ def test_without_a_notice_the_code_is_the_command_s(tmp_path):
 
 def test_a_notice_after_which_the_command_ends_well_is_no_stop(tmp_path):
     role = start(tmp_path, "sleep", "2", options=["--stopped", "stopped"])
-    time.sleep(0.5)
+    wait_until_it_waits_for(signal.SIGUSR1, role)
     role.send_signal(signal.SIGUSR1)
     assert role.wait(60) == 0
     assert not (tmp_path / "stopped").exists()

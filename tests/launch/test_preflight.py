@@ -51,6 +51,7 @@ def test_nodes_that_share_the_folder_meet(tmp_path):
     assert (tmp_path / "node2").exists()
 
 
+@pytest.mark.timed
 def test_a_folder_that_is_not_shared_is_found_out_in_time(tmp_path):
     began = time.monotonic()
     with pytest.raises(ValueError, match=r"sees 1 of 2 nodes in .* within 1 s \(node1\).*share"):

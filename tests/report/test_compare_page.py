@@ -384,6 +384,7 @@ def test_reduced_runs_open_without_a_word_on_the_console(opened, tmp_path):
     page.one("input.log").click()
 
 
+@pytest.mark.timed
 def test_many_steps_and_runs_stay_usable(opened, tmp_path):
     runs = []
     for seed in range(6):

@@ -439,6 +439,7 @@ def test_a_value_that_is_not_finite_breaks_the_curve_and_is_marked(opened, run):
     assert len(page.all('[data-chart="Entropy"] text.broken')) == 0
 
 
+@pytest.mark.timed
 def test_a_run_of_thousands_of_steps_opens_quickly(opened, tmp_path, maker):
     maker.path.mkdir()
     (maker.path / "recipe.yaml").write_text("model: tiny\n")

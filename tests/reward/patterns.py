@@ -21,11 +21,12 @@ def patterns() -> list[Found]:
         module = importlib.import_module(info.name)
         with open(module.__file__, encoding="utf-8") as file:
             sources[module] = ast.parse(file.read())
-    uses = _uses(sources.values())
+    everywhere = _uses(sources.values())
     found: dict[tuple[str, bool], Found] = {}
     for module, tree in sources.items():
+        here = _uses([tree])  # two modules may have a private pattern of one name
         items = [
-            (name, pattern, bool(uses.get(name, SCANS) & SCANS))
+            (name, pattern, bool((here if name[0] == "_" else everywhere).get(name, SCANS) & SCANS))
             for name, value in vars(module).items()
             for pattern in _inside(value)
         ]

@@ -81,6 +81,7 @@ def pool():
         yield running
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("name", HARD)
 def test_no_hard_input_outlasts_its_limit_or_is_right(pool, name):
     answer = HARD[name]
@@ -93,6 +94,7 @@ def test_no_hard_input_outlasts_its_limit_or_is_right(pool, name):
     assert pool.submit("\\boxed{3}", "3").result(timeout=30).correct
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("name", HARD)
 def test_hard_references_do_not_hang_either(pool, name):
     began = time.monotonic()
@@ -111,6 +113,7 @@ def test_hard_inputs_cost_their_neighbours_nothing(pool):
     assert not any(verdict.correct for verdict in grades[::2])
 
 
+@pytest.mark.timed
 def test_ten_megabytes_of_anything(pool):
     for response in ("{" * 10_000_000, "\\boxed{3}" * 1_000_000, "x" * 10_000_000 + "\\boxed{3}"):
         began = time.monotonic()
@@ -135,6 +138,7 @@ PIECES = [
 LATEX = st.lists(st.sampled_from(PIECES), max_size=25).map("".join) | st.text(max_size=60)
 
 
+@pytest.mark.timed
 @settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(LATEX, st.sampled_from(GOLDS) | LATEX)
 def test_random_latex_gets_a_verdict_within_the_limit(pool, answer, gold):
@@ -144,6 +148,7 @@ def test_random_latex_gets_a_verdict_within_the_limit(pool, answer, gold):
     assert verdict.status not in ("crash", "error"), verdict
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_twenty_thousand_random_answers_lose_no_slot():

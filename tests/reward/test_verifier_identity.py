@@ -117,6 +117,7 @@ def test_whole_points_have_all_parities():
     assert len(pairs) == 4
 
 
+@pytest.mark.timed
 def test_rational_functions_are_compared_without_expanding_them():
     gold, pred = trees("(x+1)^{1000}(y-1)^{999}", "(1+x)^{1000}(y-1)^{998}(y-1)")
     began = time.process_time()

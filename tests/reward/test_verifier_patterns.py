@@ -9,8 +9,10 @@ import pytest
 from reward import grade
 from tests.reward.patterns import attacks, patterns
 
-LENGTHS = (30, 400, 8000)
-LINEAR = 0.08  # seconds of the processor; quadratic patterns take more than that at 8,000
+LENGTHS = (30, 400, 30_000)
+# Seconds of the processor. At 30,000 linear patterns take a few thousandths, quadratic ones half of
+# a second and more, whatever the machine.
+LINEAR = 0.08
 GENERIC = [
     "a",
     "a ",
@@ -76,16 +78,17 @@ def seconds(run, text: str) -> float:
 
 
 def slow(pattern: re.Pattern[str], scans: bool) -> tuple[str, str, int] | None:
-    """Find an attack and a length at which a pattern is slow, twice in a row."""
+    """Find an attack and a length at which a pattern is slow, three times in a row."""
     runs = [lambda text: pattern.sub("", text)] if scans else [pattern.match, pattern.fullmatch]
     for before, piece in sorted(attacks(pattern) | {("", piece) for piece in GENERIC}):
         for length in LENGTHS:
             text = before + piece * (length // len(piece)) + "\x00"
-            if any(min(seconds(run, text) for _ in range(2)) > LINEAR for run in runs):
+            if any(all(seconds(run, text) > LINEAR for _ in range(3)) for run in runs):
                 return before, piece, length
     return None
 
 
+@pytest.mark.timed
 def test_every_pattern_is_linear():
     found = patterns()
     assert len(found) > 150
@@ -117,6 +120,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("answer", HOSTILE)
 @pytest.mark.parametrize("gold", ["5", "5 cm", "(1,2)", "\\text{east}"])
 def test_hostile_answers_cost_little(answer, gold):

@@ -74,6 +74,7 @@ def test_a_worker_killed_from_outside_costs_one_answer_at_most():
         assert all(grade.correct for grade in pool.grade_many(GOOD))
 
 
+@pytest.mark.timed
 def test_a_worker_that_stops_answering_is_killed_and_replaced(pool):
     stopped = worker_pids(pool)
     before = pool.counters["timeouts"]
@@ -292,6 +293,7 @@ def test_a_worker_and_the_first_to_replace_it_may_be_killed(monkeypatch):
         assert len(killed) == 1
 
 
+@pytest.mark.timed
 def test_futures_resolve_when_no_worker_can_be_started(monkeypatch):
     with VerifierPool(timeout=2) as pool:
         kill_starts(monkeypatch, 10**6)
@@ -306,6 +308,7 @@ def test_futures_resolve_when_no_worker_can_be_started(monkeypatch):
             pool.grade_many(GOOD)
 
 
+@pytest.mark.timed
 def test_a_pool_that_cannot_start_workers_says_why_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no_python"))
     began = time.monotonic()

@@ -129,6 +129,7 @@ def judge_server(seconds):
         loop.close()
 
 
+@pytest.mark.timed
 def test_64_questions_to_a_judge_take_the_time_of_one():
     with judge_server(0.5) as (address, seen):
 
@@ -251,6 +252,7 @@ def test_faults_are_those_of_this_process(rewards, workers):
         scored(functions, groups_of(2))
 
 
+@pytest.mark.timed
 def test_a_plain_function_and_an_asynchronous_one_have_limits_too():
     done = threading.Event()
 

@@ -67,7 +67,7 @@ def record(tmp_path):
             env=environment(tmp_path),
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=600,
         )
         assert done.returncode == code, done.stdout + done.stderr
         record.output = done.stdout + done.stderr
@@ -205,7 +205,7 @@ def test_two_processes_are_one_run_at_every_tracker(tmp_path, tiny_folder):
         env=environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (one,) = wandb_runs(tmp_path)
@@ -224,7 +224,7 @@ def test_two_processes_are_one_run_at_every_tracker(tmp_path, tiny_folder):
 def test_a_run_through_the_command_line_is_tracked(tmp_path, tiny_folder):
     recipe = write(tmp_path, tiny_folder, track=["wandb"])
     line = [sys.executable, "-m", "rlvr", "train", str(recipe)]
-    subprocess.run(line, cwd=tmp_path, env=environment(tmp_path), check=True, timeout=280)
+    subprocess.run(line, cwd=tmp_path, env=environment(tmp_path), check=True, timeout=600)
     (one,) = wandb_runs(tmp_path / "run")
     assert one["project"] == "rlvr"
     assert one["name"] == "run"
