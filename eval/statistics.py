@@ -70,7 +70,7 @@ class Bootstrap:
         return Estimate(mean, se, float(low), float(high))
 
 
-def wilson(share: float, count: int) -> tuple[float, float]:
+def wilson(share: float, count: float) -> tuple[float, float]:
     """Wilson's 95 % interval of a share of ``count`` independent problems."""
     z2 = _Z * _Z
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)

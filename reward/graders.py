@@ -6,10 +6,12 @@ from difflib import get_close_matches
 from reward.compatible import exact_match, math_verify_alone, one_shot_rlvr, qwen
 from reward.domains import DOMAINS
 from reward.grading import check_gold, equivalent, grade
+from reward.second_opinion import second_opinion
 from reward.verdict import Grade, GradingPolicy
 
 __all__ = [
     "GRADERS",
+    "SECOND_OPINION",
     "checker_by_name",
     "graded_text",
     "grader_by_name",
@@ -27,7 +29,10 @@ GRADERS: dict[str, Grader] = {
     "exact": exact_match,
     "math_verify": math_verify_alone,
 }
-READS_THOUGHTS = frozenset({"rlvr", "exact", *DOMAINS})
+SECOND_OPINION = "second_opinion"
+"""Name of the judge that is asked how often a grader of mathematics is wrong; no recipe trains on
+it, as it says nothing of half of all notation."""
+READS_THOUGHTS = frozenset({"rlvr", "exact", SECOND_OPINION, *DOMAINS})
 """Graders that look for an answer only after the thought; the others read a response as the
 published code that they follow does."""
 
@@ -51,6 +56,8 @@ def grader_by_name(name: str) -> Grader:
     """
     if name in DOMAINS:
         return DOMAINS[name]
+    if name == SECOND_OPINION:
+        return second_opinion
     if name not in GRADERS:
         known = [*GRADERS, *DOMAINS]
         near = get_close_matches(name, known, n=1)

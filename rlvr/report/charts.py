@@ -18,7 +18,8 @@ Column = Sequence[float | None]
 class ChartTemplate:
     """One chart: its metrics are patterns, matched in order; ``*`` stands for any name.
 
-    ``band`` is a metric drawn as a band of plus and minus its value around the first series.
+    ``band`` is a metric drawn as a band of plus and minus its value around the first series;
+    ``interval`` are two metrics, the lower and the upper end of a band around it.
     ``dashed`` are patterns of series that are extremes rather than averages; ``except_`` are
     metrics that a pattern matches but must not include. With ``each`` there is one chart for every
     name that the first ``*`` matches. The series of a ``histogram`` are shades in increasing order.
@@ -31,6 +32,7 @@ class ChartTemplate:
     format: Format = "number"
     kind: Literal["lines", "stack", "histogram"] = "lines"
     band: str | None = None
+    interval: tuple[str, str] | None = None
     dashed: tuple[str, ...] = ()
     except_: tuple[str, ...] = ()
     each: bool = False
@@ -40,6 +42,7 @@ COUNTS = "eval/*/items"
 """Numbers of items in an evaluation; they get no chart."""
 
 LEARNING, POLICY, LEARNER, TIME = "Learning", "Policy", "Learner", "Time and machine"
+SECOND = "Second opinion"
 
 TEMPLATES: tuple[ChartTemplate, ...] = (
     ChartTemplate(
@@ -333,6 +336,39 @@ TEMPLATES: tuple[ChartTemplate, ...] = (
         "Fraction of the computed positions that were padding.",
         "fraction",
     ),
+    *(
+        ChartTemplate(
+            SECOND,
+            title,
+            (f"check/{error}", f"check/{error}_least", f"check/{error}_most"),
+            f"Of the {kind} answers of the run so far, the share that the second judge would have "
+            f"{other}; band: 95 % interval of the draw. At least and at most: whatever it had said "
+            "where it could not tell.",
+            "fraction",
+            dashed=("*_least", "*_most"),
+            interval=(f"check/{error}_low", f"check/{error}_high"),
+        )
+        for title, error, kind, other in (
+            ("Wrongly accepted, estimated", "false_accepts", "accepted", "rejected"),
+            ("Wrongly rejected, estimated", "false_rejects", "rejected", "accepted"),
+        )
+    ),
+    ChartTemplate(
+        SECOND,
+        "Verdicts disputed, estimated",
+        ("check/disputed",),
+        "Share of all verdicts of the run so far, each drawn one counted by its inverse "
+        "probability.",
+        "fraction",
+    ),
+    ChartTemplate(
+        SECOND,
+        "Judged again, cumulative",
+        ("check/*_judged", "check/*_disputed", "check/*_undecided", "check/timeouts"),
+        "Verdicts that were drawn, those that the second judge contradicts, and those of which it "
+        "says nothing.",
+        "count",
+    ),
     ChartTemplate(
         TIME,
         "Seconds per phase",
@@ -371,13 +407,13 @@ def plan_charts(columns: Mapping[str, Column]) -> list[dict[str, Any]]:
     Returns:
         One mapping per chart: ``section``, ``group`` (heading inside "More"), ``title``, ``help``,
         ``format``, ``kind`` and ``series``, a list of ``{"metric", "label", "color", "dashed",
-        "band"}``.
+        "band", "interval"}``.
     """
     there = [name for name, column in columns.items() if any(v is not None for v in column)]
     charts, used = [], set()
     for template in TEMPLATES:
         names = [name for name in _matches(template, there) if name not in used]
-        used |= {*names, template.band}
+        used |= {*names, template.band, *(template.interval or ())}
         charts += [_chart(part, own, columns) for part, own in _parts(template, names)]
     total = {"time/step"} if "time/generate" in there else set()
     rest = sorted(
@@ -440,6 +476,7 @@ def _chart(
     template: ChartTemplate, names: Sequence[str], columns: Mapping[str, Column]
 ) -> dict[str, Any]:
     band = template.band if template.band in columns else None
+    ends = template.interval if template.interval and names[0] == template.metrics[0] else None
     shades = template.kind == "histogram"
     sets = list(dict.fromkeys(_label(name) for name in columns if _about_set(name)))
     return {
@@ -457,6 +494,7 @@ def _chart(
                 "color": index + 1 if shades else _color(name, index, sets),
                 "dashed": any(fnmatch.fnmatch(name, pattern) for pattern in template.dashed),
                 "band": band if index == 0 else None,
+                "interval": ends if index == 0 else None,
             }
             for index, name in enumerate(names)
         ],
@@ -486,6 +524,11 @@ LABELS = {
     "completion/truncated": "training",
     "reward/correct": "training",
     "words/any": "training",
+    **{
+        f"check/false_{error}{end}": label
+        for error in ("accepts", "rejects")
+        for end, label in (("", "estimate"), ("_least", "at least"), ("_most", "at most"))
+    },
     "lp_reg/passed": "pass the noise filter",
     "lp_reg/kept_mass": "mean kept mass",
     "policy/kl_reference": "to the reference",

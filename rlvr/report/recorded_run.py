@@ -9,6 +9,7 @@ from typing import Any
 from rlvr.files import is_locked
 from rlvr.report.calibration import read_calibration
 from rlvr.report.completions import MAX_BYTES, MAX_ROWS, Completions, choose_completions
+from rlvr.report.disputes import read_disputes
 from rlvr.report.history import MAX_STEPS, History, read_history
 from rlvr.report.timeline import read_timeline
 from rlvr.runs.ending import LOCK, read_ending
@@ -32,6 +33,7 @@ class RunFolder:
     calibration: list[dict[str, Any]]
     notes: tuple[str, ...]
     unfinished: tuple[str, ...] = ()
+    disputes: dict[str, Any] | None = None
 
 
 def read_run(
@@ -70,6 +72,7 @@ def read_run(
         ),
         timeline=read_timeline(run / "timeline.jsonl", last),
         calibration=read_calibration(run / "calibration.jsonl", last),
+        disputes=read_disputes(run / "disputed.jsonl", history, last),
         unfinished=_state(run, recipe, history),
         notes=(*info_notes, *history.notes),
     )

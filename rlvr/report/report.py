@@ -50,6 +50,7 @@ def report_index(run: RunFolder) -> dict[str, Any]:
         "recipe": run.recipe_text,
         "charts": plan_charts(run.history.columns),
         "calibration": run.calibration,
+        "disputes": run.disputes,
         "timeline": run.timeline,
         "completions": [
             {"id": f.id, "kind": f.kind, "step": f.step, "rows": f.rows, "total": f.total}

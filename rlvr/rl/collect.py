@@ -208,7 +208,9 @@ def _own_share(
     with ThreadPoolExecutor(1, "verify") as pool:
 
         def score(index: int, group: Group) -> None:
-            begun[index] = pool.submit(run.scorer.begin, [group], step=step, finished=step - 1)
+            begun[index] = pool.submit(
+                run.scorer.begin, [group], step=step, finished=step - 1, check=True
+            )
 
         with clock("generate"):
             sample_groups(

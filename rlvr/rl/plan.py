@@ -25,6 +25,7 @@ from rlvr.rollout.settings import VllmEngineSettings, VllmServerEngineSettings
 from rlvr.runs.notices import notices
 from rlvr.runs.reward_functions import RewardFunctions
 from rlvr.runs.scoring import try_functions
+from rlvr.runs.second_judge import check_problems
 from rlvr.runs.shown import out_of_reach, prompts_shown, with_tokenizer
 from rlvr.settings import to_yaml
 from rlvr.types import Problem
@@ -57,9 +58,10 @@ def render_plan(recipe: RLRecipe) -> str:
     """
     with closing(RewardFunctions(recipe.reward.functions, recipe.steps)) as functions:
         problems, _ = load_data(recipe, functions)
+        checked = check_problems(recipe.reward.check, problems)
         try_functions(functions, problems[0], recipe.rollout.sampling.max_tokens)
     updates = recipe.steps * recipe.learner.updates_per_rollout
-    advice = [*_advice(recipe), *notices(recipe, 0, updates)]
+    advice = [*checked, *_advice(recipe), *notices(recipe, 0, updates)]
     lines = [*_work(recipe, len(problems)), *advice, *_model(recipe, problems)]
     return to_yaml(recipe) + "\n" + "\n".join(f"# {line}" for line in lines)
 

@@ -14,6 +14,7 @@ from rlvr.runs.log import notify
 from rlvr.runs.prompts import usable_prompts
 from rlvr.runs.reward_functions import RewardFunctions
 from rlvr.runs.scoring import Scorer
+from rlvr.runs.second_judge import check_problems
 from rlvr.types import Problem
 
 
@@ -50,6 +51,8 @@ def load_prompts(
         return usable_prompts(name, problems, template, tokenizer, limit, scorer, console)
 
     problems, sets = load_data(recipe, scorer.functions)
+    for line in check_problems(recipe.reward.check, problems):
+        notify(console, line)
     training = usable("data", problems)
     held_out = {name: usable(name, problems) for name, problems in sets.items()}
     for name, prompts in held_out.items():

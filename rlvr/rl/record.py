@@ -14,6 +14,7 @@ from rlvr.runs.collectives import memory_used
 from rlvr.runs.log import completion_row
 from rlvr.runs.scoring import ScoredCompletion, counted_verdicts
 from rlvr.runs.token_metrics import token_ids, watched_tokens, watched_words
+from rlvr.runs.verdict_errors import check_metrics, counted_opinions
 from rlvr.types import Batch
 
 
@@ -32,10 +33,20 @@ def record_step(
     metrics = metrics | rollout_metrics(rollout.sampled) | _watched(run, rollout)
     metrics |= rollout.metrics | rollout.seconds
     run.verdicts += counted_verdicts(rollout.sampled)
-    metrics |= _verifier_counters(run) | clock.seconds
+    metrics |= _verifier_counters(run) | _second_opinions(run, rollout) | clock.seconds
     run.log.step(run.step, metrics | _rates(run, rollout, metrics, clock))
     run.log.accuracy(run.step, rollout.sampled)
+    run.log.disputed(run.step, [item for group in rollout.sampled for item in group])
     _keep_completions(run, rollout.groups, batch)
+
+
+def _second_opinions(run: Run, rollout: Rollout) -> dict[str, float]:
+    """What a second judge says of the verdicts since the run began."""
+    check = run.recipe.reward.check
+    if check is None:
+        return {}
+    run.opinions += counted_opinions(rollout.sampled)
+    return check_metrics(run.opinions, check)
 
 
 def _verifier_counters(run: Run) -> dict[str, float]:

@@ -57,6 +57,8 @@ class Run(BaseRun):
     """What a mixture of experts is looked at with."""
     rollouts_state: dict[str, Any] = field(default_factory=dict)
     """Where the sampling of rollouts stood at the checkpoint that the run was continued from."""
+    opinions: Counter[str] = field(default_factory=Counter)
+    """What a second judge made of verdicts, of all steps that were recorded."""
     carry_over: list[list[ScoredCompletion]] = field(default_factory=list)
     """Informative groups that wait for a step with room for them."""
 
@@ -121,6 +123,7 @@ class Run(BaseRun):
                 "rollouts": dict(rollouts),
                 "learner": self.learner.state(),
                 "verifier": {**self.verdicts, "restarts": restarts},
+                **({} if self.recipe.reward.check is None else {"check": dict(self.opinions)}),
             }
         )
 
@@ -132,6 +135,7 @@ class Run(BaseRun):
         if self.branch is None:
             self.learner.load_state(state["learner"])
             self.verdicts = Counter(state["verifier"])
+            self.opinions = Counter(state.get("check", {}))
             return state
         before = self.branch.recipe.get("learner", {}).get("updates_per_rollout", 1)
         self.learner.branch_from(state["learner"], before)
@@ -180,7 +184,7 @@ def _build_run(recipe: RLRecipe, context: RunContext) -> Run:
     tokenizer = load_tokenizer(recipe.model)
     # Verifier processes start before torch touches a GPU.
     limit = recipe.rollout.sampling.max_tokens
-    scorer = stack.enter_context(Scorer(recipe.reward, tokenizer, limit, recipe.steps))
+    scorer = stack.enter_context(Scorer(recipe.reward, tokenizer, limit, recipe.steps, recipe.seed))
     scorer.needs_verdicts |= needs_verdicts(recipe)
     prompts, evaluation_prompts = load_prompts(recipe, tokenizer, scorer, context.console)
     on_rank_zero(ranks, lambda: try_functions(scorer.functions, prompts[0].problem, limit))

@@ -34,8 +34,11 @@ _RECORDS = (
     "timeline.jsonl",
     "accuracy.jsonl",
     "calibration.jsonl",
+    "disputed.jsonl",
     "uploads.jsonl",
 )
+_MOST_DISPUTED = 32
+"""Disputed completions of a step that are recorded; the counts in the metrics are of all."""
 # The live display, in this order: metric, label, format.
 _SHOWN = (
     ("reward/mean", "reward", "{:.3f}"),
@@ -173,6 +176,12 @@ class RunLog:
         row = {"step": step, "counts": accuracy_counts(graded)}
         append_line(self.folder / "accuracy.jsonl", row)
 
+    def disputed(self, step: int, items: Sequence[ScoredCompletion]) -> None:
+        """Record in ``disputed.jsonl`` the completions whose verdict a second judge contradicts."""
+        rows = [disputed_row(item, step) for item in items if item.disputed]
+        for row in rows[:_MOST_DISPUTED]:
+            append_line(self.folder / "disputed.jsonl", row)
+
     def calibration(self, step: int, name: str, found: Mapping[str, Any]) -> None:
         """Record the calibration of a reward model's probabilities in ``calibration.jsonl``."""
         append_line(self.folder / "calibration.jsonl", {"step": step, "set": name, **found})
@@ -211,6 +220,9 @@ class SilentLog(RunLog):
         """Nothing."""
 
     def accuracy(self, step: int, groups: Sequence[Sequence[ScoredCompletion]]) -> None:
+        """Nothing."""
+
+    def disputed(self, step: int, items: Sequence[ScoredCompletion]) -> None:
         """Nothing."""
 
     def calibration(self, step: int, name: str, found: Mapping[str, Any]) -> None:
@@ -256,8 +268,41 @@ def completion_row(
         "logprobs": [round(value, 5) for value in completion.logprobs],
         "policy_version": completion.policy_version,
     }
+    if item.second is not None and item.second.grade is not None:
+        row |= {"second_opinion": _opinion(item), "second_reason": item.second.grade.reason}
     row |= {name: value for name, value in item.extra.items() if name not in row}
     return row if set_name is None else {**row, "set": set_name}
+
+
+def _opinion(item: ScoredCompletion) -> str:
+    if item.second is None or item.second.says is None:
+        return "cannot say"
+    return "contradicts" if item.disputed else "agrees"
+
+
+def disputed_row(item: ScoredCompletion, step: int) -> dict[str, Any]:
+    """A completion on which two judges disagree, with what each has to say.
+
+    Of each verdict: ``correct``, ``extracted``, ``path`` (what decided), ``reason`` and
+    ``certainty`` (what a correct verdict rests on).
+    """
+    assert item.grade is not None
+    assert item.second is not None
+    second = item.second.grade
+    assert second is not None
+    completion = item.completion
+    names = ("correct", "extracted", "path", "reason", "certainty")
+    return {
+        "step": step,
+        "problem_id": completion.problem_id,
+        "group": completion.group_id,
+        "sample": completion.sample_index,
+        "response": item.response,
+        "answer": item.answer,
+        "reward": item.reward,
+        "verdict": {name: getattr(item.grade, name) for name in names},
+        "second": {name: getattr(second, name) for name in names},
+    }
 
 
 def _is_score(name: str, metrics: Mapping[str, float]) -> bool:

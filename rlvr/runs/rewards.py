@@ -3,7 +3,14 @@
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, JsonValue, PlainSerializer, PlainValidator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    PlainValidator,
+    model_validator,
+)
 
 from rlvr.data.templates import ThoughtPairs
 from rlvr.objective.uncertainty import Uncertainty
@@ -140,6 +147,46 @@ class RewardTerm(Settings):
         return found
 
 
+class CheckSettings(Settings):
+    """How many verdicts of a run a second judge gives again (docs/verifier.md)."""
+
+    may_change: ClassVar[frozenset[str]] = frozenset({"workers", "timeout"})
+
+    accepted: float = Field(0.1, ge=0, le=1)
+    """Share of the accepted answers, drawn at random."""
+    rejected: float = Field(0.1, ge=0, le=1)
+    """Share of the rejected answers, drawn at random; responses without an answer do not count."""
+    timeout: float = Field(2.0, gt=0)
+    """Seconds after which one verdict is given up, and how long a step waits for what is not judged
+    when all else of its rollout is done."""
+    workers: int = Field(1, ge=1)
+    """Processes of the second judge."""
+
+    @model_validator(mode="after")
+    def _some(self) -> "CheckSettings":
+        if not self.accepted and not self.rejected:
+            raise ValueError(
+                "accepted and rejected are both 0, so nothing would be judged again; raise one, or "
+                "set reward.check to null"
+            )
+        return self
+
+
+def _sampled(value: object) -> object:
+    """The word ``sample`` stands for the defaults."""
+    if isinstance(value, str):
+        if value != "sample":
+            raise ValueError(
+                f"{value!r} is no way to check verdicts; give 'sample', null, or shares as in "
+                "{accepted: 0.1, rejected: 0.1}"
+            )
+        return CheckSettings()
+    return value
+
+
+Check = Annotated[CheckSettings, BeforeValidator(_sampled)]
+
+
 class RewardSettings(Settings):
     """The reward of a completion."""
 
@@ -165,6 +212,9 @@ class RewardSettings(Settings):
     """Number of verifier processes."""
     timeout: float = Field(5.0, gt=0)
     """Seconds after which grading is stopped, the worker is killed and the completion scores 0."""
+    check: Check | None = None
+    """Have a second judge give some of the verdicts in training again, to estimate how often the
+    verifier is wrong: "sample" (a tenth), or shares. It changes no reward. Mathematics only."""
 
     @model_validator(mode="after")
     def _terms(self) -> "RewardSettings":

@@ -19,6 +19,7 @@ from rlvr.data.decoding import ResponseDecoder
 from rlvr.runs.model_reward import ModelReward
 from rlvr.runs.reward_functions import Begun, RewardFunctions, RowValues
 from rlvr.runs.rewards import RewardSettings
+from rlvr.runs.second_judge import Asked, SecondJudge, SecondOpinion, opinion_from_state
 from rlvr.types import Completion, Group, Problem
 
 _UNGRADED = reward.Grade(False, None, "unknown", "none", "not graded yet")
@@ -34,7 +35,7 @@ class ScoredCompletion:
     ``uncertainty`` is that of the reward, assuming independent errors. ``grade`` is None where the
     problem has no reference answer. ``failed`` names the terms that were skipped because they
     failed; ``extra`` are columns that functions log, ``logged`` metrics, at the first completion
-    that a call was for.
+    that a call was for. ``second`` is what a second judge says, None where it cannot be asked.
     """
 
     completion: Completion
@@ -48,6 +49,13 @@ class ScoredCompletion:
     failed: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
     logged: tuple[tuple[str, float], ...] = ()
+    second: SecondOpinion | None = None
+
+    @property
+    def disputed(self) -> bool:
+        """Whether the second judge was asked and contradicts the verdict."""
+        says = None if self.second is None else self.second.says
+        return says is not None and says != self.correct
 
     @property
     def correct(self) -> bool | None:
@@ -75,6 +83,7 @@ def scored_from_state(state: Mapping[str, Any]) -> ScoredCompletion:
         "grade": None if state["grade"] is None else reward.Grade(**state["grade"]),
         "failed": tuple(state.get("failed", ())),
         "logged": tuple((name, value) for name, value in state.get("logged", ())),
+        "second": opinion_from_state(state.get("second")),
     }
     return ScoredCompletion(**{**state, **restored})
 
@@ -83,7 +92,8 @@ def scored_from_state(state: Mapping[str, Any]) -> ScoredCompletion:
 class BegunGroups:
     """Groups that are graded, and whose reward functions have been called but for the batch's.
 
-    ``models`` holds, for each reward model, a value and its uncertainty for each completion.
+    ``models`` holds, for each reward model, a value and its uncertainty for each completion;
+    ``asked`` what a second judge was asked, None if there is none.
     """
 
     completions: list[list[Completion]]
@@ -91,6 +101,7 @@ class BegunGroups:
     grades: list[reward.Grade | None]
     functions: Begun
     models: list[list[tuple[float, float]]]
+    asked: Asked | None = None
 
 
 class Scorer:
@@ -101,6 +112,7 @@ class Scorer:
         tokenizer: Decodes ids into text; names the markers of thoughts.
         max_tokens: The generation limit, which length-based rewards use.
         total_steps: Of the run, for functions that ask.
+        seed: Of the run, by which verdicts are drawn for a second judge.
     """
 
     def __init__(
@@ -109,6 +121,7 @@ class Scorer:
         tokenizer: Any,  # noqa: ANN401
         max_tokens: int,
         total_steps: int = 0,
+        seed: int = 0,
     ) -> None:
         self.settings, self.tokenizer, self.max_tokens = settings, tokenizer, max_tokens
         self.decode = ResponseDecoder(tokenizer, settings.thoughts)
@@ -120,23 +133,27 @@ class Scorer:
             self.needs_verdicts = self.functions.may_read_verdict
         self.ungradable: set[str] = set()
         """Reference answers that get no verdict, as the verifier cannot read them."""
-        self.pool = VerifierPool(
-            workers=settings.workers,
-            timeout=settings.timeout,
-            policy=replace(
-                reward.DEFAULT, thoughts=self.decode.thoughts, certainty=settings.certainty
-            ),
+        policy = replace(
+            reward.DEFAULT, thoughts=self.decode.thoughts, certainty=settings.certainty
         )
+        self.pool = VerifierPool(settings.workers, settings.timeout, policy=policy)
+        self.judge: SecondJudge | None = None
+        if settings.check is not None:
+            self.judge = SecondJudge(settings.check, seed, policy)
 
     def __enter__(self) -> "Scorer":
+        # Start processes here, because they must exist before torch uses a GPU.
         self.pool.start()
-        # Start the pool here, because its processes must exist before torch uses a GPU.
+        if self.judge is not None:
+            self.judge.__enter__()
         self.models = [ModelReward(term, self.tokenizer) for term in self.settings.models]
         return self
 
     def __exit__(self, *_: object) -> None:
         self.functions.close()
         self.pool.close()
+        if self.judge is not None:
+            self.judge.__exit__()
 
     @property
     def rewards_beyond_verdicts(self) -> bool:
@@ -175,8 +192,12 @@ class Scorer:
         *,
         step: int = 0,
         finished: int = 0,
+        check: bool = False,
     ) -> BegunGroups:
-        """Grade groups and call what can be called before the whole batch is there."""
+        """Grade groups and call what can be called before the whole batch is there.
+
+        ``check`` asks the second judge, where the settings have one.
+        """
         limit = max_tokens or self.max_tokens
         found = [self._ungraded(g, index, limit, step) for g in groups for index in _places(g)]
         grades = self._grades(found)
@@ -190,8 +211,11 @@ class Scorer:
         )
         completions = [list(group.completions) for group in groups]
         flat = [one for group in completions for one in group]
+        asked = None
+        if check and self.judge is not None:
+            asked = self.judge.ask(found, grades, [one.sample_index for one in flat], step)
         models = [model(flat) for model in self.models]
-        return BegunGroups(completions, found, grades, functions, models)
+        return BegunGroups(completions, found, grades, functions, models, asked)
 
     def finish(
         self,
@@ -206,7 +230,21 @@ class Scorer:
         for part in begun:
             flat = iter(self._scored(part, values))
             scored += [[_checked(next(flat)) for _ in group] for group in part.completions]
-        return scored
+        return self._with_opinions(scored, [part.asked for part in begun], tick)
+
+    def _with_opinions(
+        self,
+        scored: list[list[ScoredCompletion]],
+        asked: Sequence[Asked | None],
+        tick: Callable[[], None],
+    ) -> list[list[ScoredCompletion]]:
+        """The completions with what the second judge says, if it was asked of them."""
+        there = [part for part in asked if part is not None]
+        if self.judge is None or not there:
+            return scored
+        assert len(there) == len(asked), "a batch is checked or not"
+        answers = iter([one for part in self.judge.answers(there, tick) for one in part])
+        return [[replace(item, second=next(answers)) for item in group] for group in scored]
 
     def _ungraded(self, group: Group, index: int, max_tokens: int, step: int) -> RewardInput:
         completion = group.completions[index]

@@ -83,7 +83,7 @@ Report.Chart = class {
       { class: "key" },
       Report.make("i", { class: `swatch ${item.color} ${item.style}` }),
       Report.make("span", { class: "name" }, item.label),
-      Report.make("b", {}, point && item.bandOf === "own" ? text + this.spread(item, point) : text),
+      Report.make("b", {}, point && ["own", "interval"].includes(item.bandOf) ? text + this.spread(item, point) : text),
     );
   }
 
@@ -95,7 +95,7 @@ Report.Chart = class {
   }
 
   spread(item, point) {
-    if (item.bandOf === "range") return ` (${this.show(point[2])} to ${this.show(point[3])})`;
+    if (item.bandOf === "range" || item.bandOf === "interval") return ` (${this.show(point[2])} to ${this.show(point[3])})`;
     return item.bandOf ? ` \u00b1 ${this.show(point[3] - point[1])}` : "";
   }
 
@@ -227,7 +227,7 @@ Report.Chart = class {
       }
     };
     if (item.bandOf) {
-      const points = item.bandOf === "own" ? item.raw : item.points;
+      const points = ["own", "interval"].includes(item.bandOf) ? item.raw : item.points;
       for (const part of this.stretches(item, this.visible(points))) marks.push(this.band(part, item.color, room));
     }
     if (smooth) draw(item.raw, true);

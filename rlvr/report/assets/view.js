@@ -110,8 +110,9 @@ Report.View = class {
   }
 };
 
-/* Points [x, value, low, high, step] of a metric in one run, and where it was not finite. */
-Report.points = (run, metric, axis, band) => {
+/* Points [x, value, low, high, step] of a metric in one run, and where it was not finite. `band` is
+   the metric of a spread to both sides, `interval` those of the two ends. */
+Report.points = (run, metric, axis, band, interval) => {
   const column = run.columns[metric] || [];
   const broken = new Set(run.notFinite[metric] || []);
   const bands = band ? run.columns[band] : null;
@@ -120,6 +121,11 @@ Report.points = (run, metric, axis, band) => {
   column.forEach((value, i) => {
     if (value === undefined || value === null) {
       if (broken.has(run.steps[i])) breaks.push([run[axis][i], run.steps[i]]);
+      return;
+    }
+    if (interval) {
+      const [low, high] = interval.map((name) => (run.columns[name] || [])[i] ?? value);
+      points.push([run[axis][i], value, low, high, run.steps[i]]);
       return;
     }
     const spread = bands && bands[i] !== null && bands[i] !== undefined ? bands[i] : 0;
@@ -191,7 +197,7 @@ Report.overlay = (metric, view) => view.entries().flatMap((entry) => {
 
 /* The curves of one run's chart. */
 Report.ownSeries = (plan, view) => plan.series.map((item) => {
-  const { points, breaks } = Report.points(view.runs[0], item.metric, view.axis, item.band);
+  const { points, breaks } = Report.points(view.runs[0], item.metric, view.axis, item.band, item.interval);
   const banded = Boolean(item.band && view.runs[0].columns[item.band]);
   return {
     metric: item.metric,
@@ -202,6 +208,6 @@ Report.ownSeries = (plan, view) => plan.series.map((item) => {
     points: Report.smoothed(points, view.weight),
     breaks,
     solid: false,
-    bandOf: banded ? "own" : null,
+    bandOf: item.interval ? "interval" : banded ? "own" : null,
   };
 });
