@@ -14,6 +14,8 @@ import pytest
 
 import reward
 from eval.statistics import wilson
+from reward import VerifierPool
+from rlvr.learner.learner import Learner
 from rlvr.policy.loading import load_tokenizer
 from rlvr.policy.settings import ModelSettings
 from rlvr.runs.rewards import CheckSettings, RewardSettings
@@ -105,46 +107,62 @@ def tokenizer(guessing_folder):
     return load_tokenizer(ModelSettings(path=str(guessing_folder)))
 
 
-def planted(scorer, flips):
-    """Have the verifier's verdict of the n-th answer turned around where ``flips`` says so."""
-    grade_many, index = scorer.pool.grade_many, iter(range(10**9))
-
-    def wrong(pairs, *more):
-        return [
-            replace(one, correct=one.correct != flips(next(index)), certainty="")
-            for one in grade_many(pairs, *more)
-        ]
-
-    scorer.pool.grade_many = wrong
+@pytest.fixture(scope="module")
+def started(tokenizer):
+    """A scorer with a judge, whose processes all tests share."""
+    with Scorer(RewardSettings(check=patient(0.1, 0.1)), tokenizer, 8, seed=5) as scorer:
+        yield scorer
 
 
-def test_the_interval_covers_the_rate_of_a_verifier_that_accepts_wrong_answers(tokenizer):
+@pytest.fixture
+def checking(started, tokenizer, monkeypatch):
+    """Scores texts as the answers of one prompt, with settings of the judge."""
+
+    def score(settings, texts, **more):
+        monkeypatch.setattr(started.judge, "settings", settings)
+        begun = started.begin([group_of(tokenizer, texts)], step=1, check=True)
+        (scored,) = started.finish([begun], **more)
+        return scored
+
+    return score
+
+
+def patient(accepted, rejected):
+    return CheckSettings(accepted=accepted, rejected=rejected, timeout=120.0)
+
+
+def test_the_interval_covers_the_rate_of_a_verifier_that_accepts_wrong_answers(
+    started, checking, monkeypatch
+):
     """A quarter of 300 wrong answers are accepted, and a tenth of 200 right ones are refused."""
     texts = ["\\boxed{7}"] * 300 + ["\\boxed{12}"] * 200
-    check = CheckSettings(accepted=0.4, rejected=0.3, timeout=60.0)
-    with Scorer(RewardSettings(check=check), tokenizer, 8, seed=5) as scorer:
-        planted(scorer, lambda n: n % 4 == 0 if n < 300 else n % 10 == 0)
-        begun = scorer.begin([group_of(tokenizer, texts)], step=1, check=True)
-        (scored,) = scorer.finish([begun])
+    grade_many = started.pool.grade_many
+
+    def wrong(pairs, *more):
+        found = enumerate(grade_many(pairs, *more))
+        return [
+            replace(one, correct=one.correct != (n % 4 == 0 if n < 300 else n % 10 == 0))
+            for n, one in found
+        ]
+
+    monkeypatch.setattr(started.pool, "grade_many", wrong)
+    check = patient(0.4, 0.3)
+    scored = checking(check, texts)
     assert sum(item.reward for item in scored) == 75 + 180
     found = check_metrics(counted_opinions([scored]), check)
     assert (found["check/accepted"], found["check/rejected"]) == (75 + 180, 225 + 20)
     assert found["check/accepted_undecided"] == found["check/rejected_undecided"] == 0
     for error, truth in (("false_accepts", 75 / 255), ("false_rejects", 20 / 245)):
         low, high = found[f"check/{error}_low"], found[f"check/{error}_high"]
-        assert low < truth < high
-        assert 0 < low < high < 0.5
-    assert all(item.disputed == (item.second.says != item.correct) for item in scored
-               if item.second.grade)  # fmt: skip
+        assert 0 < low < truth < high < 0.5
+    asked = [item for item in scored if item.second.grade]
+    assert all(item.disputed == (item.second.says != item.correct) for item in asked)
 
 
-def test_an_opinion_survives_the_way_through_a_checkpoint(tokenizer):
+def test_an_opinion_survives_the_way_through_a_checkpoint(started, checking, tokenizer):
     texts = ["\\boxed{12}", "\\boxed{7}", "12"]
-    check = CheckSettings(accepted=1.0, rejected=0.0, timeout=60.0)
-    with Scorer(RewardSettings(check=check), tokenizer, 8) as scorer:
-        begun = scorer.begin([group_of(tokenizer, texts)], step=1, check=True)
-        (scored,) = scorer.finish([begun])
-        plain = scorer.score([group_of(tokenizer, texts)])
+    scored = checking(patient(1.0, 0.0), texts)
+    plain = started.score([group_of(tokenizer, texts)])
     restored = [scored_from_state(json.loads(json.dumps(scored_state(one)))) for one in scored]
     assert restored == scored
     right, wrong, mute = scored
@@ -154,48 +172,49 @@ def test_an_opinion_survives_the_way_through_a_checkpoint(tokenizer):
     assert [item.second for item in plain[0]] == [None] * 3, "evaluation is not checked"
 
 
-@pytest.mark.parametrize("fault", ["hangs", "dies"])
-def test_a_judge_that_fails_delays_no_step_and_changes_no_reward(tokenizer, fault):
-    texts = ["\\boxed{12}", "\\boxed{7}"] * 4
-    check = CheckSettings(accepted=1.0, rejected=1.0, timeout=1.0)
-    ticks = []
-    with Scorer(RewardSettings(check=check), tokenizer, 8) as scorer:
-        slot = scorer.judge.pool._slots[0]
-        if fault == "hangs":
-            os.kill(slot.worker.pid, signal.SIGSTOP)
-        else:
-            broken = RuntimeError("no process can be started")
-            slot.failure = scorer.judge.pool._failure = broken
-        begun = scorer.begin([group_of(tokenizer, texts)], step=1, check=True)
-        began = time.monotonic()
-        (scored,) = scorer.finish([begun], tick=lambda: ticks.append(1))
-        seconds = time.monotonic() - began
+TEXTS = ["\\boxed{12}", "\\boxed{7}"] * 4
+
+
+def nothing_said(scored, settings):
     assert [item.reward for item in scored] == [1.0, 0.0] * 4
     assert not any(item.disputed for item in scored)
-    found = check_metrics(counted_opinions([scored]), check)
+    found = check_metrics(counted_opinions([scored]), settings)
     assert found["check/accepted_undecided"] == found["check/rejected_undecided"] == 4
     assert "check/false_accepts" not in found
-    if fault == "hangs":
-        assert 0.9 < seconds < 5
-        assert len(ticks) > 1, "a person can still stop the run"
-        assert found["check/timeouts"] == 8
-    else:
-        assert seconds < 1
-        assert found["check/faults"] == 8
+    return found
 
 
-def test_a_killed_judge_costs_one_verdict():
-    check = CheckSettings(accepted=1.0, rejected=1.0, timeout=60.0)
+def test_a_judge_that_hangs_delays_no_step_beyond_the_limit(started, checking):
+    check, ticks = CheckSettings(accepted=1.0, rejected=1.0, timeout=1.0), []
+    pid = started.judge.pool._slots[0].worker.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        scored = checking(check, TEXTS, tick=lambda: ticks.append(1))
+        assert time.monotonic() - began > 0.9
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert len(ticks) >= 2, "a person can still stop the run"
+    assert nothing_said(scored, check)["check/timeouts"] == 8
+
+
+def test_a_judge_that_cannot_be_started_changes_no_reward(started, checking, monkeypatch):
+    check = patient(1.0, 1.0)
+    monkeypatch.setattr(started.judge.pool, "_failure", RuntimeError("no process can be started"))
+    assert nothing_said(checking(check, TEXTS), check)["check/faults"] == 8
+
+
+def test_a_killed_judge_costs_one_verdict(started, checking):
     item = SimpleNamespace(
         grader="rlvr", problem_id="a", gold="12", response="\\boxed{12}", opened=""
     )
-    right = reward.grade("\\boxed{12}", "12")
-    with SecondJudge(check, 0) as judge:
-        pid = judge.pool._slots[0].worker.pid
-        os.kill(pid, signal.SIGSTOP)
-        asked = judge.ask([item] * 3, [right] * 3, range(3), 1)
-        os.kill(pid, signal.SIGKILL)
-        (found,) = judge.answers([asked])
+    right, judge = reward.grade("\\boxed{12}", "12"), started.judge
+    checking(patient(1.0, 1.0), TEXTS[:1])  # whatever an earlier test left running has ended
+    pid = judge.pool._slots[0].worker.pid
+    os.kill(pid, signal.SIGSTOP)
+    asked = judge.ask([item] * 3, [right] * 3, range(3), 1)
+    os.kill(pid, signal.SIGKILL)
+    (found,) = judge.answers([asked])
     assert sorted(str(one.says) for one in found) == ["None", "True", "True"]
     assert [one.grade.status for one in found if one.says is None] == ["crash"]
 
@@ -254,24 +273,21 @@ def opinions(rows):
     return [row for row in found if len(row) > 1]
 
 
-def stop_at(step, monkeypatch):
-    from rlvr.runs.log import RunLog
+def fail_in_update(number, monkeypatch):
+    """Have the n-th update fail when its rollout is there: nothing of its step is kept."""
+    update, calls = Learner.update, iter(range(1, 100))
 
-    write = RunLog.step
-
-    def fail(self, at, metrics):
-        if at == step:
+    def fail(self, batch):
+        if next(calls) == number:
             raise KeyError("stopped here")
-        write(self, at, metrics)
+        return update(self, batch)
 
-    monkeypatch.setattr(RunLog, "step", fail)
+    monkeypatch.setattr(Learner, "update", fail)
 
 
 def test_a_run_is_bitwise_the_same_with_and_without_and_ends_the_same_if_resumed(
     guessing_folder, tmp_path, monkeypatch
 ):
-    from rlvr.runs.scoring import VerifierPool
-
     grade_many = VerifierPool.grade_many
 
     def wrong(pool, pairs, *more):
@@ -284,15 +300,16 @@ def test_a_run_is_bitwise_the_same_with_and_without_and_ends_the_same_if_resumed
 
     monkeypatch.setattr(VerifierPool, "grade_many", wrong)
     values = partial(small_recipe, guessing_folder)
-    check = "reward.check={accepted: 0.5, rejected: 0.5, timeout: 60}"
-    without, plain = run(values(tmp_path / "without"))
-    checked, rows = run(values(tmp_path / "with"), check)
+    short = ["steps=4", "evaluation.sets={}"]
+    check = [*short, "reward.check={accepted: 0.5, rejected: 0.5, timeout: 60}"]
+    without, plain = run(values(tmp_path / "without"), *short)
+    checked, rows = run(values(tmp_path / "with"), *check)
     assert figures(plain) == figures(rows)
     assert opinions(plain) == []
     model = "model/model.safetensors"
     assert (without / model).read_bytes() == (checked / model).read_bytes()
     assert not (without / "disputed.jsonl").exists()
-    state = json.loads((without / "checkpoints/step_000006/state.json").read_text())
+    state = json.loads((without / "checkpoints/step_000004/state.json").read_text())
     assert "check" not in state
 
     last = opinions(rows)[-1]
@@ -300,12 +317,14 @@ def test_a_run_is_bitwise_the_same_with_and_without_and_ends_the_same_if_resumed
     assert last["check/false_accepts_low"] > 0
     assert last["check/rejected"] > last["check/rejected_judged"] > 0
 
-    stop_at(5, monkeypatch)
-    with pytest.raises(KeyError):
-        run(values(tmp_path / "again"), check)
-    monkeypatch.undo()
-    monkeypatch.setattr(VerifierPool, "grade_many", wrong)
-    again, resumed = run(values(tmp_path / "again"), check, resume=True)
+    with monkeypatch.context() as patch:
+        fail_in_update(4, patch)
+        with pytest.raises(KeyError):
+            run(values(tmp_path / "again"), *check)
+    assert sorted(path.name for path in (tmp_path / "again/checkpoints").iterdir()) == [
+        "step_000002"
+    ]
+    again, resumed = run(values(tmp_path / "again"), *check, resume=True)
     assert opinions(resumed) == opinions(rows)
     assert (again / "disputed.jsonl").read_bytes() == (checked / "disputed.jsonl").read_bytes()
 
