@@ -65,6 +65,8 @@ _KNOWN = re.compile(
 _CHARACTERS = re.compile(r"[0-9A-Za-z\s+\-*/^_(){}\[\]=<>|.,!&]*")
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\{[bpv]?matrix\}")
 _WORD = re.compile(r"[A-Za-z]{2,}")
+_NAME = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
+"""A letter that stands alone: where x and y do, xy is their product and no unit."""
 _SPACE = r"(?:\s|\\[,;! ])"
 _MISREAD = (
     (re.compile(r"=[^=]*="), "a chain of equations"),
@@ -105,8 +107,10 @@ def unreadable(pred: str, gold: str) -> str | None:
         reason = _unknown_notation(text)
         if reason is not None:
             return reason
-    if sorted(_words(pred)) != sorted(_words(gold)):
-        return "letters side by side that the other text has not"
+    names = {*_NAME.findall(f"{pred} {gold}")}
+    odd = [sorted(word for word in _words(text) if not {*word} <= names) for text in (pred, gold)]
+    if odd[0] != odd[1]:
+        return "letters side by side that are no names, and that the other text has not"
     try:
         screen(pred, gold)
     except TooHard as hard:
@@ -302,9 +306,9 @@ def _at_points(wanted: Expr, got: Expr, symbols: list[Basic], near: float) -> bo
             name: Rational(generator.choice(signs) * generator.randint(20, 400), 97)
             for name in symbols
         }
-        values = [_number(side.subs(point)) for side in (wanted, got)]
-        if all(value is not None and bool(Abs(im(value)) < near) for value in values):
-            if not _near(*values, near):
+        one, other = _number(wanted.subs(point)), _number(got.subs(point))
+        if _real(one, near) and _real(other, near):
+            if not _near(one, other, near):
                 return False
             found += 1
     return True if found >= ENOUGH else None
@@ -314,6 +318,10 @@ def _number(expression: Basic) -> Expr | None:
     """A finite complex number in `DIGITS` digits."""
     value = N(expression.doit(), DIGITS)
     return value if value.is_number and value.is_finite else None
+
+
+def _real(value: Expr | None, near: float) -> bool:
+    return value is not None and bool(Abs(im(value)) < near)
 
 
 def _near(wanted: Expr | None, got: Expr | None, near: float) -> bool | None:

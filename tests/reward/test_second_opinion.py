@@ -22,6 +22,8 @@ from tests.reward.second_judge import says
         ("(x+1)^2", "x^2+2x+1", True),
         ("(x+1)^2", "x^2+2x+2", False),
         (r"\sqrt{x^2}", "x", False),
+        ("56x^2+39xy+4y^2", "(7x+4y)(8x+y)", True),
+        ("56x^2+38xy+4y^2", "(7x+4y)(8x+y)", False),
         (r"\sqrt2+\sqrt3", r"\sqrt{5+2\sqrt6}", True),
         (r"\sqrt{10^{30}+1}", "10^{15}", False),
         ("x=5", "5", True),
