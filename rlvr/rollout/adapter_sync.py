@@ -283,9 +283,11 @@ def _faults(policy: Policy) -> list[str]:
     """Why vLLM cannot run the adapter, each with a remedy."""
     if not policy.has_adapters:
         return [f"sends adapters, but the policy has none; set model.lora, or {_MERGED}"]
-    config, active = _config(policy), policy.model.active_adapters
+    model: Any = policy.model
+    active = list(model.active_adapters)
     if len(active) != 1:
-        return [f"sends one adapter, but {len(active)} are active: {list(active)}; {_MERGED}"]
+        return [f"sends one adapter, but {len(active)} are active: {active}; {_MERGED}"]
+    config = _config(policy)
     kind = str(config.peft_type).rpartition(".")[2]
     if kind != "LORA":
         return [f"sends LoRA, but the adapter is of type {kind}; {_MERGED}"]
@@ -344,9 +346,11 @@ def _largest_rank(policy: Policy) -> int:
 
 
 def _active(policy: Policy) -> str:
-    name: str = policy.model.active_adapters[0]
+    model: Any = policy.model
+    name: str = model.active_adapters[0]
     return name
 
 
 def _config(policy: Policy) -> Any:  # noqa: ANN401
-    return policy.model.peft_config[_active(policy)]
+    model: Any = policy.model
+    return model.peft_config[_active(policy)]

@@ -37,10 +37,7 @@ class WeightStore:
         serial: Number of writes, because a version may be published twice with different weights.
         sequence: Token ids whose log-probabilities are the proof.
         engine_arguments: Keyword arguments of ``vllm.LLM`` that these weights need.
-        adapter_number: Number of the adapter that an engine must name in its answers; 0 is none.
     """
-
-    adapter_number = 0
 
     def __init__(
         self,
@@ -75,6 +72,11 @@ class WeightStore:
         """The version under which the learner published the weights."""
         assert self._version is not None, "an engine has no weights before its first sync"
         return self._version
+
+    @property
+    def adapter_number(self) -> int:
+        """Number of the adapter that an engine must name in its answers; 0 is none."""
+        return 0
 
     def write(self, policy: Policy, version: int, *, files: bool = True) -> None:
         """Replace the weights with the policy's.

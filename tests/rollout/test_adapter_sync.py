@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rlvr.policy.adapters import filled_adapters
@@ -22,10 +22,15 @@ from rlvr.rl.recipe import RLRecipe
 from rlvr.rollout import adapter_sync
 from rlvr.rollout.adapter_proof import distance, fingerprint, other_answer, tensor_fault
 from rlvr.rollout.adapter_sync import AdapterStore, check_adapter, room_for_rank, write_adapter
+from rlvr.rollout.engine import Request
+from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.settings import VllmEngineSettings
+from rlvr.rollout.vllm_engine import VllmEngine
 from rlvr.rollout.weight_sync import StaleWeightsError, learner_logprobs
 from rlvr.settings import load_settings
+from tests.rollout.test_weight_sync import Sharding
 
+_FILE = "adapter_model.safetensors"
 Q, K = (f"base_model.model.model.layers.0.self_attn.{name}_proj" for name in "qk")
 
 
@@ -171,7 +176,7 @@ def test_bfloat16_halves_the_bytes_and_is_what_the_engine_holds(policy, tmp_path
     sizes = []
     for dtype in (torch.float32, torch.bfloat16):
         found = write_adapter(policy, tmp_path / str(dtype), dtype)
-        sizes.append((tmp_path / str(dtype) / "adapter_model.safetensors").stat().st_size)
+        sizes.append((tmp_path / str(dtype) / _FILE).stat().st_size)
     weight = policy.get_parameter(f"model.{Q}.lora_B.default.weight")
     expected = fingerprint(weight.bfloat16() * 3.0)
     assert found[f"{Q}.lora_B.weight"] == expected
@@ -326,6 +331,66 @@ def test_what_holds_what_was_sent_has_no_fault():
     assert tensor_fault(sent, sent | {"a": (1.0, 0.4)}) == "a arrived with other values"
 
 
+# The engine around it
+
+
+class Recorder(PeftEngine):
+    """An engine process that answers with the adapter ``number``."""
+
+    number = 2
+
+    def on_generate(self):
+        return {"event": "sample", "job": 0, "tokens": [3], "logprobs": [-1.0], "finish": "length"}
+
+    def stream(self, method, **_):
+        yield {**self.on_generate(), "adapter": self.number}
+
+    def kill(self):
+        pass
+
+
+@pytest.fixture
+def vllm_engine(policy, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    settings = VllmEngineSettings(weights_folder=tmp_path, lora="adapter")
+    engine = VllmEngine(policy, [2], settings, longest=64)
+    engine._process = process = Recorder(engine._weights)
+    process.close = process.kill
+    yield engine
+    engine.close()
+
+
+def test_every_sample_names_the_adapter_that_was_proven(vllm_engine, policy):
+    asked, sampling = [Request((1, 5), (7,))], Sampling(max_tokens=1)
+    metrics = vllm_engine.sync(policy, 0)
+    assert metrics["sync/adapter_seen"] == 0
+    assert vllm_engine.generate(asked, sampling)[0][0].token_ids == (3,)
+    move(policy, 0.1)
+    assert vllm_engine.sync(policy, 1)["sync/adapter_seen"] == 1
+    with pytest.raises(StaleWeightsError, match="answered with adapter 2 instead of 3"):
+        vllm_engine.generate(asked, sampling)
+    assert vllm_engine.pid is None
+
+
+def test_vllm_starts_with_the_base_and_room_for_one_adapter(vllm_engine, policy):
+    vllm_engine._weights.write(policy, 0)
+    arguments = vllm_engine._arguments(vllm_engine._weights.folder)
+    assert arguments["model"].endswith("/model")
+    assert arguments["enable_lora"] is True
+    assert [arguments[f"max_{name}"] for name in ("loras", "cpu_loras", "lora_rank")] == [1, 1, 8]
+    names = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert set(arguments["lora_target_modules"]) == names
+
+
+def test_sharded_adapters_come_out_whole(policy, tmp_path):
+    move(policy, 0.1)
+    expected = write_adapter(policy, tmp_path / "whole", torch.float32)
+    Sharding(policy)
+    assert write_adapter(policy, tmp_path / "sharded", torch.float32) == expected
+    whole, sharded = (load_file(tmp_path / n / _FILE) for n in ("whole", "sharded"))
+    assert all(torch.equal(whole[name], sharded[name]) for name in whole | sharded)
+
+
 # What is refused
 
 
@@ -340,6 +405,7 @@ def test_what_holds_what_was_sent_has_no_fault():
         ({"target_modules": ["q_proj", "lm_head"]}, "lm_head is adapted; name other layers"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
 def test_what_vllm_cannot_run_is_refused_with_a_remedy(tiny_folder, config, message):
     values = {"r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **config}
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_folder), LoraConfig(**values))
