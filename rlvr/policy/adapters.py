@@ -247,12 +247,15 @@ def _check_saving(policy: Policy) -> None:
 
 
 @contextmanager
-def filled_adapters(policy: Policy, targets: set[str] | None = None) -> Iterator[None]:
+def filled_adapters(
+    policy: Policy, targets: set[str] | None = None, scale: float = 1.0
+) -> Iterator[None]:
     """Adapters of small random numbers instead of those that do nothing yet.
 
     Args:
         policy: With adapters, not sharded; afterwards bit for bit what it was.
         targets: Last parts of the names of the layers whose adapters do something; None is all.
+        scale: Multiplies the numbers, of both matrices of an adapter.
     """
     generator = torch.Generator().manual_seed(0)
     before = {}
@@ -262,7 +265,7 @@ def filled_adapters(policy: Policy, targets: set[str] | None = None) -> Iterator
             noise = torch.randn(parameter.shape, generator=generator)
             if targets is not None and _layer_name(name) not in targets:
                 noise.zero_()
-            parameter.copy_(noise.to(parameter) / max(parameter.shape) ** 0.5)
+            parameter.copy_(scale * noise.to(parameter) / max(parameter.shape) ** 0.5)
     try:
         yield
     finally:

@@ -46,6 +46,9 @@ from rlvr.rollout.weight_sync import Difference, StaleWeightsError, learner_logp
 MAX_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks for which vLLM makes room."""
 _PROBE = 1
+_PROBE_SCALES = (2.0, 4.0, 8.0, 16.0)
+# What a probe should do at least, in tolerances.
+_PROBE_EFFECT = 4.0
 _MERGED = "set rollout.engine.lora=merged"
 
 
@@ -124,8 +127,7 @@ class AdapterStore(WeightStore):
                 with policy.reference():
                     self._base = learner_logprobs(policy, self.sequence)
                 if policy.gathered is nullcontext:
-                    with torch.no_grad(), filled_adapters(policy):
-                        self._probe = self._written(policy, _PROBE, version)
+                    self._probe = self._written_probe(policy, version)
             before = self.newest
             self.newest = None
             self.newest = self._written(policy, _PROBE + 1 + self.serial, version)
@@ -139,6 +141,24 @@ class AdapterStore(WeightStore):
         tensors = write_adapter(policy, folder, self.dtype)
         logprobs = learner_logprobs(policy, self.sequence)
         return Adapter(number, version, folder, tensors, logprobs)
+
+    def _written_probe(self, policy: Policy, version: int) -> Adapter:
+        """An adapter of random numbers large enough to be seen beside rounding.
+
+        Random models hardly ever say anything, whatever an adapter does; they round little, too.
+        """
+        chosen, effect = 1.0, self._filled_effect(policy, 1.0)
+        for scale in _PROBE_SCALES:
+            more = self._filled_effect(policy, scale)
+            if effect > _PROBE_EFFECT * self.tolerance or more < 1.5 * effect:
+                break
+            chosen, effect = scale, more
+        with torch.no_grad(), filled_adapters(policy, scale=chosen):
+            return self._written(policy, _PROBE, version)
+
+    def _filled_effect(self, policy: Policy, scale: float) -> float:
+        with torch.no_grad(), filled_adapters(policy, scale=scale):
+            return distance(learner_logprobs(policy, self.sequence), self._base)
 
     def install(self, call: Callable[..., dict[str, Any]], *, fresh: bool) -> None:
         """Give the newest adapter to an engine process.
@@ -182,8 +202,8 @@ class AdapterStore(WeightStore):
     def _check_probe(self, probe: Adapter, logprobs: list[float]) -> None:
         """See that the engine computes with a random adapter as the learner does."""
         apart, effect = distance(logprobs, probe.logprobs), distance(probe.logprobs, self._base)
-        # bfloat16 rounds the more, the more the adapter does.
-        limit = max(self.tolerance, effect / 4 if self.precision == "bfloat16" else 0)
+        # bfloat16 rounds the more, the more a model says.
+        limit = effect / 4 if self.precision == "bfloat16" else self.tolerance
         if not apart <= limit:
             raise StaleWeightsError(
                 "the engine does not compute with adapters as the learner does: with one of random "

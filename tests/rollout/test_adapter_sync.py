@@ -270,6 +270,22 @@ def test_an_engine_without_adapters_is_found_before_there_is_anything_to_see(eng
         engine.sync(policy, 0)
 
 
+def test_the_probe_does_more_than_rounding(policy, tmp_path):
+    """Also in bfloat16, where a random model's answers are less apart than the tolerance."""
+    store = AdapterStore(policy, "float32", tmp_path, None, None)
+    store.write(policy, 0)
+    assert distance(store._probe.logprobs, store._base) > 4 * store.tolerance
+    assert store.newest.logprobs == store._base
+    store.close()
+    policy.precision = "bfloat16"
+    store = AdapterStore(policy, "bfloat16", tmp_path, None, None)
+    store.write(policy, 0)
+    store._check_probe(store._probe, store._probe.logprobs)
+    with pytest.raises(StaleWeightsError, match="does not compute with adapters"):
+        store._check_probe(store._probe, store._base)
+    store.close()
+
+
 def test_nothing_to_tell_apart_is_said(engine, policy):
     engine.sync(policy, 0)
     assert engine.store.metrics() == {"sync/adapter_effect": 0, "sync/adapter_seen": 0}

@@ -276,6 +276,7 @@ def test_an_engine_lost_in_the_midst_comes_back_with_the_newest_adapter(engine, 
     assert largest_difference(policy, asked, again) < 1e-4
 
 
+@pytest.mark.timeout(1800)  # two runs, each of which starts vLLM
 def test_a_run_gives_the_same_on_both_routes(model_folder, tmp_path):
     """Two steps of GRPO: the engine agrees with the learner, and both routes with each other."""
     kept = {}
@@ -289,7 +290,7 @@ def test_a_run_gives_the_same_on_both_routes(model_folder, tmp_path):
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
