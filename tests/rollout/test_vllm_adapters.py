@@ -276,6 +276,27 @@ def test_an_engine_lost_in_the_midst_comes_back_with_the_newest_adapter(engine, 
     assert largest_difference(policy, asked, again) < 1e-4
 
 
+def test_bfloat16_arrives_as_it_is_rounded(model_folder, tmp_path):
+    """Another engine: matrices are compared as bfloat16 rounds them, scaled after rounding."""
+    model = ModelSettings(
+        path=str(model_folder), precision="bfloat16", lora=LoraSettings(rank=6, alpha=5)
+    )
+    policy = load_policy(model, device=torch.device("cpu"))
+    settings = VllmEngineSettings(
+        threads=1, kv_cache_gib=0.25, weights_folder=tmp_path, lora="adapter"
+    )
+    engine = VllmEngine(policy, [2, 7], settings, longest=128)
+    try:
+        for version in range(3):
+            set_adapters(policy, 0.3 * version, version)
+            assert engine.sync(policy, version)["sync/difference"] < 0.05
+        altered(engine, policy, lambda tensors: {n: 1.01 * t for n, t in tensors.items()})
+        with pytest.raises(StaleWeightsError, match="does not hold the learner's adapter"):
+            install(engine)
+    finally:
+        engine.close()
+
+
 @pytest.mark.timeout(1800)  # two runs, each of which starts vLLM
 def test_a_run_gives_the_same_on_both_routes(model_folder, tmp_path):
     """Two steps of GRPO: the engine agrees with the learner, and both routes with each other."""
