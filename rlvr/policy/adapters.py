@@ -123,7 +123,7 @@ def check_adapters(policy: Policy) -> None:
     """
     with torch.no_grad(), evaluating(policy), in_float32(policy):
         _check_saving(policy)
-        targets = _target_names(policy)
+        targets = target_names(policy)
         apart = _merged_apart(policy, targets)
         if apart < _TOLERANCE:
             return
@@ -178,7 +178,7 @@ def _remedy(targets: Sequence[str], wrong: Sequence[str]) -> str:
     return f"leave out {left_out}: set model.lora.target_modules=[{kept}]"
 
 
-def _target_names(policy: Policy) -> set[str]:
+def target_names(policy: Policy) -> set[str]:
     """Last parts of the names of adapted layers."""
     return {_layer_name(name) for name, _ in policy.named_parameters() if "lora_" in name}
 
@@ -192,7 +192,7 @@ def _merged_apart(policy: Policy, targets: set[str]) -> float:
 
     Adapters of layers that are not among ``targets`` do nothing meanwhile.
     """
-    with _filled(policy, targets):
+    with filled_adapters(policy, targets):
         adapted = _probe_logprobs(policy)
         with _merged_in_place(policy):
             merged = _probe_logprobs(policy)
@@ -213,7 +213,7 @@ def check_without_adapters(
     Raises:
         ValueError: The model is sound, and adapters are what it cannot be run with.
     """
-    names = _target_names(policy)
+    names = target_names(policy)
     bare: Any = policy.model.unload()  # type: ignore[operator]
     check_model(Policy(bare), path)
     wrong = set()
@@ -247,17 +247,25 @@ def _check_saving(policy: Policy) -> None:
 
 
 @contextmanager
-def _filled(policy: Policy, targets: set[str]) -> Iterator[None]:
-    """Adapters of small random numbers instead of those that do nothing yet."""
+def filled_adapters(
+    policy: Policy, targets: set[str] | None = None, scale: float = 1.0
+) -> Iterator[None]:
+    """Adapters of small random numbers instead of those that do nothing yet.
+
+    Args:
+        policy: With adapters, not sharded; afterwards bit for bit what it was.
+        targets: Last parts of the names of the layers whose adapters do something; None is all.
+        scale: Multiplies the numbers, of both matrices of an adapter.
+    """
     generator = torch.Generator().manual_seed(0)
     before = {}
     for name, parameter in policy.named_parameters():
         if "lora_" in name:
             before[name] = (parameter, parameter.detach().clone())
             noise = torch.randn(parameter.shape, generator=generator)
-            if _layer_name(name) not in targets:
+            if targets is not None and _layer_name(name) not in targets:
                 noise.zero_()
-            parameter.copy_(noise.to(parameter) / max(parameter.shape) ** 0.5)
+            parameter.copy_(scale * noise.to(parameter) / max(parameter.shape) ** 0.5)
     try:
         yield
     finally:

@@ -47,7 +47,7 @@ class _Entry:
 
 
 def merged_buckets(
-    policy: Policy, dtype: torch.dtype, most: int = BUCKET_BYTES
+    policy: Policy, dtype: torch.dtype, most: int = BUCKET_BYTES, *, adapters: bool = True
 ) -> Iterator[dict[str, torch.Tensor]]:
     """The policy's weights with the names of its architecture, in ``dtype``, one bucket at a time.
 
@@ -60,10 +60,11 @@ def merged_buckets(
         policy: The learner's policy.
         dtype: Type of the floating-point tensors.
         most: Maximum bytes of a bucket in ``dtype``; a larger weight forms a separate bucket.
+        adapters: Whether to merge adapters; if not, the weights are those of the base.
     """
     bucket: list[_Entry] = []
     size = 0
-    for entry in _entries(policy):
+    for entry in _entries(policy, adapters=adapters):
         more = whole_elements(entry.tensor) * dtype.itemsize
         if bucket and size + more > most:
             yield from _realised(policy, bucket, dtype)
@@ -121,18 +122,18 @@ def _adapters(policy: Policy) -> dict[int, Any]:
     }
 
 
-def _entries(policy: Policy) -> Iterator[_Entry]:
+def _entries(policy: Policy, *, adapters: bool = True) -> Iterator[_Entry]:
     """Every weight except those of adapters, once, with the adapter that changes it."""
     causal_lm = policy.causal_lm
-    adapters = _adapters(policy)
+    changes = _adapters(policy) if adapters else {}
     seen: set[int] = set()
     for name, tensor in causal_lm.state_dict(keep_vars=True).items():
         # Compare by identity, not by address: all sharded parameters share the same empty memory.
         if ".lora_" in name or id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        yield _Entry(name.replace(".base_layer", ""), tensor, adapters.pop(id(tensor), None))
-    assert not adapters, "an adapter changes a weight that the model does not have"
+        yield _Entry(name.replace(".base_layer", ""), tensor, changes.pop(id(tensor), None))
+    assert not changes, "an adapter changes a weight that the model does not have"
 
 
 def _adapted_weight(adapter: Any) -> torch.Tensor:  # noqa: ANN401

@@ -29,7 +29,7 @@ def policy_writer(
     The writer raises NonFiniteWeightsError before it writes a weight that is not finite.
     """
     name = "adapter" if policy.has_adapters else "model"
-    state = _gathered_state(policy, keep=keep, copy=copy)
+    state = gathered_state(policy, keep=keep, copy=copy)
     # An adapter goes on the embedding of its base, which peft else looks up.
     more = {"save_embedding_layers": False} if policy.has_adapters else {}
 
@@ -41,7 +41,7 @@ def policy_writer(
     return write
 
 
-def _gathered_state(policy: Policy, *, keep: bool, copy: bool) -> dict[str, torch.Tensor]:
+def gathered_state(policy: Policy, *, keep: bool, copy: bool) -> dict[str, torch.Tensor]:
     """The state dictionary with whole tensors; of a policy with adapters theirs alone."""
     state: dict[str, torch.Tensor] = {}
     seen: dict[int, torch.Tensor] = {}  # tied tensors stay one, and are gathered once everywhere

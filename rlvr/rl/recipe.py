@@ -291,6 +291,15 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             f"rollout.engine.dtype = {engine.dtype!r} rounds otherwise than model.precision = "
             f"{precision!r}: the samples would drift away from the policy; set dtype to auto"
         )
+    if (
+        isinstance(engine, VllmEngineSettings)
+        and engine.lora == "adapter"
+        and not recipe.model.lora
+    ):
+        faults.append(
+            "rollout.engine.lora = 'adapter' sends adapters, but the policy has none; set "
+            "model.lora, or rollout.engine.lora=merged"
+        )
     faults += _impossible_parts(recipe)
     faults += impossible_layout(recipe)
     faults += impossible_names(recipe.evaluation.sets, "evaluation.sets")

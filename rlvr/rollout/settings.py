@@ -76,6 +76,10 @@ class VllmEngineSettings(Settings):
     weight_transfer: Literal["folder", "ipc"] = "folder"
     """How new weights reach the engine: "folder" through a folder, "ipc" from the learner's memory
     on the same GPU. ipc excludes asynchronous rollouts."""
+    lora: Literal["merged", "adapter"] = "merged"
+    """How a policy with adapters (``model.lora``) reaches the engine: "merged" sends all weights
+    with the adapters merged, "adapter" the base once and then only adapters, which needs
+    ``weight_transfer: folder``, ``sleep: 0`` and ``tensor_parallel_size: 1``."""
     sleep: Literal[0, 1, 2] = 0
     """What is removed from the GPU while the engine is idle: 0 nothing; 1 the cache, and the
     weights move to the CPU; 2 both, and the weights are sent again. It excludes asynchronous
@@ -87,6 +91,18 @@ class VllmEngineSettings(Settings):
     def overlaps(self) -> bool:
         """Whether the engine may generate while the learner updates."""
         return self.weight_transfer == "folder" and not self.sleep
+
+    @model_validator(mode="after")
+    def _adapters_can_be_sent(self) -> "VllmEngineSettings":
+        needed = {"weight_transfer": "folder", "sleep": 0, "tensor_parallel_size": 1}
+        for name, value in needed.items():
+            given = getattr(self, name)
+            if self.lora == "adapter" and given != value:
+                raise ValueError(
+                    f"lora = 'adapter' does not go with {name} = {given!r}: set {name} to "
+                    f"{value!r}, or lora to merged"
+                )
+        return self
 
 
 class VllmServerEngineSettings(Settings):

@@ -23,12 +23,13 @@ from typing import Any, TypeVar
 from rlvr.install_hints import VLLM_INSTALL
 from rlvr.policy.model import Policy
 from rlvr.policy.settings import Precision
+from rlvr.rollout.adapter_sync import AdapterStore
 from rlvr.rollout.engine import Assembly, Engine, Finished, Progress, Request, Sample
 from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.settings import VllmEngineSettings
 from rlvr.rollout.vllm_child import EngineDiedError, EngineProcess
 from rlvr.rollout.weight_store import WeightStore
-from rlvr.rollout.weight_sync import Difference, WeightFolder
+from rlvr.rollout.weight_sync import Difference, StaleWeightsError, WeightFolder
 from rlvr.rollout.weight_transfer import PolicySource, Sender, check_device, ipc_sender
 
 _Result = TypeVar("_Result")
@@ -48,7 +49,7 @@ class VllmEngine(Engine):
         longest: Longest sequence in tokens that will be requested; None is the model's context.
 
     Raises:
-        ValueError: vLLM is not installed.
+        ValueError: vLLM is not installed, or cannot run the policy's adapters.
     """
 
     # Set to False only to show that the proof finds the missing repair.
@@ -81,7 +82,8 @@ class VllmEngine(Engine):
             )
         self.overlaps = self.settings.overlaps
         self._policy = policy
-        self._weights = WeightStore(
+        store = AdapterStore if self.settings.lora == "adapter" else WeightStore
+        self._weights = store(
             policy,
             self.precision,
             self.settings.weights_folder,
@@ -122,11 +124,15 @@ class VllmEngine(Engine):
         metrics = {"engine/restarts": float(self.restarts)}
         if difference is None:
             return metrics
-        return metrics | {
-            "sync/load_seconds": time.perf_counter() - began,
-            "sync/difference": difference.mean,
-            "sync/difference_max": difference.largest,
-        }
+        return (
+            metrics
+            | self._weights.metrics()
+            | {
+                "sync/load_seconds": time.perf_counter() - began,
+                "sync/difference": difference.mean,
+                "sync/difference_max": difference.largest,
+            }
+        )
 
     def generate(
         self,
@@ -162,6 +168,7 @@ class VllmEngine(Engine):
                 sampling={**sampling.model_dump(), "stop_ids": self.stop_ids},
             ):
                 if message["event"] == "sample":
+                    self._check_adapter(message)
                     request, sample = assembly.slots[message["job"]]
                     assembly.add(request, sample, _sample(message))
                 else:
@@ -197,6 +204,7 @@ class VllmEngine(Engine):
             jobs = [[job, list(ids)] for job, ids in enumerate(sequences) if found[job] is None]
             for message in self._process.stream("logprobs", jobs=jobs):
                 if message["event"] == "scored":
+                    self._check_adapter(message)
                     found[message["job"]] = message["logprobs"]
                 if progress is not None:
                     progress(len(found) - found.count(None), len(found))
@@ -204,6 +212,15 @@ class VllmEngine(Engine):
         self._surviving(attempt)
         self._fall_asleep()
         return [values for values in found if values is not None]
+
+    def _check_adapter(self, message: dict[str, Any]) -> None:
+        """See that an answer comes from the adapter that was proven."""
+        asked, named = self._weights.adapter_number, message["adapter"]
+        if named != asked:
+            raise StaleWeightsError(
+                f"the engine answered with adapter {named} instead of {asked} (0 is the base "
+                "alone); set rollout.engine.lora=merged"
+            )
 
     def close(self) -> None:
         """End the process and remove the weights; a second call does nothing."""
@@ -260,6 +277,10 @@ class VllmEngine(Engine):
         """
         through_folder = self.settings.weight_transfer == "folder"
         news = fresh or self._loaded != self._weights.serial
+        if isinstance(self._weights, AdapterStore):
+            if news:
+                self._weights.install(process.call, fresh=fresh)
+            return news
         lost = self._asleep and self.settings.sleep == 2
         if self._asleep:
             process.call("wake", tags=["weights"])
@@ -314,6 +335,7 @@ class VllmEngine(Engine):
             "weight_transfer_config": None
             if settings.weight_transfer == "folder"
             else {"backend": settings.weight_transfer},
+            **self._weights.engine_arguments,
         }
 
 

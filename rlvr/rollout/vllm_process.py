@@ -5,6 +5,8 @@ It reads one message with the engine's settings, then serves requests one at a t
     generate  {prompts, jobs: [[id, prompt index, seed], ...], sampling}
               -> {event: sample, ...} as they finish, {event: busy} in between, {event: done}
     reload    -> {event: done}                  the folder's weights, which have changed
+    adapt     {number, folder, names} -> {event: done, missing, refused, held, kept}
+              an adapter, which all later requests use
     transfer  {step, info} -> {event: done}     see rlvr.rollout.weight_transfer
     settle    {repair} -> {event: done}         to be called after new weights
     sleep     {level} -> {event: done}
@@ -99,6 +101,7 @@ class EngineService:
         self.watcher, self.channel = watcher, watcher.channel
         self.folder: str = settings["model"]
         self.contexts: dict[int, list[int]] = {}
+        self.adapter: Any = None
         self.llm: Any = LLM(
             **settings,
             tokenizer=None,
@@ -125,6 +128,31 @@ class EngineService:
         """Load the folder's weights; the parent then calls settle."""
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": self.folder})
         return {}
+
+    def on_adapt(self, number: int, folder: str, names: list[str]) -> dict[str, Any]:
+        """Take an adapter in place of the one before; tell what the engine then holds.
+
+        ``missing`` are matrices that the folder lacks, ``refused`` is why vLLM does not take it,
+        ``held`` are fingerprints of the matrices ``names``, and ``kept`` the numbers of all
+        adapters that it holds.
+        """
+        from safetensors import safe_open
+        from vllm.lora.request import LoRARequest
+
+        with safe_open(f"{folder}/adapter_model.safetensors", framework="pt") as file:
+            missing = sorted(set(names).difference(file.keys()))
+        if missing:  # half an adapter would end vLLM with a traceback
+            return {"missing": missing, "refused": None}
+        engine = self.llm.llm_engine
+        self.adapter = LoRARequest(f"adapter-{number}", number, folder)
+        try:
+            engine.add_lora(self.adapter)
+        except ValueError as error:
+            return {"missing": [], "refused": str(error)}
+        (held, *_) = self.llm.collective_rpc("held_adapter", args=(number, names))
+        assert self.llm.reset_prefix_cache(), "the prefix cache was in use while an adapter changed"
+        kept = sorted(engine.list_loras())
+        return {"missing": [], "refused": None, "held": held, "kept": kept}
 
     def on_transfer(self, step: str, info: Any) -> dict[str, Any]:  # noqa: ANN401
         """One step of a transfer by vLLM's engine; the parent calls settle after the last one."""
@@ -159,14 +187,16 @@ class EngineService:
     def on_score(self, tokens: list[int]) -> dict[str, Any]:
         """Log-probabilities of ``tokens[1:]`` at temperature 1."""
         prompt = {"prompt_token_ids": tokens}
-        (output,) = self.llm.generate([prompt], scoring_parameters(), use_tqdm=False)
+        (output,) = self.llm.generate(
+            [prompt], scoring_parameters(), use_tqdm=False, lora_request=self.adapter
+        )
         return {"logprobs": prompt_logprobs(output)}
 
     def on_logprobs(self, jobs: list[tuple[int, list[int]]]) -> dict[str, Any]:
         """Score many sequences; send each result as soon as it is finished."""
         for job, tokens in jobs:
             request = {"prompt_token_ids": tokens}
-            self.llm.llm_engine.add_request(str(job), request, scoring_parameters())
+            self._add(job, request, scoring_parameters())
         self._run(scored_message)
         return {}
 
@@ -209,9 +239,13 @@ class EngineService:
         for job, prompt, seed in jobs:
             params = sampling_parameters(sampling, seed)
             request = {"prompt_token_ids": prompts[prompt]}
-            self.llm.llm_engine.add_request(str(job), request, params)
+            self._add(job, request, params)
         self._run(sample_message)
         return {}
+
+    def _add(self, job: int, request: dict[str, Any], params: Any) -> None:  # noqa: ANN401
+        engine = self.llm.llm_engine
+        engine.add_request(str(job), request, params, lora_request=self.adapter)
 
     def _run(self, message: Callable[[Any], dict[str, Any]]) -> None:
         """Step the engine until all requests are finished; send a message for each."""
@@ -262,6 +296,7 @@ def sample_message(output: Any) -> dict[str, Any]:  # noqa: ANN401
     return {
         "event": "sample",
         "job": _job(output),
+        "adapter": _adapter(output),
         "tokens": tokens,
         "logprobs": logprobs,
         "finish": completion.finish_reason,
@@ -291,11 +326,21 @@ def prompt_logprobs(output: Any) -> list[float]:  # noqa: ANN401
 
 def scored_message(output: Any) -> dict[str, Any]:  # noqa: ANN401
     """A scored sequence as a message."""
-    return {"event": "scored", "job": _job(output), "logprobs": prompt_logprobs(output)}
+    return {
+        "event": "scored",
+        "job": _job(output),
+        "adapter": _adapter(output),
+        "logprobs": prompt_logprobs(output),
+    }
 
 
 def _job(output: Any) -> int:  # noqa: ANN401
     return int(output.request_id.partition("-")[0])
+
+
+def _adapter(output: Any) -> int:  # noqa: ANN401
+    """Number of the adapter with which a request ran; 0 is none."""
+    return output.lora_request.lora_int_id if output.lora_request is not None else 0
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ Only vLLM's workers import this module. vLLM is not imported at the top, so that
 imported without it.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +35,49 @@ class WeightRepair:
         for module in packed:
             module.quant_method.process_weights_after_loading(module)
         return len(packed)
+
+    def held_adapter(
+        self, number: int, names: Sequence[str]
+    ) -> dict[str, tuple[float, float] | None]:
+        """Fingerprints of the matrices with which the adapter ``number`` is computed.
+
+        Args:
+            number: Of the adapter.
+            names: Of its tensors, in peft's format; None is the answer for one that has no place.
+        """
+        from rlvr.rollout.adapter_proof import fingerprint
+
+        place = _places(self.model_runner)
+        slot = self.model_runner.lora_manager._adapter_manager.lora_index_to_id.index(number)
+        found = {name: place(name) for name in names}
+        return {
+            name: None if stacked is None else fingerprint(stacked[slot, 0])
+            for name, stacked in found.items()
+        }
+
+
+def _places(model_runner: Any) -> Callable[[str], Any]:  # noqa: ANN401
+    """Where vLLM holds an adapter's tensor by its name in peft's format: [slots, 1, M, N].
+
+    vLLM computes some layers together, whose adapters it then holds as parts of one.
+    """
+    from vllm.lora.utils import parse_fine_tuned_lora_name
+
+    manager = model_runner.lora_manager._adapter_manager
+    renames = getattr(manager.model, "hf_to_vllm_mapper", None)
+    renames = renames and renames.get_rename_mapper()
+    parts = {
+        part: (module, index)
+        for module, own in manager.packed_modules.items()
+        for index, part in enumerate(own)
+    }
+
+    def place(name: str) -> Any:  # noqa: ANN401
+        layer, is_a = parse_fine_tuned_lora_name(name, renames)
+        module, index = parts.get(layer, (layer, 0))
+        if module not in manager.modules:
+            return None
+        found = manager.modules[module]
+        return (found.lora_a_stacked if is_a else found.lora_b_stacked)[index]
+
+    return place

@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,6 +36,7 @@ class WeightStore:
         lock: Held while the learner writes the weights or an engine reads them.
         serial: Number of writes, because a version may be published twice with different weights.
         sequence: Token ids whose log-probabilities are the proof.
+        engine_arguments: Keyword arguments of ``vllm.LLM`` that these weights need.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class WeightStore:
         self.lock = threading.RLock()
         self.serial = 0
         self.dtype = _DTYPES[precision]
+        self.engine_arguments: dict[str, Any] = {}
         self._place = place
         self._version: int | None = None
         self._folder: WeightFolder | None = None
@@ -70,6 +73,11 @@ class WeightStore:
         assert self._version is not None, "an engine has no weights before its first sync"
         return self._version
 
+    @property
+    def adapter_number(self) -> int:
+        """Number of the adapter that an engine must name in its answers; 0 is none."""
+        return 0
+
     def write(self, policy: Policy, version: int, *, files: bool = True) -> None:
         """Replace the weights with the policy's.
 
@@ -77,15 +85,23 @@ class WeightStore:
         another way; the folder then keeps the first weights, from which engines start.
         """
         with self.lock:
-            if self._folder is None:
-                size = sum(whole_elements(p) for p in policy.parameters()) * self.dtype.itemsize
-                self._folder = WeightFolder(size, self._place)
-                files = True
+            folder = self._folder
+            if folder is None:
+                folder, files = self._make_folder(policy), True
             if files:
-                self._folder.write(policy, version, self.dtype)
+                folder.write(policy, version, self.dtype)
             self._expected = learner_logprobs(policy, self.sequence)
             self._version = version
             self.serial += 1
+
+    def _make_folder(self, policy: Policy) -> WeightFolder:
+        size = sum(whole_elements(p) for p in policy.parameters()) * self.dtype.itemsize
+        self._folder = WeightFolder(size, self._place)
+        return self._folder
+
+    def metrics(self) -> dict[str, float]:
+        """What is to be logged of the newest weights."""
+        return {}
 
     def check(self, logprobs: list[float]) -> Difference:
         """Compare an engine's log-probabilities of :attr:`sequence` with the learner's.

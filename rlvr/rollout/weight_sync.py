@@ -80,11 +80,16 @@ class WeightFolder:
         """The Hugging Face folder, once written."""
         return self.path / "model"
 
-    def write(self, policy: Policy, version: int, dtype: torch.dtype) -> None:
-        """Replace the weights; the engine must not be reading them."""
+    def write(
+        self, policy: Policy, version: int, dtype: torch.dtype, *, adapters: bool = True
+    ) -> None:
+        """Replace the weights; the engine must not be reading them.
+
+        If ``adapters`` is false, those of the base model are written.
+        """
         self.version = None
         shutil.rmtree(self.model, ignore_errors=True)
-        write_model(policy, self.model, dtype)
+        write_model(policy, self.model, dtype, adapters=adapters)
         self.version = version
 
     def remove(self) -> None:
@@ -95,11 +100,19 @@ class WeightFolder:
             self._lock = -1
 
 
-def write_model(policy: Policy, folder: Path, dtype: torch.dtype, most: int = BUCKET_BYTES) -> None:
+def write_model(
+    policy: Policy,
+    folder: Path,
+    dtype: torch.dtype,
+    most: int = BUCKET_BYTES,
+    *,
+    adapters: bool = True,
+) -> None:
     """Write the merged policy as a Hugging Face folder, one file per bucket of ``most`` bytes.
 
     Memory holds at most one bucket besides the policy. The names are those of the published
-    checkpoints, which transformers may have changed on loading.
+    checkpoints, which transformers may have changed on loading. If ``adapters`` is false, the base
+    model is written instead.
 
     Raises:
         NonFiniteWeightsError: A weight is not finite, or is not once merged or rounded.
@@ -109,7 +122,7 @@ def write_model(policy: Policy, folder: Path, dtype: torch.dtype, most: int = BU
     files: list[str] = []
     where: dict[str, str] = {}
     bad: str | None = None
-    for bucket in merged_buckets(policy, dtype, most):
+    for bucket in merged_buckets(policy, dtype, most, adapters=adapters):
         bad = bad or first_bad(bucket.items())
         files.append(f"model-{len(files) + 1:05d}.safetensors")
         tensors = revert_weight_conversion(causal_lm, bucket)
