@@ -20,6 +20,7 @@ from rlvr.policy.dropout import draws_in_training, set_adapter_dropout, set_drop
 from rlvr.policy.families import family_of, load_config, text_model
 from rlvr.policy.finite import check_loaded
 from rlvr.policy.folders import find_model
+from rlvr.policy.head_choice import choose_logits
 from rlvr.policy.in_memory import adopt
 from rlvr.policy.model import Policy, first_line
 from rlvr.policy.model_check import check_model, probe_ids
@@ -44,7 +45,8 @@ def load_policy(
 
     Raises:
         ValueError: No such model, no causal LM, logits that are not head(hidden state), numbers
-            that depend on other rows or later tokens, adapters that cannot be merged.
+            that depend on other rows or later tokens, adapters that cannot be merged, a kernel
+            that was asked for and does not run.
     """
     full_weights = saved is not None and settings.lora is None
     given = None if model is None else adopt(model, settings)
@@ -82,6 +84,7 @@ def load_policy(
         check_adapters(policy)
     if not settings.dropout and (settings.lora is None or not settings.lora.dropout):
         _silence(policy, settings.path)
+    choose_logits(policy, settings.logits)
     if settings.liger:
         _use_liger(policy)
     if settings.compile:

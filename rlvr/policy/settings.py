@@ -43,6 +43,11 @@ class ModelSettings(Settings):
     compile: bool = False
     """Compile the transformer for the update with torch.compile; the first steps then take longer.
     Generation is left as it is."""
+    logits: Literal["auto", "chunked", "kernel"] = "auto"
+    """How log-probabilities and entropies are read off hidden states. chunked: logits of a few
+    tokens at a time. kernel: by a Triton kernel on a GPU, whose logits never reach memory; passes
+    that read more off them, and those of a learner.logits_chunk, stay chunked. auto: the kernel
+    for bfloat16 on a GPU, where it agrees with the chunks in a trial."""
     liger: bool = False
     """Use liger-kernel's fused norms, rotary embedding and MLP on a GPU (package liger-kernel)."""
     dropout: float | None = Field(None, ge=0, lt=1)
