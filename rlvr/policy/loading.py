@@ -25,6 +25,7 @@ from rlvr.policy.in_memory import adopt
 from rlvr.policy.model import Policy, first_line
 from rlvr.policy.model_check import check_model, probe_ids
 from rlvr.policy.settings import ModelSettings, check_local
+from rlvr.policy.tree_attention import recompute_contexts
 
 
 def load_policy(
@@ -61,7 +62,9 @@ def load_policy(
             given.load_state_dict(model.state_dict())
         model = given
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # A compiled model attends by the mask, and takes no contexts.
+        told = {} if settings.compile else {"context_fn": recompute_contexts}
+        model.gradient_checkpointing_enable({"use_reentrant": False, **told})
     if settings.lora is not None:
         model.name_or_path = settings.path
         model = (
@@ -73,7 +76,13 @@ def load_policy(
         check_head_is_not_adapted(model)
         if saved is not None:
             check_loaded(model, str(saved / "adapter"))
-    policy = Policy(model, settings.precision).to(device or default_device())
+    device = device or default_device()
+    if settings.attention == "flex_attention" and device.type == "cpu":
+        raise ValueError(
+            "model.attention=flex_attention has no gradient on a CPU; set it to sdpa, which runs "
+            "packed rows piece by piece there"
+        )
+    policy = Policy(model, settings.precision).to(device)
     try:
         check_model(policy, settings.path)
     except ValueError as error:

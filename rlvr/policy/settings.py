@@ -37,7 +37,8 @@ class ModelSettings(Settings):
     """Compute precision. Weights, gradients and optimizer state stay float32 either way:
     an update of 1e-6 vanishes in the rounding of bfloat16 weights."""
     attention: str = "sdpa"
-    """transformers' attention implementation (sdpa, eager, flash_attention_2, ...)."""
+    """transformers' attention implementation (sdpa, eager, flash_attention_2, ...). On a GPU,
+    flex_attention skips what packed completions do not see of each other."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
