@@ -60,7 +60,7 @@ class Tile(NamedTuple):
     depth: int
     warps: int = 8
     stages: int = 3
-    group: int = 8
+    group: int = 16
 
 
 TILES = {
