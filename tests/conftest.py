@@ -16,6 +16,9 @@ settings.load_profile("any machine")
 
 # The tests' models are tiny: a second thread gains nothing and suffers on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before anything imports Triton: without a GPU, kernels run in its interpreter.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 if TYPE_CHECKING:
     from rlvr.policy.model import Policy

@@ -67,7 +67,7 @@ class Source:
     @property
     def model(self) -> ModelSettings:
         """Settings that load the model on a CPU, without what only training or a GPU needs."""
-        plain = {"attention": "sdpa", "compile": False, "liger": False}
+        plain = {"attention": "sdpa", "compile": False, "logits": "auto", "liger": False}
         settings = self.recipe.model.model_copy(update={**plain, "gradient_checkpointing": False})
         if self.saved is None:
             own = {"path": str(self.folder), "lora": None, "revision": None}

@@ -20,10 +20,12 @@ from rlvr.policy.dropout import draws_in_training, set_adapter_dropout, set_drop
 from rlvr.policy.families import family_of, load_config, text_model
 from rlvr.policy.finite import check_loaded
 from rlvr.policy.folders import find_model
+from rlvr.policy.head_choice import choose_logits
 from rlvr.policy.in_memory import adopt
 from rlvr.policy.model import Policy, first_line
 from rlvr.policy.model_check import check_model, probe_ids
 from rlvr.policy.settings import ModelSettings, check_local
+from rlvr.policy.tree_attention import recompute_contexts
 
 
 def load_policy(
@@ -44,7 +46,8 @@ def load_policy(
 
     Raises:
         ValueError: No such model, no causal LM, logits that are not head(hidden state), numbers
-            that depend on other rows or later tokens, adapters that cannot be merged.
+            that depend on other rows or later tokens, adapters that cannot be merged, a kernel
+            that was asked for and does not run.
     """
     full_weights = saved is not None and settings.lora is None
     given = None if model is None else adopt(model, settings)
@@ -59,7 +62,9 @@ def load_policy(
             given.load_state_dict(model.state_dict())
         model = given
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # A compiled model attends by the mask, and takes no contexts.
+        told = {} if settings.compile else {"context_fn": recompute_contexts}
+        model.gradient_checkpointing_enable({"use_reentrant": False, **told})
     if settings.lora is not None:
         model.name_or_path = settings.path
         model = (
@@ -71,7 +76,13 @@ def load_policy(
         check_head_is_not_adapted(model)
         if saved is not None:
             check_loaded(model, str(saved / "adapter"))
-    policy = Policy(model, settings.precision).to(device or default_device())
+    device = device or default_device()
+    if settings.attention == "flex_attention" and device.type == "cpu":
+        raise ValueError(
+            "model.attention=flex_attention has no gradient on a CPU; set it to sdpa, which runs "
+            "packed rows piece by piece there"
+        )
+    policy = Policy(model, settings.precision).to(device)
     try:
         check_model(policy, settings.path)
     except ValueError as error:
@@ -82,6 +93,7 @@ def load_policy(
         check_adapters(policy)
     if not settings.dropout and (settings.lora is None or not settings.lora.dropout):
         _silence(policy, settings.path)
+    choose_logits(policy, settings.logits)
     if settings.liger:
         _use_liger(policy)
     if settings.compile:

@@ -141,8 +141,10 @@ class Policy(nn.Module):
         inputs = {name: value for name, value in inputs.items() if name not in self.unused}
         if self._compiled:
             return self._compiled[0](**inputs)
-        with piecewise(self._transformer, blocks, inputs.get("attention_mask")):
-            return self._transformer(**inputs)
+        with piecewise(self._transformer, blocks, inputs.get("attention_mask")) as mask:
+            return self._transformer(
+                **(inputs if mask is None else inputs | {"attention_mask": mask})
+            )
 
     def plain_logits(self, ids_L: torch.Tensor) -> torch.Tensor:
         """The output head's product [L, V] for a sequence alone, before any scale."""
@@ -223,7 +225,7 @@ def packing_is_exact(policy: Policy) -> bool:
         return False
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return False
-    if getattr(config, "_attn_implementation", "sdpa") not in ("sdpa", "eager"):
+    if getattr(config, "_attn_implementation", "sdpa") not in ("sdpa", "eager", "flex_attention"):
         return False
     prompts, completions = [[1, 2, 3], [1, 2, 3], [2, 1]], [[2, 3, 1], [1, 1], [3, 2, 2, 1]]
     vocabulary = config.get_text_config().vocab_size

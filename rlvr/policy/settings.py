@@ -37,12 +37,18 @@ class ModelSettings(Settings):
     """Compute precision. Weights, gradients and optimizer state stay float32 either way:
     an update of 1e-6 vanishes in the rounding of bfloat16 weights."""
     attention: str = "sdpa"
-    """transformers' attention implementation (sdpa, eager, flash_attention_2, ...)."""
+    """transformers' attention implementation (sdpa, eager, flash_attention_2, ...). On a GPU,
+    flex_attention skips what packed completions do not see of each other."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
     """Compile the transformer for the update with torch.compile; the first steps then take longer.
     Generation is left as it is."""
+    logits: Literal["auto", "chunked", "kernel"] = "auto"
+    """How log-probabilities and entropies are read off hidden states. chunked: logits of a few
+    tokens at a time. kernel: by a Triton kernel on a GPU, whose logits never reach memory; passes
+    that read more off them, and those of a learner.logits_chunk, stay chunked. auto: the kernel
+    for bfloat16 on a GPU, where it agrees with the chunks in a trial."""
     liger: bool = False
     """Use liger-kernel's fused norms, rotary embedding and MLP on a GPU (package liger-kernel)."""
     dropout: float | None = Field(None, ge=0, lt=1)

@@ -12,12 +12,15 @@ so one recomputed chunk yields all gradients in closed form; the first few chunk
 which saves short batches their second pass. Whatever else a loss wants to read off p it brings
 along as a :class:`~rlvr.objective.token_statistic.TokenStatistic`, which sees the same chunks.
 
+On a GPU, passes without such a statistic can take a Triton kernel instead, whose logits never leave
+the chip (``rlvr/policy/head_kernel.py``; ``rlvr/policy/head_choice.py`` chooses).
+
 Not here: soft-capped or otherwise transformed logits (``Policy`` refuses such models at load).
 """
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -64,6 +67,7 @@ def token_stats(
     entropy: bool = False,
     statistics: Sequence[TokenStatistic] = (),
     chunk_tokens: int | None = None,
+    logits: Literal["chunked", "kernel"] = "chunked",
 ) -> TokenStats:
     """Statistics of ``targets_N`` under softmax(hidden @ weight^T / temperature).
 
@@ -76,12 +80,22 @@ def token_stats(
         entropy: Also return the entropy over the whole vocabulary.
         statistics: Also return what these read; made for this pass alone.
         chunk_tokens: C, tokens per chunk; None chooses by vocabulary size.
+        logits: kernel reads log-probability and entropy by the Triton kernel, unless there are
+            ``statistics`` or ``chunk_tokens``; all else is in chunks.
 
     Raises:
         ValueError: ``temperature`` is not positive.
     """
     if temperature <= 0:
         raise ValueError(f"temperature {temperature} is not positive; sample greedily elsewhere")
+    if logits == "kernel" and not statistics and chunk_tokens is None:
+        from rlvr.policy.head_kernel import head_logprobs_and_entropy
+
+        hidden_ND = hidden_ND.to(_compute_dtype(hidden_ND))
+        found = head_logprobs_and_entropy(
+            hidden_ND, weight_VD, targets_N, temperature=temperature, bias_V=bias_V
+        )
+        return TokenStats(found[0], found[1] if entropy else None)
     chunk = chunk_tokens or default_chunk(weight_VD.shape[0], hidden_ND.device.type)
     room = KEPT_LOGITS // weight_VD.shape[0] if torch.is_grad_enabled() else 0
     readers = _Readers(statistics)
@@ -112,12 +126,16 @@ class TokenHead(nn.Module):
 
     Args:
         head: The output head, a linear layer.
+
+    Attributes:
+        logits: What :func:`token_stats` is told.
     """
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
         self.weight = head.weight
         self.bias = getattr(head, "bias", None)
+        self.logits: Literal["chunked", "kernel"] = "chunked"
 
     def forward(
         self,
@@ -127,7 +145,8 @@ class TokenHead(nn.Module):
     ) -> TokenStats:
         """Statistics of ``targets_N``; options as :func:`token_stats`."""
         assert isinstance(self.weight, torch.Tensor)
-        return token_stats(hidden_ND, self.weight, targets_N, bias_V=self.bias, **options)
+        options = {"bias_V": self.bias, "logits": self.logits, **options}
+        return token_stats(hidden_ND, self.weight, targets_N, **options)
 
 
 def default_chunk(vocabulary: int, device: str) -> int:

@@ -6,13 +6,17 @@ thrown away. Here a row is parted into pieces that are computed one by one: whol
 their part of the mask or, where completions are long, each completion against its prompt's keys and
 its own. The numbers are the same up to rounding.
 
-The pieces are known while the model runs forward, so that a model which recomputes its layers in
-the backward pass attends by the mask.
+The pieces are known while the model runs forward. A model that recomputes its layers in the
+backward pass, perhaps in another thread, is told them again by :func:`recompute_contexts`.
+
+On a GPU, where many small kernels cost more than they save, flex attention does the same inside one
+kernel (Dong et al., arXiv:2412.05496): it skips tiles of 128 x 128 pairs that the row's
+:func:`block_mask` leaves out.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,43 +95,111 @@ def _whole(start: int, stop: int, mask_LL: torch.Tensor) -> Piece:
     return Piece(start, stop, None, mask_LL[start:stop, start:stop].contiguous())
 
 
-_PIECES: ContextVar[list[Piece] | None] = ContextVar("pieces", default=None)
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A packed row that a model runs, and the configuration that says how the model attends."""
+
+    pieces: list[Piece]
+    config: Any
+
+
+_ROW: ContextVar[_Row | None] = ContextVar("row", default=None)
 
 
 @contextmanager
 def piecewise(
     transformer: torch.nn.Module, blocks: Sequence[Block], mask: torch.Tensor | None
-) -> Iterator[None]:
-    """Have a transformers model attend piece by piece to the packed row that it runs.
+) -> Iterator[Any]:
+    """Have a transformers model attend to what the packed row that it runs shows, and no more.
 
-    Does nothing without blocks, where the model does not use torch's attention or recomputes its
-    layers, and on a GPU, where small kernels cost more than they save.
+    Piece by piece on a CPU where the model uses torch's attention, and by tiles where it uses flex
+    attention. Does nothing without blocks, nor where layers are recomputed without
+    :func:`recompute_contexts`.
 
     Args:
         transformer: The model, or its backbone; its choice of attention is another meanwhile.
         blocks: Of the row.
         mask: Boolean [1, 1, L, L].
+
+    Yields:
+        The attention mask to give to the model in place of ``mask``.
     """
     config: Any = transformer.config
     config = config.get_text_config()
-    usable = blocks and mask is not None and mask.device.type == "cpu"
-    recomputes = getattr(transformer, "is_gradient_checkpointing", False)
-    if not usable or recomputes or config._attn_implementation != "sdpa":
-        yield
+    if not blocks or mask is None:
+        yield mask
         return
-    assert mask is not None, "for the type checker"
-    pieces = pieces_of(blocks, mask[0, 0])
-    if len(pieces) == 1:
-        yield
+    if config._attn_implementation == "flex_attention":
+        yield block_mask(blocks, mask.device)
+        return
+    by_torch = config._attn_implementation == "sdpa" and mask.device.type == "cpu"
+    pieces = pieces_of(blocks, mask[0, 0]) if by_torch and not _forgets(transformer) else []
+    if len(pieces) < 2:
+        yield mask
         return
     _register()
-    config._attn_implementation = NAME
-    token = _PIECES.set(pieces)
-    try:
-        yield
-    finally:
-        _PIECES.reset(token)
-        config._attn_implementation = "sdpa"
+    with _Attending(_Row(pieces, config)):
+        yield mask
+
+
+class _Attending:
+    """A context in which a model attends piece by piece; it may be entered again and again."""
+
+    def __init__(self, row: _Row) -> None:
+        self._row = row
+        self._before: list[tuple[Token[_Row | None], str]] = []
+
+    def __enter__(self) -> None:
+        self._before.append((_ROW.set(self._row), self._row.config._attn_implementation))
+        self._row.config._attn_implementation = NAME
+
+    def __exit__(self, *_: object) -> None:
+        token, implementation = self._before.pop()
+        self._row.config._attn_implementation = implementation
+        _ROW.reset(token)
+
+
+def recompute_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """``context_fn`` of torch's checkpointing: a recomputed layer attends as it did forward."""
+    row = _ROW.get()
+    return nullcontext(), nullcontext() if row is None else _Attending(row)
+
+
+def _forgets(transformer: torch.nn.Module) -> bool:
+    """Whether layers are recomputed without being told the pieces."""
+    ways = [
+        getattr(module, "_gradient_checkpointing_func", None)
+        for module in transformer.modules()
+        if getattr(module, "gradient_checkpointing", False)
+    ]
+    told = [getattr(way, "keywords", {}).get("context_fn") for way in ways]
+    return any(context_fn is not recompute_contexts for context_fn in told)
+
+
+def block_mask(blocks: Sequence[Block], device: torch.device) -> Any:  # noqa: ANN401
+    """Flex attention's mask of a packed row [1, 1, L, L].
+
+    Args:
+        blocks: What stands on the row, in its order: a prompt, then its completions.
+        device: Of the model.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    length = blocks[-1][1]
+    owner_L = torch.zeros(length, dtype=torch.int32)
+    seen_L = torch.zeros(length, dtype=torch.int32)
+    for number, (start, stop, prompt_start, prompt_stop) in enumerate(blocks):
+        owner_L[start:stop] = number
+        seen_L[start:stop] = owner_L[prompt_start] if prompt_stop > prompt_start else number
+    owner_L, seen_L = owner_L.to(device), seen_L.to(device)
+
+    def shows(
+        _batch: torch.Tensor, _head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
+    ) -> torch.Tensor:
+        its_own, prompts = owner_L[key] == owner_L[query], owner_L[key] == seen_L[query]
+        return (key <= query) & (its_own | prompts)
+
+    return create_block_mask(shows, None, None, length, length, device=str(device))
 
 
 def _register() -> None:
@@ -156,9 +228,10 @@ def attend(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    pieces = _PIECES.get()
-    its_row = pieces is not None and query.shape[2] == key.shape[2] == pieces[-1].stop
-    if pieces is None or not its_row or more.get("position_bias") is not None:
+    row = _ROW.get()
+    pieces = row.pieces if row is not None else []
+    its_row = pieces and query.shape[2] == key.shape[2] == pieces[-1].stop
+    if not its_row or more.get("position_bias") is not None:
         found: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
         )

@@ -52,11 +52,11 @@ class Critic(nn.Module):
         """Values [N], in at least float32, of the states that ``inputs.targets_N`` follow."""
         device = self.head.weight.device.type
         mixed = torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
-        with mixed, piecewise(self.backbone, inputs.blocks, inputs.attention_mask):
+        with mixed, piecewise(self.backbone, inputs.blocks, inputs.attention_mask) as mask:
             positions = {"position_ids": inputs.position_ids_RL}
             hidden_RLD = self.backbone(
                 input_ids=inputs.input_ids_RL,
-                attention_mask=inputs.attention_mask,
+                attention_mask=mask,
                 use_cache=False,
                 **{name: value for name, value in positions.items() if name not in self.unused},
             ).last_hidden_state

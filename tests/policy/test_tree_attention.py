@@ -1,6 +1,7 @@
 """Attention piece by piece is attention behind the mask, and computes fewer pairs."""
 
 import copy
+import importlib
 import random
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,9 @@ from rlvr.objective.objective import Objective
 from rlvr.objective.policy_losses.clip import Clip
 from rlvr.objective.reducers import TokenMean
 from rlvr.policy.batching import packed_inputs, padded_inputs
-from rlvr.policy.tree_attention import pieces_of, piecewise
+from rlvr.policy.loading import load_policy
+from rlvr.policy.settings import ModelSettings
+from rlvr.policy.tree_attention import block_mask, pieces_of, piecewise, recompute_contexts
 from tests.learner.batches import make_batch
 from tests.learner.test_learner import gradients, learner_of
 
@@ -71,26 +74,71 @@ def test_statistics_are_those_of_padded_rows(exact_policy, shape):
     assert config._attn_implementation == "sdpa", "the choice is put back"
 
 
-def test_gradients_are_those_of_the_mask(exact_policy, monkeypatch):
-    """And of activations that are recomputed, which attend by the mask."""
+@pytest.fixture
+def calls(monkeypatch):
+    """A list that grows with each piece that is attended to; pieces are cut wherever they can."""
     monkeypatch.setattr("rlvr.policy.tree_attention._CALL", 1)
-    batch = make_batch([1.0, 0, 0, 1, 0, 0, 0, 1])
-    calls = []
+    made = []
     usual = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
         "rlvr.policy.tree_attention.scaled_dot_product_attention",
-        lambda *args, **more: calls.append(1) or usual(*args, **more),
+        lambda *args, **more: made.append(1) or usual(*args, **more),
     )
-    pieces = gradients(learner_of(exact_policy, PLAIN, layout="packed"), batch)
-    assert calls
-    calls.clear()
-    again = copy.deepcopy(exact_policy)
-    again.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-    again.train()
-    recomputed = gradients(learner_of(again, PLAIN, layout="packed"), batch)
-    assert not calls
-    for name, value in pieces.items():
+    return made
+
+
+def recomputing(policy, **options):
+    """The policy with activations that are recomputed."""
+    again = copy.deepcopy(policy)
+    again.causal_lm.gradient_checkpointing_enable({"use_reentrant": False, **options})
+    return again.train()
+
+
+def test_gradients_are_those_of_the_mask(exact_policy, calls):
+    """And of activations that are recomputed, piece by piece or, if not told so, by the mask."""
+    batch = make_batch([1.0, 0, 0, 1, 0, 0, 0, 1])
+
+    def of(policy):
+        calls.clear()
+        return gradients(learner_of(policy, PLAIN, layout="packed"), batch), len(calls)
+
+    pieces, forward = of(exact_policy)
+    masked, by_the_mask = of(recomputing(exact_policy))
+    recomputed, twice = of(recomputing(exact_policy, context_fn=recompute_contexts))
+    assert by_the_mask == 0 < forward
+    # Each layer forward, and once more for its gradient; the trial of packing has none.
+    assert twice > 1.5 * forward
+    for name, value in masked.items():
+        assert torch.allclose(value, pieces[name], atol=1e-7, rtol=1e-4), name
         assert torch.allclose(value, recomputed[name], atol=1e-7, rtol=1e-4), name
+
+
+def test_recomputed_pieces_need_neither_the_thread_nor_the_pass_they_came_from(exact_policy, calls):
+    """Backward in another thread, twice, after the model has run another row."""
+    policy = recomputing(exact_policy, context_fn=recompute_contexts)
+    parameters = list(policy.parameters())
+    first, other = (packed_inputs(*row(SHAPES[name])) for name in ("two groups", "both"))
+    plain = exact_policy(first).logprobs_N.sum()
+    expected = torch.autograd.grad(plain, list(exact_policy.parameters()))
+    loss = policy(first).logprobs_N.sum()
+    policy(other)
+    calls.clear()
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(2):
+            grad = pool.submit(torch.autograd.grad, loss, parameters, retain_graph=True).result()
+            for found, due in zip(grad, expected, strict=True):
+                assert torch.allclose(found, due, atol=1e-9, rtol=1e-7)
+    layers = policy.causal_lm.config.num_hidden_layers
+    assert len(calls) == 2 * layers * len(pieces_of(first.blocks, first.attention_mask[0, 0]))
+    assert policy.causal_lm.config._attn_implementation == "sdpa", "the choice is put back"
+
+
+def test_a_recipe_that_recomputes_tells_its_layers_the_pieces(tiny_folder, calls):
+    policy = load_policy(ModelSettings(path=str(tiny_folder), gradient_checkpointing=True)).train()
+    loss = policy(packed_inputs(*row(SHAPES["two groups"]))).logprobs_N.sum()
+    forward = len(calls)
+    loss.backward()
+    assert len(calls) == 2 * forward > 0
 
 
 def test_what_is_not_the_row_of_the_pieces_is_attended_to_by_its_mask(exact_policy):
@@ -104,3 +152,44 @@ def test_what_is_not_the_row_of_the_pieces_is_attended_to_by_its_mask(exact_poli
             beside = pool.submit(exact_policy.backbone, input_ids=ids).result().last_hidden_state
     assert torch.allclose(within, alone, atol=1e-12)
     assert torch.allclose(beside, alone, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_flex_attention_is_shown_what_the_mask_shows(shape):
+    inputs = packed_inputs(*row(SHAPES[shape]))
+    mask = block_mask(inputs.blocks, torch.device("cpu"))
+    position = torch.arange(len(inputs.attention_mask[0, 0]))
+    shown_LL = mask.mask_mod(0, 0, position[:, None], position[None, :])
+    assert torch.equal(shown_LL, inputs.attention_mask[0, 0])
+    visible = torch.nn.functional.pad(inputs.attention_mask[0, 0], (0, -len(position) % 128) * 2)
+    tiles = visible.unflatten(0, (-1, 128)).unflatten(2, (-1, 128)).any(1).any(2)
+    assert torch.equal(mask.to_dense()[0, 0].bool(), tiles), "no tile is skipped or run in vain"
+
+
+def test_statistics_and_gradients_of_flex_attention_are_those_of_the_mask(
+    exact_policy, monkeypatch
+):
+    """Its own arithmetic without the compiler, which has no gradient on a CPU."""
+    flex = importlib.import_module("torch.nn.attention.flex_attention")
+    monkeypatch.setattr(flex, "_validate_device", lambda *_: None)
+    monkeypatch.setattr(
+        "transformers.integrations.flex_attention.compile_friendly_flex_attention",
+        lambda *args, training, **more: flex.flex_attention(*args, **more),
+    )
+    inputs = packed_inputs(*row([(70, [40, 60]), (5, [0, 30])]))
+    results = []
+    for attention in ("sdpa", "flex_attention"):
+        policy = recomputing(exact_policy, context_fn=recompute_contexts)
+        policy.causal_lm.config._attn_implementation = attention
+        stats = policy(inputs, entropy=True)
+        loss = (stats.logprobs_N.sin() + stats.entropy_N).sum()
+        gradient = torch.autograd.grad(loss, list(policy.parameters()))
+        results.append((stats.logprobs_N, stats.entropy_N, *gradient))
+    for found, due in zip(*results, strict=True):
+        assert torch.allclose(found, due, atol=1e-6)
+
+
+def test_flex_attention_on_a_cpu_is_refused(tiny_folder):
+    settings = ModelSettings(path=str(tiny_folder), attention="flex_attention")
+    with pytest.raises(ValueError, match=r"has no gradient on a CPU; set it to sdpa"):
+        load_policy(settings, device=torch.device("cpu"))
