@@ -15,6 +15,8 @@ from pydantic import Field, model_validator
 from rlvr.lazy import np, torch
 from rlvr.settings import Settings
 
+_UNITS = 2.0**52
+
 
 class Sampling(Settings):
     """Settings for drawing completions."""
@@ -87,7 +89,7 @@ def truncate(logprobs_BV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
         ordered[:, sampling.top_k :] = float("-inf")
     if sampling.top_p < 1:
         probabilities = ordered.softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities
+        before = _cumulative(probabilities) - probabilities
         ordered = ordered.masked_fill(before >= sampling.top_p, float("-inf"))
     return torch.empty_like(logprobs_BV).scatter_(-1, order, ordered)
 
@@ -98,9 +100,26 @@ def _invert_cumulative(probabilities_BV: torch.Tensor, uniforms_B: torch.Tensor)
     It uses float64, because in float32 the running sum would round away rare tokens late in the
     vocabulary.
     """
-    cumulative_BV = probabilities_BV.double().cumsum_(-1)
+    cumulative_BV = _cumulative(probabilities_BV.double(), in_place=True)
     thresholds_B1 = uniforms_B.double()[:, None] * cumulative_BV[:, -1:]
     tokens_B = torch.searchsorted(cumulative_BV, thresholds_B1, right=True)[:, 0]
     # u * total may round up to the total itself; then take the last token with mass.
     last_B = (probabilities_BV > 0).cumsum(-1).argmax(-1)
     return torch.minimum(tokens_B, last_B)
+
+
+def _cumulative(probabilities_BV: torch.Tensor, *, in_place: bool = False) -> torch.Tensor:
+    """Running sums over the vocabulary [B, V]."""
+    if probabilities_BV.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return exact_cumulative(probabilities_BV)
+    return probabilities_BV.cumsum_(-1) if in_place else probabilities_BV.cumsum(-1)
+
+
+def exact_cumulative(probabilities_BV: torch.Tensor) -> torch.Tensor:
+    """Running sums [B, V] in multiples of 2^-52, which do not depend on the order of addition.
+
+    A GPU adds floating-point numbers of a running sum in an order that changes from call to call,
+    and PyTorch has no other form of it; integers give the same sum in every order.
+    """
+    units_BV = (probabilities_BV.double() * _UNITS).round_().long()
+    return (units_BV.cumsum(-1).double() / _UNITS).to(probabilities_BV.dtype)

@@ -75,6 +75,10 @@ class BaseRecipe(Settings):
     """Folder of the run; everything it writes is in there."""
     seed: int = Field(0, ge=0, lt=2**64)
     """Order of the data, initialisation of adapters."""
+    deterministic: bool = False
+    """Use only operations that give the same bits every time on the same GPU and software: they are
+    slower, and an operation that has no such form ends the run. Without it a run on a GPU repeats
+    only up to rounding. On a CPU it changes nothing."""
     steps: int = Field(ge=1)
     """Optimizer steps."""
     model: ModelSettings

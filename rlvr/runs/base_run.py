@@ -28,6 +28,7 @@ from rlvr.learner.checkpoint import (
     random_states,
     restore_random_states,
 )
+from rlvr.learner.deterministic import deterministic_algorithms
 from rlvr.learner.launch import Launch, join
 from rlvr.learner.parameter_store import ParameterStore
 from rlvr.learner.watchdog import Watchdog
@@ -325,14 +326,16 @@ def open_any_run(
         ValueError: Anything the recipe names is missing or unusable, the output folder holds
             another run, or the recipe does not go with the launch.
     """
-    launch = join()
-    ranks = launch.ranks
-    stage = 0 if launch.zero is None else int(launch.zero["stage"])
-    for fault in recipe.launch_faults(ranks.count, stage):
-        raise ValueError(fault)
-    signals.deferred = ranks.count > 1
-    console = console if ranks.first else Console(quiet=True)
     with ExitStack() as stack:
+        # Before the processes meet, which begins CUDA.
+        stack.enter_context(deterministic_algorithms(recipe.deterministic))
+        launch = join()
+        ranks = launch.ranks
+        stage = 0 if launch.zero is None else int(launch.zero["stage"])
+        for fault in recipe.launch_faults(ranks.count, stage):
+            raise ValueError(fault)
+        signals.deferred = ranks.count > 1
+        console = console if ranks.first else Console(quiet=True)
         # Of all that the run opens, its folder is released last.
         claim = FolderClaim(recipe, resume, parent, stack.enter_context(ExitStack()))
         own, fields = on_rank_zero(ranks, claim.starting_point)

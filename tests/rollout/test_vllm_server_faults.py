@@ -36,7 +36,8 @@ def servers(policy):
 
 
 @pytest.fixture(autouse=True)
-def _same_version(monkeypatch):
+def _same_version(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))  # no key of this user's
     monkeypatch.setattr("rlvr.rollout.server.expected_version", lambda: "0.32.0")
 
 
