@@ -105,6 +105,11 @@ class PreferenceRecipe(OfflineRecipe):
         return self.needs_reference and (mode == "live" or (mode == "auto" and self._mismatched))
 
     @property
+    def holds_frozen_weights(self) -> bool:
+        """See :meth:`rlvr.runs.base_recipe.BaseRecipe.holds_frozen_weights`."""
+        return self.live_reference or super().holds_frozen_weights
+
+    @property
     def _mismatched(self) -> bool:
         return any(loss.uses_baseline for loss in self.losses)
 
