@@ -30,6 +30,7 @@ from typing import Any
 import torch
 
 from rlvr.learner.models import Models, Outputs, parameter_groups
+from rlvr.learner.moments import MOMENTS, saved_moment
 from rlvr.learner.optimizer import AdamW
 from rlvr.learner.parameter_store import (
     Fraction,
@@ -41,9 +42,8 @@ from rlvr.learner.parameter_store import (
 from rlvr.learner.settings import OptimizerSettings
 from rlvr.policy.batching import ModelInputs
 from rlvr.policy.finite import largest
+from rlvr.policy.held import hold_in_float32
 from rlvr.ranks import Ranks
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,12 @@ class ZeroStore:
         self.models, self.settings, self.ranks = models, settings, ranks
         if models.policy.device.type == "cpu":
             give_back_freed_memory()
+        hold_in_float32(models)
+        if any(own.optimizer_states != "float32" for own in settings.values()):
+            raise ValueError(
+                "DeepSpeed shards float32 alone here; set optimizer_states of the learner and of "
+                "what is trained with it to float32, or launch without DeepSpeed"
+            )
         self.named = {name: parameter for _, name, parameter in models.trained()}
         self.sizes = models.trained_sizes()  # before DeepSpeed takes the weights apart
         self.stage = int(zero["stage"])
@@ -103,6 +109,9 @@ class ZeroStore:
     def zero(self) -> Any:  # noqa: ANN401
         """DeepSpeed's wrapper of the optimizer."""
         return self.engine.optimizer
+
+    def begin(self, fraction: Fraction, moving: Collection[str] | None = None) -> None:
+        """Nothing to know beforehand."""
 
     def forward(self, inputs: ModelInputs, **options: Any) -> Outputs:  # noqa: ANN401
         """Run the models on a micro-batch."""
@@ -181,7 +190,7 @@ class ZeroStore:
         tensors: dict[str, torch.Tensor] = {}
         for name, part in self._slices():
             state = self.optimizer.state[part.flat]
-            for key in _MOMENTS:
+            for key in MOMENTS:
                 tensors[f"{key}/{name}"] = state[key].narrow(0, part.offset, part.count).detach()
             tensors[f"step/{name}"] = state["step"].detach().clone()  # of many, one counter
             tensors[f"start/{name}"] = torch.tensor(part.start)
@@ -199,8 +208,8 @@ class ZeroStore:
                 continue
             state = self.optimizer.state[part.flat]
             state["step"].copy_(tensors[f"step/{name}"])
-            for key in _MOMENTS:
-                whole = tensors[f"{key}/{name}"].flatten()
+            for key in MOMENTS:
+                whole = saved_moment(tensors, key, name).flatten()
                 here = whole[part.start : part.start + part.count]
                 state[key].narrow(0, part.offset, part.count).copy_(here)
 

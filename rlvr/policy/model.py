@@ -94,7 +94,8 @@ class Policy(nn.Module):
     def compute_dtype(self) -> torch.dtype:
         """What weights are rounded to when they are used."""
         held: torch.dtype = next(self.model.parameters()).dtype
-        return torch.bfloat16 if self.precision == "bfloat16" else held
+        whole = torch.promote_types(held, torch.float32)
+        return torch.bfloat16 if self.precision == "bfloat16" else whole
 
     @property
     def context_length(self) -> int | None:

@@ -1,11 +1,12 @@
 """The weights that the learner published last: a folder, and the proof for engines that load it."""
 
 import threading
+from math import prod
 from pathlib import Path
 
 import torch
 
-from rlvr.policy.merging import whole_elements
+from rlvr.policy.merging import weight_shapes
 from rlvr.policy.model import Policy
 from rlvr.policy.settings import Precision
 from rlvr.rollout.weight_sync import (
@@ -78,7 +79,8 @@ class WeightStore:
         """
         with self.lock:
             if self._folder is None:
-                size = sum(whole_elements(p) for p in policy.parameters()) * self.dtype.itemsize
+                shapes = weight_shapes(policy, self.dtype)
+                size = sum(prod(shape) * dtype.itemsize for _, dtype, shape in shapes)
                 self._folder = WeightFolder(size, self._place)
                 files = True
             if files:

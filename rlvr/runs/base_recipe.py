@@ -194,7 +194,10 @@ def impossible_memory(recipe: BaseRecipe, processes: int, zero_stage: int) -> li
         )
     if not zero_stage:
         return faults
-    asked = {"model.weights": model.weights, "learner.optimizer_states": learner.optimizer_states}
+    asked: dict[str, str] = {
+        "model.weights": model.weights,
+        "learner.optimizer_states": learner.optimizer_states,
+    }
     if model.lora is not None:
         asked["model.frozen_weights"] = model.frozen_weights or "float32"
     return faults + [

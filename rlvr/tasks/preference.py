@@ -285,7 +285,12 @@ class PreferenceTask(OfflineTask[PreferenceRecipe]):
             weighting=recipe.weighting,
         )
         return OfflineLearner(
-            policy, mixture, recipe.learner, total_updates=recipe.steps, launch=launch
+            policy,
+            mixture,
+            recipe.learner,
+            total_updates=recipe.steps,
+            launch=launch,
+            seed=recipe.seed,
         )
 
     def opened(self, run: OfflineRun) -> None:

@@ -274,7 +274,12 @@ class PrmTask(OfflineTask[PrmRecipe]):
             reference = live_reference(policy, recipe.model, recipe.reference)
         mixture = PreferenceMixture([recipe.objective], reference=reference)
         return OfflineLearner(
-            policy, mixture, recipe.learner, total_updates=recipe.steps, launch=launch
+            policy,
+            mixture,
+            recipe.learner,
+            total_updates=recipe.steps,
+            launch=launch,
+            seed=recipe.seed,
         )
 
     def opened(self, run: OfflineRun) -> None:
