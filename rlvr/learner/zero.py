@@ -98,8 +98,12 @@ class ZeroStore:
         self.sizes = models.trained_sizes()  # before DeepSpeed takes the weights apart
         self.stage = int(zero["stage"])
         self.optimizer = AdamW(parameter_groups(models, settings), models.policy.compute_dtype)
+        config = deepspeed_config(zero, ranks.count)
+        if self.stage == 3:
+            _shard(models, config)
+            models.policy.keeps_copies = False
         self.engine, *_ = deepspeed.initialize(
-            model=models, optimizer=self.optimizer, config=deepspeed_config(zero, ranks.count)
+            model=models, optimizer=self.optimizer, config=config
         )
         self._make_moments()
         if self.stage == 3:
@@ -245,6 +249,28 @@ class ZeroStore:
         here, held = mapping.lp_fragment_address, mapping.hp_fragment_address
         flat = self.zero.single_partition_of_fp32_groups[mapping.param_group_index]
         return _Slice(flat, held.start, here.start, held.numel)
+
+
+def _shard(models: Models, config: Mapping[str, Any]) -> None:
+    """Move weights to the device one by one, each sharded before the next one comes.
+
+    DeepSpeed would move the whole model there first, which may not fit.
+    """
+    import deepspeed
+
+    offload = config["zero_optimization"].get("offload_param") or {}
+    deepspeed.zero.Init(
+        module=models,
+        config_dict_or_path=dict(config),
+        dtype=torch.float32,
+        mem_efficient_linear=False,  # which would replace torch's linear function everywhere
+        remote_device=offload.get("device"),
+        pin_memory=bool(offload.get("pin_memory", False)),
+    )
+    device = deepspeed.get_accelerator().current_device_name()
+    for module in models.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
 
 
 def deepspeed_config(zero: Mapping[str, Any], ranks: int) -> dict[str, Any]:

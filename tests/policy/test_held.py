@@ -193,6 +193,23 @@ def test_the_gradient_of_a_token_that_occurs_often_is_added_up_in_float32():
     assert bool(((embedding.weight.grad[1].double() - due).abs() <= due * 2**-8).all())
 
 
+def test_copies_that_are_not_kept_change_no_bit(published):
+    """As under ZeRO 3, where the copies of all weights would be whole on every GPU."""
+    found = []
+    for keeps in (True, False):
+        policy = load(published, precision="bfloat16", gradient_checkpointing=True)
+        policy.keeps_copies = keeps
+        seen = []
+        policy.causal_lm.model.norm.register_forward_hook(
+            lambda *_, seen=seen: seen.append(torch.is_autocast_cache_enabled())
+        )
+        found.append(gradients(policy))
+        assert seen[0] is keeps
+    assert set(found[0]) == set(found[1])
+    for name, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][name]), name
+
+
 def test_deepspeed_gets_float32_back_where_nothing_was_rounded(published):
     policy = load(published, precision="bfloat16", lora=LORA)
     before = learner_logprobs(policy, SEQUENCE)
