@@ -107,7 +107,9 @@ class AdamW(torch.optim.Optimizer):
         if not state:
             # The fused kernel wants its counter beside the parameter.
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state |= empty_moments(parameter, self._groups[id(parameter)].get("states", "float32"))
+            # A store that shards hands over flat slices that are in no group yet.
+            group = self._groups.get(id(parameter), {})
+            state |= empty_moments(parameter, group.get("states", "float32"))
         return state
 
     def take_changed(self) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ largest of 256 neighbours is the largest code. The map has seven decades; the de
 split into 64 equal parts, each further one into half as many. The paper rounds to the nearest code
 and holds the second moment itself. Its root is held here, and rounding is at random: a second
 moment that is rounded to 0 would divide by epsilon alone, and one whose steps of (1 - b2) are less
-than half a code would never move (docs/experiments/low_memory.md).
+than half a code would never move.
 """
 
 from functools import cache
