@@ -1,4 +1,4 @@
-r"""What do weights, moments and gradients in fewer bits cost in accuracy? Minutes on a CPU.
+r"""What do weights, moments and gradients in fewer bits cost in accuracy? On a CPU.
 
     python -m tests.benchmarks.low_memory runs/low_memory --seeds 0,1,2
 
