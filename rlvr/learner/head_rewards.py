@@ -111,6 +111,7 @@ def reward_model_learner(
     *,
     total_updates: int = 1,
     launch: Launch | None = None,
+    seed: int = 0,
 ) -> OfflineLearner:
     """What trains an explicit reward model.
 
@@ -121,6 +122,7 @@ def reward_model_learner(
         head: Optimizer of the head.
         total_updates: Length of the learning-rate schedule.
         launch: The processes of the job and what holds the parameters; None is this process alone.
+        seed: Of the run, for what is rounded at random.
 
     Raises:
         ValueError: Packing is asked for, and does not give this model's numbers.
@@ -136,6 +138,7 @@ def reward_model_learner(
         # A head that reads whole layers projects a packed row once for each completion on it, so
         # there padding is the cheaper way.
         packing=not model.head.all_layers,
+        seed=seed,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from rlvr.learner.in_backward import BackwardStore, InBackward
 from rlvr.learner.models import Models
 from rlvr.learner.parameter_store import DataParallelStore, LocalStore, ParameterStore
 from rlvr.learner.settings import OptimizerSettings
@@ -64,17 +65,40 @@ def join(timeout_s: float = 1800.0) -> Launch:
 
 
 def build_store(
-    models: Models, settings: Mapping[str, OptimizerSettings], launch: Launch
+    models: Models,
+    settings: Mapping[str, OptimizerSettings],
+    launch: Launch,
+    *,
+    seed: int = 0,
+    in_backward: InBackward | None = None,
 ) -> ParameterStore:
-    """The parameter store that the launch calls for."""
+    """The parameter store that the launch calls for.
+
+    Args:
+        models: What is trained, and what is trained with it.
+        settings: Rates and clipping by model.
+        launch: The processes of the job.
+        seed: Of the run, for what is rounded at random.
+        in_backward: How parameters move in the backward pass, if they do.
+
+    Raises:
+        ValueError: The settings ask for something that it cannot do.
+    """
+    if in_backward is not None:
+        if launch.zero is not None or launch.ranks.count > 1:
+            raise ValueError(
+                f"learner.in_backward = {in_backward!r} drops gradients before other processes "
+                "could add theirs; leave it out, or launch one process without DeepSpeed"
+            )
+        return BackwardStore(models, settings, in_backward, seed)
     if launch.zero is not None:
         # DeepSpeed takes seconds to import.
         from rlvr.learner.zero import ZeroStore
 
         return ZeroStore(models, settings, launch.ranks, launch.zero)
     if launch.ranks.count > 1:
-        return DataParallelStore(models, settings, launch.ranks)
-    return LocalStore(models, settings)
+        return DataParallelStore(models, settings, launch.ranks, seed)
+    return LocalStore(models, settings, seed)
 
 
 def _join_group(timeout_s: float) -> None:

@@ -26,7 +26,7 @@ from rlvr.learner.methods.hook import Hook
 from rlvr.learner.micro_batches import MicroBatches
 from rlvr.learner.models import Models
 from rlvr.learner.old_policy import OldPolicy
-from rlvr.learner.parameter_store import StepResult
+from rlvr.learner.parameter_store import StepResult, in_backward_metrics
 from rlvr.learner.passes import MicroBatch, Passes, rows_of
 from rlvr.learner.settings import POLICY, LearnerSettings, OptimizerSettings
 from rlvr.learner.step_loss import StepLoss
@@ -50,6 +50,7 @@ class Learner:
         launch: The processes of the job and what holds the parameters; None is this process alone.
         hooks: What rides along.
         stale: Whether rollouts may come from older weights than the updates start from.
+        seed: Of the run, for what is rounded at random.
 
     Raises:
         ValueError: Packing is asked for, and does not give this model's numbers.
@@ -67,6 +68,7 @@ class Learner:
         launch: Launch | None = None,
         hooks: Sequence[Hook] = (),
         stale: bool = False,
+        seed: int = 0,
     ) -> None:
         self.policy, self.objective, self.settings = policy, objective, settings
         self.total_updates, self.reference, self.hooks = total_updates, reference, hooks
@@ -82,7 +84,9 @@ class Learner:
         models = {h.trains: h.model for h in hooks if h.trains is not None and h.model is not None}
         rates: dict[str, OptimizerSettings] = {POLICY: settings}
         rates |= {h.trains: h.optimizer for h in hooks if h.trains in models and h.optimizer}
-        self.store = build_store(Models(policy, models), rates, launch)
+        self.store = build_store(
+            Models(policy, models), rates, launch, seed=seed, in_backward=settings.in_backward
+        )
         self.budget = Budget(settings.tokens_per_micro_batch, self.store, self.ranks)
         self.micro_batches = MicroBatches(self.store, self.ranks, self.budget, packed=packed)
         self.passes = Passes(self.store, self.micro_batches, temperature, settings.logits_chunk)
@@ -180,17 +184,19 @@ class Learner:
     def _policy_step(self, batch: Batch) -> dict[str, float]:
         """An optimizer step of the policy, and of the models that step with it."""
         rows = self._rows_to_run(batch)
+        fractions = self._fractions()
+        self.store.begin(fractions, self._all_or(self.stepping - self.held))
         metrics = self._gather_gradient(batch, rows, self.stepping) if rows else {}
         held = POLICY in self.held
         if not held:
             metrics = self.objective.finish(metrics)
-        fractions = self._fractions()
         metrics["learner/lr"] = 0.0 if held else self.settings.lr * fractions[POLICY]
         if rows:  # else there is no gradient at all
             for hook in self._acting(self.stepping):
                 metrics |= hook.end_step(self.ranks)
             result = self._step(fractions, self.stepping - self.held)
             metrics["learner/grad_norm"] = result.grad_norms[POLICY]
+            metrics |= in_backward_metrics(self.settings, result)
             metrics["learner/changed"] = result.changed[POLICY]
             metrics["learner/changed_compute"] = result.changed_compute[POLICY]
             metrics |= result.metrics(self.stepping - {POLICY})
@@ -211,6 +217,7 @@ class Learner:
         rows, only = batch.rows_with_tokens, frozenset({model})
         if not rows:
             return {}
+        self.store.begin(self._fractions(), self._all_or(only))
         metrics = self._gather_gradient(batch, rows, only)
         return metrics | self._step(self._fractions(), only).metrics(only)
 
@@ -227,9 +234,13 @@ class Learner:
         return models | {POLICY: fraction(taken, all_taken)}
 
     def _step(self, fractions: Mapping[str, float], models: frozenset[str]) -> StepResult:
-        result = self.store.step(fractions, None if models == set(self.store.settings) else models)
+        result = self.store.step(fractions, self._all_or(models))
         self.bad_updates.count(result, models)
         return result
+
+    def _all_or(self, models: frozenset[str]) -> frozenset[str] | None:
+        """The names as the store takes them."""
+        return None if models == set(self.store.settings) else models
 
     def _rows_to_run(self, batch: Batch) -> list[int]:
         every_row = self.objective.regularised or any(hook.every_row for hook in self.hooks)

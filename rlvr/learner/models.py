@@ -140,6 +140,7 @@ def parameter_groups(
             "betas": rates.betas,
             "eps": rates.epsilon,
             "weight_decay": rates.weight_decay if matrix else 0.0,
+            "states": rates.optimizer_states,
         }
         groups.setdefault((model, matrix), group)["params"].append(parameter)
     if not groups:

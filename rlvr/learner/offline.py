@@ -27,6 +27,7 @@ from rlvr.learner.launch import Launch, build_store
 from rlvr.learner.layout import packs
 from rlvr.learner.micro_batches import MicroBatches, RowsOf
 from rlvr.learner.models import POLICY, Models, Outputs
+from rlvr.learner.parameter_store import in_backward_metrics
 from rlvr.learner.partition import Rows
 from rlvr.learner.settings import OptimizerSettings, UpdateSettings
 from rlvr.policy.batching import ModelInputs
@@ -130,6 +131,7 @@ class OfflineLearner:
         launch: The processes of the job and what holds the parameters; None is this process alone.
         auxiliary: Models that are trained with the policy, and their optimizers.
         packing: Whether packing is of use, where the settings leave it open.
+        seed: Of the run, for what is rounded at random.
 
     Raises:
         ValueError: Packing is asked for, and does not give this model's numbers.
@@ -145,6 +147,7 @@ class OfflineLearner:
         launch: Launch | None = None,
         auxiliary: Mapping[str, tuple[nn.Module, OptimizerSettings]] | None = None,
         packing: bool = True,
+        seed: int = 0,
     ) -> None:
         self.policy, self.loss, self.settings = policy, loss, settings
         self.total_updates = total_updates
@@ -155,7 +158,7 @@ class OfflineLearner:
         self.ranks = launch.ranks
         models = Models(policy, {name: module for name, (module, _) in others.items()})
         rates = {POLICY: settings, **{name: own for name, (_, own) in others.items()}}
-        self.store = build_store(models, rates, launch)
+        self.store = build_store(models, rates, launch, seed=seed, in_backward=settings.in_backward)
         self.budget = Budget(settings.tokens_per_micro_batch, self.store, self.ranks)
         self.micro_batches = MicroBatches(self.store, self.ranks, self.budget, packed=packed)
 
@@ -165,6 +168,7 @@ class OfflineLearner:
         step = self.loss.begin(self, examples)
         prepared = time.perf_counter()
         self.store.models.train()
+        self.store.begin(self._fraction)
         numbers = self._gather_gradient(step)
         metrics = self.loss.metrics(numbers, step) | self._step_weights()
         rows_of = self._rows_of(step.examples, self.loss.statistic)
@@ -288,8 +292,13 @@ class OfflineLearner:
     def _rows_of(self, examples: Examples, statistic: Statistic) -> RowsOf:
         return lambda example: statistic.rows(examples, example)
 
+    @property
+    def _fraction(self) -> float:
+        """Of the peak rates, for the coming update."""
+        return self.settings.schedule.fraction(self.updates, self.total_updates)
+
     def _step_weights(self) -> dict[str, float]:
-        fraction = self.settings.schedule.fraction(self.updates, self.total_updates)
+        fraction = self._fraction
         result = self.store.step(fraction)
         self.updates += 1
         self.bad_updates.count(result, self.store.settings)
@@ -299,6 +308,7 @@ class OfflineLearner:
             **{name: result.grad_norms[model] for model, name in self.loss.grad_norms.items()},
             "learner/changed": result.changed[POLICY],
             "learner/changed_compute": result.changed_compute[POLICY],
+            **in_backward_metrics(self.settings, result),
             "learner/updates": self.updates,
             "learner/skipped_updates": self.bad_updates.skipped,
         }

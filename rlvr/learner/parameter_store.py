@@ -25,8 +25,9 @@ import torch
 import torch.distributed as dist
 
 from rlvr.learner.models import Models, Outputs, parameter_groups
+from rlvr.learner.moments import load_moments
 from rlvr.learner.optimizer import AdamW
-from rlvr.learner.settings import OptimizerSettings
+from rlvr.learner.settings import OptimizerSettings, UpdateSettings
 from rlvr.policy.batching import ModelInputs
 from rlvr.policy.finite import largest
 from rlvr.ranks import Ranks
@@ -46,7 +47,8 @@ class StepResult:
     weights that moved, and ``changed_compute``, after rounding to the compute precision.
 
     ``bad_gradient`` names the first tensor whose gradient was not finite, so that the step was
-    skipped, and ``bad_weight`` the first that the step made infinite.
+    skipped, and ``bad_weight`` the first that the step made infinite. ``in_backward`` is whether
+    tensors moved in the backward pass.
     """
 
     grad_norms: dict[str, float]
@@ -55,6 +57,7 @@ class StepResult:
     changed_compute: dict[str, float]
     bad_gradient: str | None = None
     bad_weight: str | None = None
+    in_backward: bool = False
 
     @classmethod
     def of(
@@ -64,6 +67,8 @@ class StepResult:
         moved: Mapping[str, torch.Tensor],
         sizes: Mapping[str, int],
         first_bad_weight: Callable[[], str],
+        *,
+        in_backward: bool = False,
     ) -> "StepResult":
         """From what the optimizer counted.
 
@@ -73,17 +78,26 @@ class StepResult:
             moved: Counts [3] of :meth:`AdamW.take_changed`, over all ranks.
             sizes: How many weights are trained, by model.
             first_bad_weight: Finds the first weight that is not finite; collective.
+            in_backward: Whether tensors moved in the backward pass.
         """
         shares = {model: (counts / sizes[model]).tolist() for model, counts in moved.items()}
         held, used = ({m: share[place] for m, share in shares.items()} for place in (0, 1))
         broken = any(counts[2] > 0 for counts in moved.values())
         bad_weight = first_bad_weight() if broken else None
-        return cls(grad_norms, bad_gradient is not None, held, used, bad_gradient, bad_weight)
+        skipped = bad_gradient is not None
+        return cls(grad_norms, skipped, held, used, bad_gradient, bad_weight, in_backward)
 
     def metrics(self, models: Collection[str]) -> dict[str, float]:
         """Norm and share of changed weights of these models, each under its name."""
         norms = {f"{name}/grad_norm": self.grad_norms[name] for name in sorted(models)}
         return norms | {f"{name}/changed": self.changed[name] for name in sorted(models)}
+
+
+def in_backward_metrics(settings: UpdateSettings, result: StepResult) -> dict[str, float]:
+    """Whether a step moved tensors in the backward pass, where the settings ask for that."""
+    if settings.in_backward is None:
+        return {}
+    return {"learner/in_backward": float(result.in_backward)}
 
 
 class ParameterStore(Protocol):
@@ -97,6 +111,10 @@ class ParameterStore(Protocol):
     """Whether every rank must run the same number of forward and backward passes."""
     retries: bool
     """Whether a step can be begun again after one rank failed in the midst of it."""
+
+    def begin(self, fraction: Fraction, moving: Collection[str] | None = None) -> None:
+        """Say what the coming :meth:`step` will be told, before its first forward pass."""
+        ...
 
     def forward(self, inputs: ModelInputs, **options: Any) -> Outputs:  # noqa: ANN401
         """Run the models on a micro-batch; options as :meth:`Models.forward`."""
@@ -134,19 +152,29 @@ class LocalStore:
     Args:
         models: Their parameters with ``requires_grad`` are trained.
         settings: Rates and clipping by model.
+        seed: Of the run, for what is rounded at random.
     """
 
     equal_micro_batches = False
     retries = True
+    rows_in_place = True
+    """Whether an embedding may add its gradient to the output head's (rlvr/policy/embedding.py)."""
 
-    def __init__(self, models: Models, settings: Mapping[str, OptimizerSettings]) -> None:
+    def __init__(
+        self, models: Models, settings: Mapping[str, OptimizerSettings], seed: int = 0
+    ) -> None:
         self.models, self.settings = models, settings
         if models.policy.device.type == "cpu":
             give_back_freed_memory()
-            models.policy.add_embedding_rows()
+            if self.rows_in_place:
+                models.policy.add_embedding_rows()
         self.named = {name: parameter for _, name, parameter in models.trained()}
         self.sizes = models.trained_sizes()
-        self.optimizer = AdamW(parameter_groups(models, settings), models.policy.compute_dtype)
+        groups, compute = parameter_groups(models, settings), models.policy.compute_dtype
+        self.optimizer = AdamW(groups, compute, names=self.named, seed=seed)
+
+    def begin(self, fraction: Fraction, moving: Collection[str] | None = None) -> None:
+        """Nothing to know beforehand."""
 
     def forward(self, inputs: ModelInputs, **options: Any) -> Outputs:  # noqa: ANN401
         """Run the models on a micro-batch."""
@@ -208,8 +236,9 @@ class LocalStore:
         for name, parameter in self.named.items():
             if f"step/{name}" not in tensors:
                 continue
-            for key, value in self.optimizer.moments(parameter).items():
-                value.copy_(tensors[f"{key}/{name}"].view_as(value))
+            state = self.optimizer.moments(parameter)
+            state["step"].copy_(tensors[f"step/{name}"])
+            load_moments(state, tensors, name)
 
 
 class DataParallelStore(LocalStore):
@@ -219,12 +248,17 @@ class DataParallelStore(LocalStore):
         models: As :class:`LocalStore`, with equal weights on every rank.
         settings: Rates and clipping by model.
         ranks: The processes.
+        seed: Of the run.
     """
 
     def __init__(
-        self, models: Models, settings: Mapping[str, OptimizerSettings], ranks: Ranks
+        self,
+        models: Models,
+        settings: Mapping[str, OptimizerSettings],
+        ranks: Ranks,
+        seed: int = 0,
     ) -> None:
-        super().__init__(models, settings)
+        super().__init__(models, settings, seed)
         self.ranks = ranks
 
     def _sum_gradients(self) -> None:
@@ -235,6 +269,7 @@ class DataParallelStore(LocalStore):
                 parameter.grad = torch.zeros_like(parameter)
         for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
             flat = torch.cat([gradient.flatten() for gradient in bucket])
+            flat = flat.float() if flat.dtype == torch.bfloat16 else flat
             dist.all_reduce(flat)
             for gradient, total in zip(
                 bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True
@@ -296,6 +331,9 @@ def give_back_freed_memory() -> bool:
 
 
 def _norm(gradients: list[torch.Tensor]) -> float:
+    if any(gradient.dtype == torch.bfloat16 for gradient in gradients):  # whose norm would be, too
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients]
+        return float(torch.linalg.vector_norm(torch.stack(norms)))
     return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
 

@@ -7,6 +7,8 @@ from pydantic import Field
 
 from rlvr.settings import Settings
 
+OptimizerStates = Literal["float32", "bfloat16", "int8"]
+
 POLICY = "policy"
 """The policy's name among the models that are trained together."""
 
@@ -46,6 +48,9 @@ class OptimizerSettings(Settings):
     """Decoupled weight decay on matrices (never on norms and biases)."""
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Gradients are scaled down to this norm; null leaves them."""
+    optimizer_states: OptimizerStates = "float32"
+    """How AdamW's two moments are held, with 4, 2 or about 1 bytes a weight each. bfloat16 and int8
+    (in blocks of 256) are rounded up or down at random, so that they are right on average."""
 
 
 class UpdateSettings(OptimizerSettings):
@@ -62,6 +67,11 @@ class UpdateSettings(OptimizerSettings):
     a trial shows that it gives this model's numbers."""
     logits_chunk: int | None = Field(None, ge=1)
     """Tokens whose logits are formed at once; null chooses by vocabulary size."""
+    in_backward: Literal["per_tensor", "two_passes"] | None = None
+    """Apply AdamW to each tensor in the backward pass as soon as its gradient is complete, and drop
+    the gradient: gradients are never held whole. per_tensor clips each tensor by its own norm;
+    two_passes runs the backward pass twice, first for the norm of the whole gradient. Of use where
+    an update is one micro-batch; with more, gradients are added up as without it. One process."""
 
 
 class LearnerSettings(UpdateSettings):

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 
 from rlvr.learner.models import Models, Outputs, parameter_groups
+from rlvr.learner.moments import MOMENTS, saved_moment
 from rlvr.learner.optimizer import AdamW
 from rlvr.learner.parameter_store import (
     Fraction,
@@ -41,9 +42,8 @@ from rlvr.learner.parameter_store import (
 from rlvr.learner.settings import OptimizerSettings
 from rlvr.policy.batching import ModelInputs
 from rlvr.policy.finite import largest
+from rlvr.policy.held import hold_in_float32
 from rlvr.ranks import Ranks
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +88,22 @@ class ZeroStore:
         self.models, self.settings, self.ranks = models, settings, ranks
         if models.policy.device.type == "cpu":
             give_back_freed_memory()
+        hold_in_float32(models)
+        if any(own.optimizer_states != "float32" for own in settings.values()):
+            raise ValueError(
+                "DeepSpeed shards float32 alone here; set optimizer_states of the learner and of "
+                "what is trained with it to float32, or launch without DeepSpeed"
+            )
         self.named = {name: parameter for _, name, parameter in models.trained()}
         self.sizes = models.trained_sizes()  # before DeepSpeed takes the weights apart
         self.stage = int(zero["stage"])
         self.optimizer = AdamW(parameter_groups(models, settings), models.policy.compute_dtype)
+        config = deepspeed_config(zero, ranks.count)
+        if self.stage == 3:
+            _shard(models, config)
+            models.policy.keeps_copies = False
         self.engine, *_ = deepspeed.initialize(
-            model=models, optimizer=self.optimizer, config=deepspeed_config(zero, ranks.count)
+            model=models, optimizer=self.optimizer, config=config
         )
         self._make_moments()
         if self.stage == 3:
@@ -103,6 +113,9 @@ class ZeroStore:
     def zero(self) -> Any:  # noqa: ANN401
         """DeepSpeed's wrapper of the optimizer."""
         return self.engine.optimizer
+
+    def begin(self, fraction: Fraction, moving: Collection[str] | None = None) -> None:
+        """Nothing to know beforehand."""
 
     def forward(self, inputs: ModelInputs, **options: Any) -> Outputs:  # noqa: ANN401
         """Run the models on a micro-batch."""
@@ -181,7 +194,7 @@ class ZeroStore:
         tensors: dict[str, torch.Tensor] = {}
         for name, part in self._slices():
             state = self.optimizer.state[part.flat]
-            for key in _MOMENTS:
+            for key in MOMENTS:
                 tensors[f"{key}/{name}"] = state[key].narrow(0, part.offset, part.count).detach()
             tensors[f"step/{name}"] = state["step"].detach().clone()  # of many, one counter
             tensors[f"start/{name}"] = torch.tensor(part.start)
@@ -199,8 +212,8 @@ class ZeroStore:
                 continue
             state = self.optimizer.state[part.flat]
             state["step"].copy_(tensors[f"step/{name}"])
-            for key in _MOMENTS:
-                whole = tensors[f"{key}/{name}"].flatten()
+            for key in MOMENTS:
+                whole = saved_moment(tensors, key, name).flatten()
                 here = whole[part.start : part.start + part.count]
                 state[key].narrow(0, part.offset, part.count).copy_(here)
 
@@ -236,6 +249,28 @@ class ZeroStore:
         here, held = mapping.lp_fragment_address, mapping.hp_fragment_address
         flat = self.zero.single_partition_of_fp32_groups[mapping.param_group_index]
         return _Slice(flat, held.start, here.start, held.numel)
+
+
+def _shard(models: Models, config: Mapping[str, Any]) -> None:
+    """Move weights to the device one by one, each sharded before the next one comes.
+
+    DeepSpeed would move the whole model there first, which may not fit.
+    """
+    import deepspeed
+
+    offload = config["zero_optimization"].get("offload_param") or {}
+    deepspeed.zero.Init(
+        module=models,
+        config_dict_or_path=dict(config),
+        dtype=torch.float32,
+        mem_efficient_linear=False,  # which would replace torch's linear function everywhere
+        remote_device=offload.get("device"),
+        pin_memory=bool(offload.get("pin_memory", False)),
+    )
+    device = deepspeed.get_accelerator().current_device_name()
+    for module in models.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
 
 
 def deepspeed_config(zero: Mapping[str, Any], ranks: int) -> dict[str, Any]:

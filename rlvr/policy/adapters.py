@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from rlvr.policy.batching import padded_inputs
 from rlvr.policy.finite import check_loaded
-from rlvr.policy.merging import adapted_weights, merged_buckets
+from rlvr.policy.merging import adapted_weights, added, merged_buckets
 from rlvr.policy.model import MODEL_ERRORS, Policy, evaluating, first_line, in_float32
 from rlvr.policy.model_check import check_model, probe_ids
 from rlvr.policy.settings import LoraSettings
@@ -275,17 +276,35 @@ def filled_adapters(
 
 @contextmanager
 def _merged_in_place(policy: Policy) -> Iterator[None]:
-    """Weights with the adapters added, and adapters off; afterwards bit for bit what they were."""
-    before = []
+    """Weights with the adapters added, and adapters off; afterwards bit for bit what they were.
+
+    A layer that is not held in float32 adds them where it makes its weight whole. Otherwise the
+    parameters change, and stay the same objects: tied layers share them.
+    """
+    before, layers = [], []
     try:
-        for weight, delta in adapted_weights(policy):
-            before.append((weight, weight.detach().to("cpu", copy=True)))
-            weight.add_(delta)
+        for weight, layer, adapter in adapted_weights(policy):
+            if layer is not None:
+                layer.added = partial(added, adapter)
+                layers.append(layer)
+                continue
+            delta = added(adapter)
+            if weight.dtype == delta.dtype:
+                before.append((weight, weight.detach().to("cpu", copy=True)))
+                weight.add_(delta)
+            else:  # an embedding
+                before.append((weight, weight.data))
+                weight.data = weight.data + delta
         with policy.model.disable_adapter():  # type: ignore[operator]
             yield
     finally:
+        for layer in layers:
+            layer.added = None
         for weight, value in before:
-            weight.copy_(value)
+            if weight.dtype == value.dtype:
+                weight.copy_(value)
+            else:
+                weight.data = value
 
 
 def _probe_logprobs(policy: Policy) -> torch.Tensor:

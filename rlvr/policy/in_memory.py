@@ -54,6 +54,18 @@ def check_in_memory(model: Any, *, adapters: bool) -> None:  # noqa: ANN401
         )
 
 
+def _check_precision(settings: ModelSettings) -> None:
+    """The caller's object keeps its classes.
+
+    Raises:
+        ValueError: Its weights would have to be held otherwise.
+    """
+    asked = {"weights": settings.weights, "frozen_weights": settings.frozen_weights}
+    for name, value in asked.items():
+        if value not in (None, "float32"):
+            raise ValueError(f"model.{name} = {value!r} with a model in memory; {_GIVE_PATH}")
+
+
 def adopt(model: Any, settings: ModelSettings) -> Any:  # noqa: ANN401
     """The model itself, in float32 and with the attention and dropout that the settings name.
 
@@ -61,6 +73,7 @@ def adopt(model: Any, settings: ModelSettings) -> Any:  # noqa: ANN401
         ValueError: It cannot be trained, or its weights are not finite.
     """
     check_in_memory(model, adapters=settings.lora is not None)
+    _check_precision(settings)
     check_loaded(model, f"the model given ({type(model).__name__})")
     try:
         model.set_attn_implementation(settings.attention)

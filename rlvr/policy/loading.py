@@ -21,6 +21,7 @@ from rlvr.policy.families import family_of, load_config, text_model
 from rlvr.policy.finite import check_loaded
 from rlvr.policy.folders import find_model
 from rlvr.policy.head_choice import choose_logits
+from rlvr.policy.held import check_bitsandbytes, hold
 from rlvr.policy.in_memory import adopt
 from rlvr.policy.model import Policy, first_line
 from rlvr.policy.model_check import check_model, probe_ids
@@ -34,8 +35,9 @@ def load_policy(
     saved: Path | None = None,
     device: torch.device | None = None,
     model: Any = None,  # noqa: ANN401
+    trained: bool = True,
 ) -> Policy:
-    """Load a causal LM in float32, add adapters if asked, and try what training relies on.
+    """Load a causal LM, add adapters if asked, and try what training relies on.
 
     Args:
         settings: Which model.
@@ -43,12 +45,14 @@ def load_policy(
         device: Where to put it; None takes the first GPU or the CPU.
         model: The model that ``settings`` name, where it is in memory already: it is trained as it
             is (:func:`rlvr.policy.in_memory.adopt`), with the weights of ``saved`` where there are.
+        trained: Whether it is to be trained; else it is frozen, and in evaluation mode.
 
     Raises:
         ValueError: No such model, no causal LM, logits that are not head(hidden state), numbers
             that depend on other rows or later tokens, adapters that cannot be merged, a kernel
             that was asked for and does not run.
     """
+    check_bitsandbytes(settings)
     full_weights = saved is not None and settings.lora is None
     given = None if model is None else adopt(model, settings)
     if given is None or full_weights:
@@ -82,6 +86,10 @@ def load_policy(
             "model.attention=flex_attention has no gradient on a CPU; set it to sdpa, which runs "
             "packed rows piece by piece there"
         )
+    if not trained:
+        model.requires_grad_(False)
+    if given is None:
+        hold(model, settings)
     policy = Policy(model, settings.precision).to(device)
     try:
         check_model(policy, settings.path)
@@ -98,7 +106,7 @@ def load_policy(
         _use_liger(policy)
     if settings.compile:
         policy.compile_backbone()
-    return policy
+    return policy if trained else policy.eval()
 
 
 def model_notes(settings: ModelSettings) -> list[str]:

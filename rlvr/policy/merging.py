@@ -6,11 +6,13 @@ it is. Sharded weights are whole only while their bucket is the current one.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 
+from rlvr.policy.held import HeldLinear, held_alone, quantised_layers
 from rlvr.policy.model import Policy
 
 # Bytes of weights that are gathered at once.
@@ -29,6 +31,20 @@ class _Entry:
     name: str
     tensor: torch.Tensor
     adapter: Any = None
+    layer: HeldLinear | None = None
+    """Makes the weight whole, where the tensor is quantised."""
+
+    @property
+    def floating(self) -> bool:
+        """Whether the whole weight is of floating point."""
+        return self.layer is not None or self.tensor.is_floating_point()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole weight."""
+        if self.layer is not None:
+            return (self.layer.out_features, self.layer.in_features)
+        return tuple(getattr(self.tensor, "ds_shape", self.tensor.shape))
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -39,10 +55,12 @@ class _Entry:
         return found
 
     def merged(self, dtype: torch.dtype) -> torch.Tensor:
-        """The merged weight; the adapter is added in the weight's precision."""
+        """The merged weight; the adapter is added in float32 at least."""
         value = self.tensor.detach()
+        if self.layer is not None:
+            value = self.layer.whole_weight(torch.float32)
         if self.adapter is not None:
-            value = value + self.adapter.get_delta_weight(self.adapter.active_adapters[0])
+            value = value + added(self.adapter)
         return (value.to(dtype) if value.is_floating_point() else value).contiguous()
 
 
@@ -65,7 +83,7 @@ def merged_buckets(
     bucket: list[_Entry] = []
     size = 0
     for entry in _entries(policy, adapters=adapters):
-        more = whole_elements(entry.tensor) * dtype.itemsize
+        more = prod(entry.shape) * dtype.itemsize
         if bucket and size + more > most:
             yield from _realised(policy, bucket, dtype)
             bucket, size = [], 0
@@ -89,8 +107,8 @@ def weight_shapes(
     return [
         (
             entry.name,
-            dtype if entry.tensor.is_floating_point() else entry.tensor.dtype,
-            tuple(getattr(entry.tensor, "ds_shape", entry.tensor.shape)),
+            dtype if entry.floating else entry.tensor.dtype,
+            entry.shape,
         )
         for entry in _entries(policy)
     ]
@@ -106,11 +124,18 @@ def _realised(
         yield merged
 
 
-def adapted_weights(policy: Policy) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Each weight that an adapter changes, and what is added to it."""
-    for module in _adapters(policy).values():
-        with torch.no_grad():
-            yield _adapted_weight(module), module.get_delta_weight(module.active_adapters[0])
+def adapted_weights(policy: Policy) -> Iterator[tuple[torch.Tensor, HeldLinear | None, Any]]:
+    """Each parameter that an adapter changes, the layer where it is held alone, and the adapter."""
+    alone = {id(layer.weight): layer for layer in held_alone(policy.causal_lm)}
+    for key, adapter in _adapters(policy).items():
+        yield _adapted_weight(adapter), alone.get(key), adapter
+
+
+def added(adapter: Any) -> torch.Tensor:  # noqa: ANN401
+    """What an adapter adds to its weight."""
+    with torch.no_grad():
+        product: torch.Tensor = adapter.get_delta_weight(adapter.active_adapters[0])
+    return product
 
 
 def _adapters(policy: Policy) -> dict[int, Any]:
@@ -126,13 +151,15 @@ def _entries(policy: Policy, *, adapters: bool = True) -> Iterator[_Entry]:
     """Every weight except those of adapters, once, with the adapter that changes it."""
     causal_lm = policy.causal_lm
     changes = _adapters(policy) if adapters else {}
+    quantised = quantised_layers(causal_lm)
     seen: set[int] = set()
     for name, tensor in causal_lm.state_dict(keep_vars=True).items():
         # Compare by identity, not by address: all sharded parameters share the same empty memory.
         if ".lora_" in name or id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        yield _Entry(name.replace(".base_layer", ""), tensor, changes.pop(id(tensor), None))
+        plain, key = name.replace(".base_layer", ""), id(tensor)
+        yield _Entry(plain, tensor, changes.pop(key, None), quantised.get(key))
     assert not changes, "an adapter changes a weight that the model does not have"
 
 

@@ -49,6 +49,8 @@ class Policy(nn.Module):
             read and not written; a learner that shards them puts its own here, and every process
             then has to enter it with the same parameters. Outside of it a sharded parameter is
             empty.
+        keeps_copies: Whether autocast keeps the bfloat16 copy of each weight until a pass ends;
+            otherwise it makes one whenever a weight is used, and the numbers are the same.
         stays_in_evaluation: Whether training mode is kept from the model, which would draw at
             random in it.
         routers: Reads and replays the choices of a mixture of experts; None until
@@ -68,6 +70,7 @@ class Policy(nn.Module):
         self.head = None if head is None else TokenHead(head)
         self.gathered = nullcontext
         self.stays_in_evaluation = False
+        self.keeps_copies = True
         self.routers: Routers | None = None
         self.logit_scale = 1.0
         self.unused = {"position_ids"} - names_taken(self._transformer)
@@ -94,7 +97,8 @@ class Policy(nn.Module):
     def compute_dtype(self) -> torch.dtype:
         """What weights are rounded to when they are used."""
         held: torch.dtype = next(self.model.parameters()).dtype
-        return torch.bfloat16 if self.precision == "bfloat16" else held
+        whole = torch.promote_types(held, torch.float32)
+        return torch.bfloat16 if self.precision == "bfloat16" else whole
 
     @property
     def context_length(self) -> int | None:
@@ -113,7 +117,9 @@ class Policy(nn.Module):
     def compute(self) -> AbstractContextManager[Any]:
         """Autocast to the compute precision, or nothing in float32."""
         if self.precision == "bfloat16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+            return torch.autocast(
+                self.device.type, dtype=torch.bfloat16, cache_enabled=self.keeps_copies
+            )
         return nullcontext()
 
     def add_embedding_rows(self) -> None:

@@ -2,13 +2,14 @@
 
 import shlex
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlvr.settings import Settings
 
 Precision = Literal["float32", "bfloat16"]
+FrozenWeights = Literal["float32", "bfloat16", "int8", "nf4"]
 
 
 class LoraSettings(Settings):
@@ -34,8 +35,16 @@ class ModelSettings(Settings):
     tokenizer: str | None = None
     """Folder or Hub id of the tokenizer; null takes the model's."""
     precision: Precision = "float32"
-    """Compute precision. Weights, gradients and optimizer state stay float32 either way:
-    an update of 1e-6 vanishes in the rounding of bfloat16 weights."""
+    """Compute precision. How weights are held is said by weights and frozen_weights."""
+    weights: Precision = "float32"
+    """How trained weights, and their gradients, are held. bfloat16: linear layers and embeddings
+    take 2 bytes a weight instead of 4, and an update is rounded up or down at random, so that small
+    ones are kept on average; norms and biases stay float32."""
+    frozen_weights: FrozenWeights | None = None
+    """How weights that are not trained are held: the base under adapters, a reference. bfloat16:
+    linear layers and embeddings; int8, nf4 (QLoRA): the linear layers of the blocks, with the
+    embedding and the head in bfloat16. null rounds nothing: with precision bfloat16, weights that
+    are bfloat16 numbers already are held as such, and all else as float32."""
     attention: str = "sdpa"
     """transformers' attention implementation (sdpa, eager, flash_attention_2, ...). On a GPU,
     flex_attention skips what packed completions do not see of each other."""
@@ -58,6 +67,15 @@ class ModelSettings(Settings):
     """Train adapters instead of all weights."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for repositories you have read."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.lora is not None and self.weights != "float32":
+            raise ValueError(
+                f"weights = {self.weights!r} with lora: adapters are too small for it to save "
+                "anything; leave it out, and set frozen_weights for the base"
+            )
+        return self
 
     def dropout_faults(self, compares: str) -> list[str]:
         """Why there may be no dropout, where there is some.

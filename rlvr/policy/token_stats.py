@@ -274,6 +274,8 @@ class _ChunkedStats(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias_V) if needs_bias else None
         asked = any(grad is not None for grad in (grad_logprobs_N, grad_entropy_N, *grads_N))
         weight = weight_VD.to(ctx.dtype)
+        # Added up over chunks in float32 at least, and rounded once.
+        total_dtype = torch.promote_types(weight_VD.dtype, torch.float32)
         bias = None if bias_V is None else bias_V.to(ctx.dtype)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             for start in range(0, targets_N.shape[0] if asked else 0, ctx.chunk):
@@ -301,11 +303,13 @@ class _ChunkedStats(torch.autograd.Function):
                 if grad_hidden is not None:
                     grad_hidden[part] = grad_CV @ weight
                 if needs_weight:
-                    grad_weight = _add_product(grad_weight, grad_CV, hidden_CD, weight_VD.dtype)
+                    grad_weight = _add_product(grad_weight, grad_CV, hidden_CD, total_dtype)
                 if grad_bias is not None:
                     grad_bias += grad_CV.sum(0)
         if needs_weight and grad_weight is None:
             grad_weight = torch.zeros_like(weight_VD)
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight_VD.dtype)
         return grad_hidden, grad_weight, grad_bias, *(None,) * 6
 
 

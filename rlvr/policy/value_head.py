@@ -45,8 +45,9 @@ class Critic(nn.Module):
         self.head = nn.Linear(width, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        # In the backbone's dtype and on its device.
-        self.head.to(next(self.backbone.parameters()))
+        # On the backbone's device and in its dtype, or float32 where that is less.
+        weight = next(self.backbone.parameters())
+        self.head.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
 
     def forward(self, inputs: ModelInputs) -> torch.Tensor:
         """Values [N], in at least float32, of the states that ``inputs.targets_N`` follow."""

@@ -141,8 +141,9 @@ class OutcomeRewardModel(nn.Module):
         self._policy = (policy,)
         config = policy.causal_lm.config.get_text_config()
         self.head = build_head(settings, config.hidden_size, config.num_hidden_layers, bias=bias)
-        # In the transformer's dtype and on its device.
-        self.head.to(next(policy.model.parameters()))
+        # On the transformer's device and in its dtype, or float32 where that is less.
+        weight = next(policy.model.parameters())
+        self.head.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
 
     @property
     def policy(self) -> Policy:

@@ -24,6 +24,7 @@ from rlvr.runs.base_recipe import (
     BaseRecipe,
     impossible_layout,
     impossible_names,
+    nothing_frozen,
 )
 from rlvr.runs.rewards import RewardSettings
 from rlvr.settings import Settings
@@ -172,7 +173,7 @@ class RLRecipe(BaseRecipe):
 
     def launch_faults(self, processes: int, zero_stage: int) -> list[str]:
         """See :meth:`BaseRecipe.launch_faults`."""
-        faults = []
+        faults = super().launch_faults(processes, zero_stage)
         if zero_stage == 3 and self.rollout.engine.name == "transformers":
             faults.append(
                 "rollout.engine 'transformers' generates with the learner's own weights, which "
@@ -184,6 +185,14 @@ class RLRecipe(BaseRecipe):
                 "which weights a rollout gets would depend on each one's timing; set it to 0 or 1"
             )
         return faults
+
+    @property
+    def holds_frozen_weights(self) -> bool:
+        """See :meth:`BaseRecipe.holds_frozen_weights`."""
+        terms = (self.policy_loss, *self.filters, *self.regularisers)
+        compared = any(term.needs_reference for term in terms)
+        compared = compared or getattr(self.advantage, "kl_in_reward", 0.0) > 0
+        return compared or self.prime is not None or super().holds_frozen_weights
 
     @property
     def evaluation_sampling(self) -> Sampling:
@@ -301,7 +310,7 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             "model.lora, or rollout.engine.lora=merged"
         )
     faults += _impossible_parts(recipe)
-    faults += impossible_layout(recipe)
+    faults += impossible_layout(recipe) + nothing_frozen(recipe)
     faults += impossible_names(recipe.evaluation.sets, "evaluation.sets")
     return faults
 

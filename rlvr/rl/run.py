@@ -256,7 +256,7 @@ def build_learner(
     if recipe.model.lora is None and (
         objective.needs_reference or any(hook.needs_reference for hook in hooks)
     ):
-        reference = load_policy(recipe.model).requires_grad_(False).eval()
+        reference = load_policy(recipe.model, trained=False)
     return Learner(
         policy,
         objective,
@@ -267,4 +267,5 @@ def build_learner(
         hooks=hooks,
         launch=launch,
         stale=recipe.oldest_rollout > 0,
+        seed=recipe.seed,
     )

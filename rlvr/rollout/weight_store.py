@@ -1,12 +1,13 @@
 """The weights that the learner published last: a folder, and the proof for engines that load it."""
 
 import threading
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlvr.policy.merging import whole_elements
+from rlvr.policy.merging import weight_shapes
 from rlvr.policy.model import Policy
 from rlvr.policy.settings import Precision
 from rlvr.rollout.weight_sync import (
@@ -95,7 +96,8 @@ class WeightStore:
             self.serial += 1
 
     def _make_folder(self, policy: Policy) -> WeightFolder:
-        size = sum(whole_elements(p) for p in policy.parameters()) * self.dtype.itemsize
+        shapes = weight_shapes(policy, self.dtype)
+        size = sum(prod(shape) * dtype.itemsize for _, dtype, shape in shapes)
         self._folder = WeightFolder(size, self._place)
         return self._folder
 

@@ -103,7 +103,12 @@ class BaseRecipe(Settings):
             processes: Of the learner, on all nodes.
             zero_stage: DeepSpeed's stage; 0 is none.
         """
-        return []
+        return impossible_memory(self, processes, zero_stage)
+
+    @property
+    def holds_frozen_weights(self) -> bool:
+        """Whether ``model`` names weights that are held and not trained."""
+        return self.model.lora is not None
 
 
 class OfflineData(Settings):
@@ -147,17 +152,18 @@ class OfflineRecipe(BaseRecipe):
 
     def faults(self) -> list[str]:
         """Combinations of valid settings that cannot work, each with its remedy."""
-        return impossible_layout(self)
+        return impossible_layout(self) + nothing_frozen(self)
 
     def launch_faults(self, processes: int, zero_stage: int) -> list[str]:
         """See :meth:`BaseRecipe.launch_faults`."""
-        asked = self.evaluation
+        asked, faults = self.evaluation, super().launch_faults(processes, zero_stage)
         if zero_stage < 3 or not isinstance(asked, ProblemEvaluation) or not asked.sets:
-            return []
+            return faults
         return [
+            *faults,
             f"evaluation.sets names {min(asked.sets)!r}, whose problems are answered with the "
             "learner's own weights, which ZeRO 3 shards; leave the sets out and evaluate the model "
-            "afterwards by rlvr eval, or launch with ZeRO 2"
+            "afterwards by rlvr eval, or launch with ZeRO 2",
         ]
 
 
@@ -169,6 +175,41 @@ def impossible_layout(recipe: BaseRecipe) -> list[str]:
             f"{recipe.model.attention!r} does not take; use sdpa or layout padded"
         ]
     return []
+
+
+def nothing_frozen(recipe: BaseRecipe) -> list[str]:
+    """What is wrong with a precision of frozen weights where there are none."""
+    asked = recipe.model.frozen_weights
+    if asked in (None, "float32") or recipe.holds_frozen_weights:
+        return []
+    return [
+        f"model.frozen_weights = {asked!r}, but all weights are trained and no reference is held; "
+        "train adapters (model.lora), or leave it out"
+    ]
+
+
+def impossible_memory(recipe: BaseRecipe, processes: int, zero_stage: int) -> list[str]:
+    """What the processes of a launch cannot hold as the settings say, with its remedy."""
+    faults, model, learner = [], recipe.model, recipe.learner
+    if learner.in_backward is not None and (processes > 1 or zero_stage):
+        faults.append(
+            f"learner.in_backward = {learner.in_backward!r} drops gradients before other processes "
+            "could add theirs; leave it out, or launch one process without DeepSpeed"
+        )
+    if not zero_stage:
+        return faults
+    asked: dict[str, str] = {
+        "model.weights": model.weights,
+        "learner.optimizer_states": learner.optimizer_states,
+    }
+    if model.lora is not None:
+        asked["model.frozen_weights"] = model.frozen_weights or "float32"
+    return faults + [
+        f"{name} = {value!r}: DeepSpeed shards float32 alone here; leave it out, or launch without "
+        "DeepSpeed"
+        for name, value in asked.items()
+        if value != "float32"
+    ]
 
 
 def impossible_names(names: Iterable[str], key: str) -> list[str]:

@@ -73,7 +73,7 @@ def load_frozen(settings: ModelSettings, policy: Policy) -> Policy:
     Raises:
         ValueError: There is no such model, or it has another vocabulary than the policy.
     """
-    model = load_policy(settings.model_copy(update={"lora": None})).requires_grad_(False).eval()
+    model = load_policy(settings.model_copy(update={"lora": None}), trained=False)
     check_same_vocabulary(policy, model, settings)
     return model
 

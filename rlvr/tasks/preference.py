@@ -105,6 +105,11 @@ class PreferenceRecipe(OfflineRecipe):
         return self.needs_reference and (mode == "live" or (mode == "auto" and self._mismatched))
 
     @property
+    def holds_frozen_weights(self) -> bool:
+        """See :meth:`rlvr.runs.base_recipe.BaseRecipe.holds_frozen_weights`."""
+        return self.live_reference or super().holds_frozen_weights
+
+    @property
     def _mismatched(self) -> bool:
         return any(loss.uses_baseline for loss in self.losses)
 
@@ -280,7 +285,12 @@ class PreferenceTask(OfflineTask[PreferenceRecipe]):
             weighting=recipe.weighting,
         )
         return OfflineLearner(
-            policy, mixture, recipe.learner, total_updates=recipe.steps, launch=launch
+            policy,
+            mixture,
+            recipe.learner,
+            total_updates=recipe.steps,
+            launch=launch,
+            seed=recipe.seed,
         )
 
     def opened(self, run: OfflineRun) -> None:

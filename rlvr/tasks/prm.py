@@ -91,6 +91,12 @@ class PrmRecipe(OfflineRecipe):
         return self.objective.uses_baseline
 
     @property
+    def holds_frozen_weights(self) -> bool:
+        """See :meth:`rlvr.runs.base_recipe.BaseRecipe.holds_frozen_weights`."""
+        held = self.live_reference and self.reference is None
+        return held or super().holds_frozen_weights
+
+    @property
     def unit(self) -> str:
         """What an example is."""
         if isinstance(self.objective, StepLabels):
@@ -268,7 +274,12 @@ class PrmTask(OfflineTask[PrmRecipe]):
             reference = live_reference(policy, recipe.model, recipe.reference)
         mixture = PreferenceMixture([recipe.objective], reference=reference)
         return OfflineLearner(
-            policy, mixture, recipe.learner, total_updates=recipe.steps, launch=launch
+            policy,
+            mixture,
+            recipe.learner,
+            total_updates=recipe.steps,
+            launch=launch,
+            seed=recipe.seed,
         )
 
     def opened(self, run: OfflineRun) -> None:

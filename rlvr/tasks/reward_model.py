@@ -258,6 +258,7 @@ class RewardModelTask(OfflineTask[RewardModelRecipe]):
             self.recipe.head_optimizer,
             total_updates=self.recipe.steps,
             launch=launch,
+            seed=self.recipe.seed,
         )
 
     def _model(self, policy: Policy, checkpoint: Path | None) -> OutcomeRewardModel:

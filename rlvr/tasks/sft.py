@@ -215,7 +215,12 @@ class SftTask(OfflineTask[SftRecipe]):
         assert recipe.steps is not None, "the run counts its epochs"
         loss = TokenLoss(recipe.tau, recipe.label_smoothing)
         return OfflineLearner(
-            policy, loss, recipe.learner, total_updates=recipe.steps, launch=launch
+            policy,
+            loss,
+            recipe.learner,
+            total_updates=recipe.steps,
+            launch=launch,
+            seed=recipe.seed,
         )
 
     def next(self, run: OfflineRun, clock: Clock) -> tuple[Examples, dict[str, float]]:

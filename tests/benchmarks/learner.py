@@ -30,8 +30,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 PROMPT = 16
 PRECISION = os.environ.get("PRECISION", "float32")
@@ -53,8 +54,13 @@ def batch_of(lengths: tuple[int, ...]):
     )
 
 
-def rlvr_update(model: str, budget: int = 4096) -> Callable[[tuple[int, ...]], float]:
-    """One update by the learner; returns its loss."""
+def rlvr_update(
+    model: str,
+    budget: int = 4096,
+    model_settings: Mapping[str, Any] | None = None,
+    learner_settings: Mapping[str, Any] | None = None,
+) -> Callable[[tuple[int, ...]], float]:
+    """One update by the learner, with further settings; returns its loss."""
     from rlvr.learner.learner import Learner
     from rlvr.learner.settings import LearnerSettings
     from rlvr.objective.objective import Objective
@@ -62,9 +68,12 @@ def rlvr_update(model: str, budget: int = 4096) -> Callable[[tuple[int, ...]], f
     from rlvr.objective.reducers import TokenMean
     from rlvr.policy.loading import load_policy
     from rlvr.policy.settings import ModelSettings
+    from rlvr.settings import load_settings
 
-    policy = load_policy(ModelSettings(path=model, precision=PRECISION))
-    settings = LearnerSettings(lr=1e-6, tokens_per_micro_batch=budget)
+    held = {"path": model, "precision": PRECISION, **(model_settings or {})}
+    policy = load_policy(load_settings(ModelSettings, held))
+    rates = {"lr": 1e-6, "tokens_per_micro_batch": budget, **(learner_settings or {})}
+    settings = load_settings(LearnerSettings, rates)
     learner = Learner(policy, Objective(Clip(), (), TokenMean()), settings)
     return lambda lengths: learner.update(batch_of(lengths))["policy/loss"]
 

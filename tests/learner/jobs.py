@@ -426,6 +426,29 @@ def gradients(model, folder, launch):
         (folder / "gradients.json").write_text(text)
 
 
+def sharding(model, folder, launch):
+    """What is moved whole on the way to ZeRO 3, and the bytes of weights that a rank then holds."""
+    moved, original = [], torch.nn.Module.to
+
+    def recording(module, *arguments, **options):
+        moved.append(type(module).__name__)
+        return original(module, *arguments, **options)
+
+    learner = build(model, Launch(Alone()), PLAIN)
+    whole = sum(p.numel() * p.element_size() for p in learner.policy.parameters())
+    torch.nn.Module.to = recording
+    try:
+        store = build_store(Models(learner.policy), {"policy": LearnerSettings()}, launch)
+    finally:
+        torch.nn.Module.to = original
+    parameters = list(store.models.parameters())
+    held = sum(p.numel() * p.element_size() for p in parameters)
+    held += sum(p.ds_tensor.numel() * p.ds_tensor.element_size() for p in parameters)
+    everyone = launch.ranks.gather({"moved": moved, "held": held, "whole": whole})
+    if launch.ranks.first:
+        (folder / "sharding.json").write_text(json.dumps(everyone))
+
+
 def mixture(model, folder, launch):
     """Router losses over all ranks, and choices replayed by whichever rank runs a row."""
     policy = load_policy(ModelSettings(path=model))

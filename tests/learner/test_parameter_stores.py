@@ -191,6 +191,17 @@ class TestTwoProcesses:
 
 @pytest.mark.deepspeed
 @pytest.mark.timeout(600)
+def test_no_rank_of_zero_3_is_given_the_whole_model_on_its_device(tiny_folder, tmp_path):
+    """The weights come one by one, and a rank keeps its part of each."""
+    run_job("zero3", "sharding", tiny_folder, tmp_path)
+    for rank in json.loads((tmp_path / "sharding.json").read_text()):
+        assert "Models" not in rank["moved"]
+        assert "Policy" not in rank["moved"]
+        assert rank["held"] <= 0.51 * rank["whole"]
+
+
+@pytest.mark.deepspeed
+@pytest.mark.timeout(600)
 def test_moments_and_weights_in_host_memory_change_nothing(alone, tiny_folder, tmp_path):
     run_job("zero3_offload", "train", tiny_folder, tmp_path)
     one, two = both(alone, tmp_path, "train")

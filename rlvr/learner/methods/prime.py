@@ -258,14 +258,12 @@ def build_prime(
     saved = checkpoint / PRM if checkpoint is not None and trained else None
     if saved is not None and not saved.is_dir():  # a branch adds what its parent had not
         saved = None
-    model = load_policy(chosen, saved=saved, device=device)
+    model = load_policy(chosen, saved=saved, device=device, trained=trained)
     check_same_vocabulary(policy, model, chosen)
-    if not trained:
-        model.requires_grad_(False).eval()
     base, reference = settings.reference or policy_settings, None
     if not model.has_adapters or base.path != chosen.path:  # else its own base serves
         whole = base.model_copy(update={"lora": None})
-        reference = load_policy(whole).requires_grad_(False).eval()
+        reference = load_policy(whole, trained=False)
         check_same_vocabulary(policy, reference, base)
     return PrimeHook(LogprobModel(model), reference, settings, advantage)
 
