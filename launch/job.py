@@ -170,13 +170,14 @@ def _engine(settings: LaunchSettings) -> list[Word]:
 
 
 def server_command(job: Job) -> list[Word]:
-    """Of one server; late: ``host`` and ``port``."""
+    """Of one server; late: ``host``, ``port`` and ``weights``."""
     settings, recipe = job.settings, job.resolved
     assert isinstance(recipe, RLRecipe), "only reinforcement learning samples"
     words: list[Word] = [job.python, "-m", "launch.node", "--"]
     words += [job.python, "-m", "rlvr", "serve", recipe.model.path]
     words += ["--host", Late("host"), "--port", Late("port"), "--dtype", recipe.model.precision]
     words += ["--max-model-len", str(max(16, recipe.longest_sequence))]
+    words += ["--weights-folder", Late("weights")]
     if settings.server_threads is not None:
         words += ["--threads", str(settings.server_threads)]
     if settings.weight_transfer == "nccl":

@@ -84,7 +84,7 @@ class LocalRun:
             servers[f"http://{LOOPBACK}:{port}"] = str(self.logs / f"{name}.log")
         if servers:
             _say(f"{len(servers)} servers start; logs in {self.logs}")
-            health.wait(servers, settings.start_timeout_s, self._look)
+            health.wait(servers, settings.start_timeout_s, self._look, self._key)
 
     def _start_learners(self) -> None:
         for rank in range(self.job.settings.learner_nodes):
@@ -98,8 +98,8 @@ class LocalRun:
         at = command.index("launch.node") + 1
         environment = {
             **os.environ,
-            "VLLM_API_KEY": self._key,
             **self.job.settings.site.environment,
+            "VLLM_API_KEY": self._key,
         }
         if devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
@@ -148,7 +148,8 @@ class LocalRun:
     def _listening(self) -> Iterator[None]:
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         before = {number: signal.signal(number, self._signalled) for number in numbers}
-        self._key = os.environ.get("VLLM_API_KEY") or secrets.token_hex(16)
+        known = {**os.environ, **self.job.settings.site.environment}
+        self._key = known.get("VLLM_API_KEY") or secrets.token_hex(16)
         try:
             yield
         finally:
@@ -217,7 +218,8 @@ def learner_words(job: Job, rank: int, logs: str) -> list[str]:
 def server_words(job: Job, index: int) -> list[str]:
     """The command of a server on this machine."""
     port = job.settings.server_port + index
-    return fill(server_command(job), {"host": LOOPBACK, "port": str(port)})
+    late = {"host": LOOPBACK, "port": str(port), "weights": f"{job.folder}/weights"}
+    return fill(server_command(job), late)
 
 
 def describe_roles(job: Job) -> str:

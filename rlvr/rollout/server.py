@@ -13,6 +13,7 @@ from packaging.version import InvalidVersion, Version
 
 from rlvr.rollout.engine import Sample
 from rlvr.rollout.serve import expected_version, start_hint
+from rlvr.rollout.server_key import find_key
 from rlvr.rollout.vllm_process import sampling_fields
 
 # What vLLM writes if it has no log-probability.
@@ -44,7 +45,7 @@ class Server:
     Args:
         address: ``http://HOST:PORT``.
         session: HTTP session of the event loop.
-        key: API key, sent as a bearer token; None sends none.
+        key: API key, sent as a bearer token; None sends none until there is one.
         key_variable: Where the key comes from, for messages.
         timeout_s: Maximum seconds for any answer.
 
@@ -74,6 +75,15 @@ class Server:
         self.strikes = 0
         self.reason = "not contacted yet"
         self.longest: int | None = None
+
+    def look_for_key(self) -> str | None:
+        """The key; one that ``rlvr serve`` has made since is found, too.
+
+        Raises:
+            ValueError: The key that was found is unfit.
+        """
+        self._key = self._key or find_key(self._key_variable)
+        return self._key
 
     async def health(self, timeout_s: float) -> None:
         """Check that it answers.

@@ -21,6 +21,7 @@ import aiohttp
 
 from rlvr.rollout.engine import Sample
 from rlvr.rollout.server import Server, ServerFailedError, ServerRefusedError
+from rlvr.rollout.weight_client import HTTPClient
 from rlvr.rollout.weight_store import WeightStore
 from rlvr.rollout.weight_sync import Difference
 from rlvr.rollout.weight_transfer import PolicySource, Sender, nccl_sender
@@ -164,6 +165,7 @@ class ServerPool:
     async def _bring_up(self, server: Server) -> Difference:
         # A server that is out must not delay the others at every sync.
         given_up = self._started and not server.examined
+        server.look_for_key()
         silence_s = self.limits.silence_timeout_s
         await server.health(min(silence_s, _BRIEF_S) if given_up else silence_s)
         if not server.examined:
@@ -178,12 +180,14 @@ class ServerPool:
         if self.source is None:
             await server.reload(str(self.weights.folder.model.resolve()))
             return
-        world_size, patience = await server.world_size(), self.limits.request_timeout_s
+        world_size = await server.world_size()
+        key = server.look_for_key()
+        client = HTTPClient(server.address, key, self.limits.request_timeout_s)
         # One after another, because they all read the same policy.
         async with self._sending:
             if server.address not in self._senders:
                 self._senders[server.address] = await asyncio.to_thread(
-                    nccl_sender, server.address, world_size, self.source, patience
+                    nccl_sender, server.address, world_size, self.source, client
                 )
             await asyncio.to_thread(self._senders[server.address].send_weights)
 

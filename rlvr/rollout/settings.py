@@ -10,7 +10,17 @@ from rlvr.settings import Settings
 
 DEFAULT_PORT = 8000
 LOOPBACK = "127.0.0.1"
+SHARED_MEMORY = Path("/dev/shm")
+WEIGHTS_PREFIX = "rlvr-weights-"
+"""How the name of a folder of weights on their way to an engine begins."""
+ALONE = {"VLLM_HOST_IP": LOOPBACK, "GLOO_SOCKET_IFNAME": "lo"}
+"""What keeps the sockets among vLLM's processes, which have no key, on the loopback of Linux."""
 _LOCAL = ("localhost", "::1")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the host of an address."""
+    return host.startswith("127.") or host in _LOCAL
 
 
 class TransformersEngineSettings(Settings):
@@ -108,7 +118,8 @@ class VllmServerEngineSettings(Settings):
     addresses: tuple[str, ...] = Field((f"http://{LOOPBACK}:{DEFAULT_PORT}",), min_length=1)
     """Addresses of the servers, each as http://HOST:PORT."""
     api_key_variable: str = "VLLM_API_KEY"
-    """Environment variable that holds the servers' API key; if it is not set, no key is sent."""
+    """Environment variable that holds the servers' API key; if it is not set, the key is that of
+    `~/.config/rlvr/server_key`, which `rlvr serve` makes."""
     max_in_flight: int = Field(128, ge=1)
     """Maximum number of completions in flight at one server."""
     start_timeout_s: float = Field(600.0, gt=0)
@@ -126,7 +137,8 @@ class VllmServerEngineSettings(Settings):
     new weights; null is 0.001 for float32 and 0.25 for bfloat16."""
     weights_folder: Path | None = None
     """Folder through which the weights go; null is shared memory if they fit. Servers on other
-    machines need a folder on a shared disk with the same path everywhere."""
+    machines need a folder on a shared disk with the same path everywhere. Start the servers with
+    --weights-folder and the same folder."""
 
     weight_transfer: Literal["folder", "nccl"] = "folder"
     """How new weights reach the servers: "folder" through a folder, "nccl" from GPU to GPU; for
@@ -153,7 +165,7 @@ class VllmServerEngineSettings(Settings):
         for address in self.addresses:
             host = urlsplit(address).hostname or ""
             through_folder = self.weight_transfer == "folder" and self.weights_folder is None
-            if through_folder and not (host.startswith("127.") or host in _LOCAL):
+            if through_folder and not is_loopback(host):
                 raise ValueError(
                     f"the weights cannot reach {address}: set weights_folder to a folder that this "
                     "machine and the servers share"

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from rlvr.install_hints import VLLM_PACKAGES, fault_and_remedy, vllm_reinstall
 from rlvr.rollout.channel import Channel, ClosedError
+from rlvr.rollout.settings import ALONE, LOOPBACK
 
 _CLOSE_S = 15.0
 _RANK_VARIABLES = frozenset(
@@ -193,7 +194,7 @@ def child_environment(environment: Mapping[str, str], threads: int) -> dict[str,
         **kept,
         "PYTHONPATH": os.pathsep.join(paths),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_HOST_IP": "127.0.0.1",
+        **(ALONE if sys.platform.startswith("linux") else {"VLLM_HOST_IP": LOOPBACK}),
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",

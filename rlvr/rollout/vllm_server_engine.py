@@ -12,7 +12,6 @@ different batch.
 The engine does not start servers, and several runs cannot share one.
 """
 
-import os
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -21,6 +20,7 @@ from rlvr.policy.model import Policy
 from rlvr.rollout.engine import Assembly, Engine, Finished, Progress, Request, Sample
 from rlvr.rollout.event_loop import EventLoop
 from rlvr.rollout.sampling import Sampling
+from rlvr.rollout.server_key import find_key
 from rlvr.rollout.server_pool import Limits, PendingCompletion, ServerPool
 from rlvr.rollout.settings import VllmServerEngineSettings
 from rlvr.rollout.vllm_engine import check_context, engine_seed
@@ -162,7 +162,7 @@ class VllmServerEngine(Engine):
             settings.silence_timeout_s,
             settings.max_retries,
         )
-        key, variable = os.environ.get(settings.api_key_variable), settings.api_key_variable
+        key, variable = find_key(settings.api_key_variable), settings.api_key_variable
         source = None if self.overlaps else PolicySource(self._policy, self._weights.dtype)
         return ServerPool(
             settings.addresses, limits, self._weights, key, variable, source, self._repair

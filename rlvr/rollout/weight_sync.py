@@ -41,9 +41,8 @@ from rlvr.policy.merging import BUCKET_BYTES, merged_buckets
 from rlvr.policy.model import Policy
 from rlvr.policy.settings import Precision
 from rlvr.ranks import Ranks
+from rlvr.rollout.settings import SHARED_MEMORY, WEIGHTS_PREFIX
 
-PREFIX = "rlvr-weights-"
-SHARED_MEMORY = Path("/dev/shm")
 _LOCK = "lock"
 # Seconds. A younger folder may not have been locked yet by its creator.
 _SETTLED_S = 60.0
@@ -70,7 +69,7 @@ class WeightFolder:
     def __init__(self, size: int, place: Path | None = None) -> None:
         parent = place or _roomy(size)
         sweep(parent)
-        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        self.path = Path(tempfile.mkdtemp(prefix=WEIGHTS_PREFIX, dir=parent))
         self.version: int | None = None
         self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -171,7 +170,7 @@ def _roomy(size: int) -> Path:
 def sweep(parent: Path) -> list[Path]:
     """Remove this user's weight folders whose owners are gone; return them."""
     removed = []
-    for folder in parent.glob(f"{PREFIX}*"):
+    for folder in parent.glob(f"{WEIGHTS_PREFIX}*"):
         try:
             status = folder.stat()
             if status.st_uid != os.getuid() or time.time() - status.st_mtime < _SETTLED_S:

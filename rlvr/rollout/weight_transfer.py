@@ -90,23 +90,21 @@ class Sender(Protocol):
         ...
 
 
-def nccl_sender(address: str, world_size: int, source: PolicySource, timeout_s: float) -> Sender:
+def nccl_sender(address: str, world_size: int, source: PolicySource, client: object) -> Sender:
     """Connect to one server, which forms a separate group with this process.
 
     Args:
         address: Address of the server, which was started with ``--weight-transfer-config``.
         world_size: Number of GPUs of the server.
         source: The weights to send.
-        timeout_s: Maximum seconds for one request.
+        client: Has the methods of vLLM's ``VLLMWeightSyncClient``.
     """
-    from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
     from vllm.distributed.weight_transfer.nccl_engine import (
         NCCLTrainerInitInfo,
         NCCLTrainerWeightTransferEngine,
     )
 
     info = NCCLTrainerInitInfo(**nccl_arguments(address, world_size, source.buffer_bytes()), rank=0)
-    client = HTTPVLLMWeightSyncClient(address, timeout_s)
     sender: Sender = NCCLTrainerWeightTransferEngine.trainer_init(
         info, client=client, source=source
     )

@@ -35,7 +35,8 @@ if name == "server" and os.path.exists(folder + "/ill"):
 if name == "server":
     class Healthy(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(200); self.end_headers()
+            known = self.headers["Authorization"] == "Bearer " + os.environ["VLLM_API_KEY"]
+            self.send_response(200 if known else 401); self.end_headers()
         def log_message(self, *_):
             pass
     port = int(words[words.index("--port") + 1])

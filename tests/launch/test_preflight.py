@@ -147,6 +147,34 @@ def test_servers_are_waited_for_and_those_that_do_not_come_are_named_with_their_
     assert "a.log" not in said
 
 
+class Guarded(http.server.BaseHTTPRequestHandler):
+    """Healthy for those who have the key."""
+
+    def do_GET(self):
+        known = self.headers.get("Authorization") == "Bearer the key of the job"
+        self.send_response(200 if known else 401)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_server_is_asked_with_the_key_and_one_with_another_is_named(monkeypatch, capsys):
+    server = http.server.HTTPServer(("127.0.0.1", 0), Guarded)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    pair = f"http://127.0.0.1:{server.server_port}=a.log"
+    try:
+        for key, code in (("the key of the job", 0), ("the key of another job", 1), ("", 1)):
+            monkeypatch.setenv("VLLM_API_KEY", key)
+            assert health.main(["--timeout", "20", pair]) == code
+    finally:
+        server.shutdown()
+        server.server_close()
+    said = capsys.readouterr().err
+    assert said.count("answers, but not to the key in VLLM_API_KEY") == 2
+    assert "the key of" not in said
+
+
 def test_what_runs_on_nodes_starts_fast():
     """Without torch, which takes seconds to import on every node."""
     code = (

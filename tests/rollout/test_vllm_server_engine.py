@@ -67,9 +67,9 @@ def free_port():
 class Served:
     """A server process in a group of its own."""
 
-    def __init__(self, model_folder, log, drop=(), key=KEY):
+    def __init__(self, model_folder, log, weights, drop=()):
         self.port = free_port()
-        self.drop, self.model_folder, self.log, self.key = drop, model_folder, log, key
+        self.drop, self.model_folder, self.log, self.weights = drop, model_folder, log, weights
         self.start()
 
     def start(self):
@@ -77,7 +77,7 @@ class Served:
         for name, count in self.drop:
             at = command.index(name)
             del command[at : at + count]
-        environment = {**os.environ, **serve_environment(1), "VLLM_API_KEY": self.key}
+        environment = {**os.environ, **serve_environment(1, self.weights), "VLLM_API_KEY": KEY}
         environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
             command,
@@ -103,9 +103,15 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def servers(model_folder, tmp_path_factory):
+def weights(tmp_path_factory):
+    """The folder of which the servers were told."""
+    return tmp_path_factory.mktemp("weights")
+
+
+@pytest.fixture(scope="module")
+def servers(model_folder, weights, tmp_path_factory):
     folder = tmp_path_factory.mktemp("servers")
-    made = [Served(model_folder, folder / f"{number}.log") for number in range(2)]
+    made = [Served(model_folder, folder / f"{number}.log", weights) for number in range(2)]
     yield made
     for server in made:
         server.end()
@@ -124,17 +130,16 @@ def build(policy, servers, place, **settings):
 
 
 @pytest.fixture
-def engine(policy, servers, model_folder, tmp_path, monkeypatch):
+def engine(policy, servers, model_folder, weights, monkeypatch):
     """Over both servers, with the weights as they were loaded."""
     monkeypatch.setenv("VLLM_API_KEY", KEY)
     fresh = load_policy(ModelSettings(path=str(model_folder)), device=torch.device("cpu"))
     policy.load_state_dict(fresh.state_dict())
-    (tmp_path / "weights").mkdir()
-    engine = build(policy, servers, tmp_path / "weights", silence_timeout_s=10.0)
+    engine = build(policy, servers, weights, silence_timeout_s=10.0)
     assert engine.sync(policy, 0)["engine/servers"] == 2
     yield engine
     engine.close()
-    assert not list((tmp_path / "weights").iterdir())
+    assert not list(weights.iterdir())
 
 
 def tokens(outputs):
@@ -172,24 +177,24 @@ def test_log_probabilities_are_the_learners_before_and_after_new_weights(engine,
 
 
 def test_a_head_left_stale_on_the_servers_fails_the_proof(
-    engine, policy, servers, tmp_path, monkeypatch
+    engine, policy, servers, weights, monkeypatch
 ):
     """What a reload alone leaves behind with tied embeddings."""
     perturb(policy, 0.1)
     monkeypatch.setattr(VllmServerEngine, "_repair", False)
-    stale = build(policy, servers, tmp_path / "weights")
+    stale = build(policy, servers, weights)
     with pytest.raises(StaleWeightsError, match=r"after the sync of version 3 .*above the 0\.001"):
         stale.sync(policy, 3)
     stale.close()
     assert engine.sync(policy, 3)["sync/difference_max"] < 1e-5
 
 
-def test_a_wrong_key_is_refused(engine, policy, servers, tmp_path, monkeypatch):
-    monkeypatch.setenv("VLLM_API_KEY", "not that one")
-    wrong = build(policy, servers, tmp_path / "weights")
+def test_a_wrong_key_is_refused(engine, policy, servers, weights, monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "not that one but long")
+    wrong = build(policy, servers, weights)
     with pytest.raises(ValueError, match=r"rejects the API key in .*VLLM_API_KEY") as error:
         wrong.sync(policy, 0)
-    assert "not that one" not in str(error.value)
+    assert "not that one but long" not in str(error.value)
     wrong.close()
 
 
@@ -243,7 +248,7 @@ def test_a_killed_server_loses_its_work_and_comes_back_with_the_newest_weights(
 
 
 def test_raw_log_probabilities_are_found_out(model_folder, policy, tmp_path):
-    server = Served(model_folder, tmp_path / "raw.log", [("--logprobs-mode", 2)])
+    server = Served(model_folder, tmp_path / "raw.log", tmp_path, [("--logprobs-mode", 2)])
 
     async def examine():
         async with aiohttp.ClientSession() as session:
@@ -265,10 +270,8 @@ def test_raw_log_probabilities_are_found_out(model_folder, policy, tmp_path):
         server.end()
 
 
-def recipe(model_folder, servers, tmp_path, steps):
+def recipe(model_folder, servers, weights, tmp_path, steps):
     source = {"name": "arithmetic", "digits": 1, "size": 40}
-    place = tmp_path / "weights"
-    place.mkdir()
     chosen = {
         "output": str(tmp_path / "run"),
         "steps": steps,
@@ -278,7 +281,7 @@ def recipe(model_folder, servers, tmp_path, steps):
             "engine": {
                 "name": "vllm_server",
                 "addresses": [server.address for server in servers],
-                "weights_folder": str(place),
+                "weights_folder": str(weights),
             },
             "prompts_per_step": 4,
             "samples_per_prompt": 4,
@@ -303,8 +306,8 @@ def train(path):
     )
 
 
-def test_a_run_trains_and_proves_every_sync(model_folder, servers, tmp_path):
-    process = train(recipe(model_folder, servers, tmp_path, 3))
+def test_a_run_trains_and_proves_every_sync(model_folder, servers, weights, tmp_path):
+    process = train(recipe(model_folder, servers, weights, tmp_path, 3))
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
@@ -313,14 +316,14 @@ def test_a_run_trains_and_proves_every_sync(model_folder, servers, tmp_path):
     assert all(row["sync/difference_max"] < 1e-4 for row in steps)
     assert all(row["engine/servers"] == 2 for row in steps)
     assert KEY not in output + (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert not list((tmp_path / "weights").iterdir())
+    assert not list(weights.iterdir())
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_run_leaves_the_servers_and_no_weights(
-    model_folder, servers, tmp_path, number, code
+    model_folder, servers, weights, tmp_path, number, code
 ):
-    process = train(recipe(model_folder, servers, tmp_path, 100000))
+    process = train(recipe(model_folder, servers, weights, tmp_path, 100000))
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not metrics.exists() and process.poll() is None:
@@ -333,7 +336,7 @@ def test_a_stopped_run_leaves_the_servers_and_no_weights(
     assert process.returncode == code, output
     _, living = psutil.wait_procs(children, timeout=10)
     assert not living
-    assert not list((tmp_path / "weights").iterdir())
+    assert not list(weights.iterdir())
     assert all(server.process.poll() is None for server in servers)
 
 

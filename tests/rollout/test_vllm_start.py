@@ -88,6 +88,7 @@ def test_the_child_is_no_rank_of_the_training_job():
     assert not set(launcher) - {"HOME"} & set(environment)
     assert environment["HOME"] == "/h"
     assert environment["OMP_NUM_THREADS"] == "3"
+    assert environment["GLOO_SOCKET_IFNAME"] == "lo"
     assert environment["PYTHONPATH"].split(os.pathsep)[1] == "/p"
 
 

@@ -69,6 +69,7 @@ learner() {
 server() {
     exec >>"$RLVR_LOGS/server-$SLURMD_NODENAME-$SLURM_LOCALID.log" 2>&1
     local host=${addresses[learner_nodes + SLURM_NODEID]} port=$((server_port + SLURM_LOCALID))
+    local weights=$folder/weights
     local devices first=$((SLURM_LOCALID * 1))
     IFS=, read -ra devices <<<"${CUDA_VISIBLE_DEVICES:-0,1,2,3,4,5,6,7}"
     devices=("${devices[@]:first:1}")
@@ -77,7 +78,7 @@ server() {
     trap '' USR1 # a notice to stop is for the learner
     exec /shared/venv/bin/python -m launch.node -- /shared/venv/bin/python -m rlvr serve \
         HuggingFaceTB/SmolLM2-135M-Instruct --host "${host}" --port "${port}" --dtype float32 \
-        --max-model-len 1064
+        --max-model-len 1064 --weights-folder "${weights}"
 }
 
 cd "$workdir"
@@ -130,7 +131,7 @@ for ((n = learner_nodes; n < learner_nodes + rollout_nodes; n++)); do
     done
 done
 export RLVR_LOGS=$logs RLVR_ADDRESSES=${addresses[*]} RLVR_SERVERS=$servers
-# Guards the servers' completions; made up for this job where there is none, and written nowhere.
+# Without it the servers answer nothing; made up for this job where there is none, and written nowhere.
 export VLLM_API_KEY=${VLLM_API_KEY:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
 unset SLURM_CPUS_PER_TASK # of the job; a step takes all cores of its nodes
 
