@@ -7,7 +7,6 @@ Not here: several processes, vLLM, DeepSpeed, which such a machine does not have
 """
 
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -33,7 +32,7 @@ from rlvr.rollout.transformers_engine import TransformersEngine
 from rlvr.types import Batch
 from tests.gpu.forms import adamw_moves, gradients_of, head_statistics, relative, worst
 from tests.gpu.head import head_kernel
-from tests.gpu.kit import SEED, Row, Setting
+from tests.gpu.kit import SEED, Row, Setting, attempt
 from tests.gpu.shapes import QWEN2, QWEN3, config_of, device_of, random_model
 from tests.learner.batches import make_batch, policy_losses, regularisers
 
@@ -69,14 +68,13 @@ def measure(setting: Setting) -> Iterator[Row]:
     """A row for each check."""
     for check in checks(setting, device_of()):
         began = time.perf_counter()
-        row: Row = {"check": check.name, "most": check.most}
-        try:
-            row["error"] = check.error()
-            row["passed"] = row["error"] <= check.most
-        except Exception as fault:  # told in its row: the other checks have their own word
-            traceback.print_exc()
-            row |= {"passed": False, "note": f"{type(fault).__name__}: {str(fault)[:200]}"}
+        row = attempt({"check": check.name, "most": check.most}, partial(_judged, check))
         yield row | {"seconds": time.perf_counter() - began}
+
+
+def _judged(check: Check) -> Row:
+    error = check.error()
+    return {"error": error, "passed": error <= check.most}
 
 
 def checks(setting: Setting, device: torch.device) -> Iterator[Check]:

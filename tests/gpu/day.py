@@ -200,9 +200,9 @@ def main(words: Sequence[str] | None = None) -> int:
     sound = run_day(parts, 60 * options.minutes, out, tiny=options.tiny, environment=environment)
     rows = read_rows(out)
     (out / "summary.md").write_text(page(rows), encoding="utf-8")
-    failed = [row["check"] for row in rows if row.get("passed") is False]
-    for name in failed:
-        print(f"failed check: {name}", flush=True)
+    failed = [row for row in rows if row.get("passed") is False]
+    for row in failed:
+        print(f"failed: {row['part']}, {row.get('check') or row.get('note')}", flush=True)
     return 0 if sound and not failed else 1
 
 

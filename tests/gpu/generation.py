@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -13,7 +14,7 @@ from rlvr.rollout.build import build_engine
 from rlvr.rollout.engine import Engine
 from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.settings import TransformersEngineSettings
-from tests.gpu.kit import Row, Setting
+from tests.gpu.kit import Row, Setting, attempt
 from tests.gpu.shapes import QWEN2, QWEN3, forget, peak_gib, policy_of, synchronize
 
 _SAMPLES = 8
@@ -28,9 +29,8 @@ def measure(setting: Setting) -> Iterator[Row]:
         policy = policy_of(model, setting)
         for rows in setting.pick((8,), (64, 512)):
             size = Size(rows // _SAMPLES, _SAMPLES, prompt, tokens)
-            yield {"model": model, "rows": rows, "prompt": prompt, "tokens": tokens} | timed(
-                policy, size
-            )
+            shape = {"model": model, "rows": rows, "prompt": prompt, "tokens": tokens}
+            yield attempt(shape, partial(timed, policy, size))
         del policy
         forget()
 

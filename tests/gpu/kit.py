@@ -7,7 +7,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,10 +29,10 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("machine", "tests.gpu.machine", 30),
+    Part("machine", "tests.gpu.machine", 40),
     Part("correctness", "tests.gpu.correctness", 110),
     Part("head", "tests.gpu.head", 60),
-    Part("updates", "tests.gpu.updates", 140),
+    Part("updates", "tests.gpu.updates", 130),
     Part("generation", "tests.gpu.generation", 60),
     Part("step", "tests.gpu.step", 100),
     Part("profile", "tests.gpu.profile", 40),
@@ -61,6 +62,15 @@ class Setting:
     def pick(self, tiny: Any, full: Any) -> Any:
         """One of two sizes."""
         return tiny if self.tiny else full
+
+
+def attempt(row: Row, work: Callable[[], Row]) -> Row:
+    """A row with what the work gives, or with why it failed: what comes after it is tried too."""
+    try:
+        return row | work()
+    except Exception as fault:
+        traceback.print_exc()
+        return row | {"passed": False, "note": f"{type(fault).__name__}: {str(fault)[:200]}"}
 
 
 def append(folder: Path, row: Mapping[str, Any]) -> None:

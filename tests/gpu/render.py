@@ -47,12 +47,15 @@ TABLES = {
     ),
     "updates": Table(
         "Updates",
-        "The learner's update, all tokens in one micro-batch, activations recomputed, bfloat16 "
+        "The learner's update, so many tokens in a micro-batch, activations recomputed, bfloat16 "
         "autocast over float32 weights and moments. TFLOP/s do not count what is recomputed.",
         (
             ("model", "shape"),
             ("workload", "workload"),
+            ("variant", "settings"),
+            ("head", "head"),
             ("tokens", "tokens"),
+            ("micro_batches", "times"),
             *_SECONDS,
             ("repeats", "of"),
             ("tokens_per_second", "tokens/s"),

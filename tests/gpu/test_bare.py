@@ -12,6 +12,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 THERE = ("torch", "transformers", "accelerate", "peft", "pydantic", "rich", "psutil", "triton")
 """They and what they need; pydantic is brought along (tests/gpu/prepare.py)."""
@@ -39,7 +41,8 @@ from tests.gpu import correctness, generation, head, machine, part, profile, ste
 from tests.gpu.kit import Setting
 
 setting = Setting(tiny=True, out=pathlib.Path({out!r}), deadline=float("inf"))
-rows = [updates.one_update(setting, "Qwen3-0.6B", "groups", 64), *step.measure(setting)]
+case = updates.Case("Qwen3-0.6B", "groups", 64)
+rows = [updates.one_update(setting, case), *step.measure(setting)]
 assert not blocked & {{name.partition(".")[0] for name in sys.modules}}
 
 import json
@@ -77,9 +80,10 @@ def blocked_modules():
     }
 
 
+@pytest.mark.slow
 def test_two_updates_and_two_grpo_steps_need_no_more_than_a_bare_machine_has(tmp_path):
     blocked = blocked_modules()
-    assert {"deepspeed", "trl", "datasets", "math_verify", "gguf", "typer"} <= blocked
+    assert {"deepspeed", "trl", "datasets", "math_verify", "gguf", "matplotlib"} <= blocked
     assert not blocked & {"torch", "transformers", "pydantic", "numpy", "yaml", "safetensors"}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     program = PROGRAM.format(blocked=blocked, out=str(tmp_path))
