@@ -1,4 +1,4 @@
-"""torch, numpy and sympy, imported when they are first used.
+"""torch, numpy, sympy and aiohttp, imported when they are first used.
 
 Settings stand next to the mathematics that they belong to. Whoever reads a recipe, or asks
 for ``--help``, needs the settings alone, and importing torch would cost seconds. So a module that a
@@ -9,6 +9,7 @@ recipe's schema reaches says::
     from rlvr.lazy import torch
 
 and touches ``torch.`` inside functions only. tests/settings/test_light.py holds the rooms to it.
+aiohttp is for servers that generate: without it a machine trains with the engine ``transformers``.
 """
 
 import os
@@ -16,7 +17,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["np", "sympy", "torch"]
+__all__ = ["aiohttp", "np", "sympy", "torch"]
 
 
 class _Lazy:
@@ -32,11 +33,12 @@ class _Lazy:
 
 
 if TYPE_CHECKING:
+    import aiohttp as aiohttp
     import numpy as np
     import sympy as sympy
     import torch as torch
 else:
-    np, sympy, torch = _Lazy("numpy"), _Lazy("sympy"), _Lazy("torch")
+    aiohttp, np, sympy, torch = map(_Lazy, ("aiohttp", "numpy", "sympy", "torch"))
 
 
 def working_directory_last() -> None:

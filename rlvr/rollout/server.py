@@ -8,9 +8,9 @@ import json
 import math
 from typing import Any
 
-import aiohttp
 from packaging.version import InvalidVersion, Version
 
+from rlvr.lazy import aiohttp
 from rlvr.rollout.engine import Sample
 from rlvr.rollout.serve import expected_version, start_hint
 from rlvr.rollout.server_key import find_key
@@ -61,7 +61,7 @@ class Server:
     def __init__(
         self,
         address: str,
-        session: aiohttp.ClientSession,
+        session: "aiohttp.ClientSession",
         key: str | None,
         key_variable: str,
         timeout_s: float,

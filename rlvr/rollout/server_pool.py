@@ -17,8 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
-
+from rlvr.lazy import aiohttp
 from rlvr.rollout.engine import Sample
 from rlvr.rollout.server import Server, ServerFailedError, ServerRefusedError
 from rlvr.rollout.weight_client import HTTPClient
