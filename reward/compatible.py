@@ -21,6 +21,7 @@ from reward.extract import extract, last_box
 from reward.limits import MAX_ANSWER_CHARACTERS, TooHard
 from reward.normalize import clean
 from reward.numeric import approximate, symbols
+from reward.symbolic import math_verify
 from reward.tokens import NotAnExpression, number
 from reward.values import same_value
 from reward.verdict import DEFAULT, Grade, GradingPolicy
@@ -316,11 +317,10 @@ def math_verify_alone(response: str, gold: str, policy: GradingPolicy = DEFAULT)
     It joins neighbouring boxes and falls back to the last number. Its timeouts are off, because the
     worker has an alarm.
     """
-    import math_verify
-
-    wanted = math_verify.parse(f"${gold}$", parsing_timeout=None)
-    got = math_verify.parse(response, parsing_timeout=None)
+    package = math_verify()
+    wanted = package.parse(f"${gold}$", parsing_timeout=None)
+    got = package.parse(response, parsing_timeout=None)
     if not got:
         return Grade(False, None, "unknown", "extract", "nothing parsed", "no_answer")
-    equal = bool(math_verify.verify(wanted, got, timeout_seconds=None))
+    equal = bool(package.verify(wanted, got, timeout_seconds=None))
     return Grade(equal, str(got[-1])[:200], "unknown", "math_verify", "as math-verify says")

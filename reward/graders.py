@@ -1,12 +1,14 @@
 """Graders by name, of mathematics and other domains: (response, gold, policy) to a `Grade`."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from difflib import get_close_matches
 
 from reward.compatible import exact_match, math_verify_alone, one_shot_rlvr, qwen
 from reward.domains import DOMAINS
 from reward.grading import check_gold, equivalent, grade
 from reward.second_opinion import second_opinion
+from reward.symbolic import math_verify
 from reward.verdict import Grade, GradingPolicy
 
 __all__ = [
@@ -91,5 +93,7 @@ def pair_grader_by_name(name: str) -> Grader:
 
 def warm_up() -> None:
     """Do all first-time imports and build tables, so that the first answer is not slow."""
+    with suppress(ImportError):  # said where an answer needs the package
+        math_verify()
     for response, gold in (("\\boxed{x+1}", "1+x"), ("\\boxed{\\frac{1}{2}}", "\\sqrt{2}")):
         grade(response, gold)

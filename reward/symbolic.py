@@ -12,8 +12,9 @@ nesting, many more names and functions than the reference has.
 
 import logging
 import re
+from functools import lru_cache
+from typing import Any
 
-from math_verify import LatexExtractionConfig, parse, verify
 from sympy import Basic, MatrixBase, nan, zoo
 
 from reward.limits import TooHard
@@ -22,7 +23,6 @@ from reward.tokens import HEDGES, UNREAD
 MAX_CHARACTERS = 400
 MAX_NESTING = 12
 MAX_PIECES = 40
-_CONFIG = [LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=True)]
 _OPERATORS = ("\\int", "\\sum", "\\prod", "\\lim", "\\iint", "\\oint")
 _HARD = [
     (re.compile(r"\^\s*+\{?\s*+[-+]?\d{4}"), "an exponent with four digits"),
@@ -35,8 +35,31 @@ _PIECE = re.compile(r"\\[A-Za-z]++|[A-Za-z]")
 # Commands that math-verify skips, though they say something.
 _SKIPPED = re.compile(rf"\\ldots(?![A-Za-z])|{HEDGES.pattern}")
 _GLUED = re.compile(r"\\(?:frac|sqrt|binom|[lr]floor|[lr]ceil)[A-Za-z]")  # \rfloorx is no command
-for _name in ("math_verify", "latex2sympy2_extended"):
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+
+@lru_cache(maxsize=1)
+def math_verify() -> Any:  # noqa: ANN401
+    """The package, which is imported when the first answer needs it.
+
+    Raises:
+        ImportError: it is not installed; the message says how to install it.
+    """
+    try:
+        import math_verify as package
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "the answer needs math-verify, which is not installed; run: "
+            "pip install math-verify==0.9.0"
+        ) from error
+    for name in ("math_verify", "latex2sympy2_extended"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return package
+
+
+@lru_cache(maxsize=1)
+def _latex_alone() -> list[Any]:
+    config = math_verify().LatexExtractionConfig
+    return [config(boxed_match_priority=0, try_extract_without_anchor=True)]
 
 
 def screen(pred: str, gold: str) -> None:
@@ -99,11 +122,11 @@ def symbolic_equal(gold: str, pred: str) -> bool | None:
     wanted, got = _parsed(f"${gold}$"), _parsed(f"\\boxed{{{pred}}}")
     if wanted is None or got is None or got in (nan, zoo):
         return None
-    return bool(
-        verify(wanted, got, float_rounding=12, allow_set_relation_comp=True, timeout_seconds=None)
-    )
+    options = {"float_rounding": 12, "allow_set_relation_comp": True, "timeout_seconds": None}
+    return bool(math_verify().verify(wanted, got, **options))
 
 
 def _parsed(text: str) -> Basic | MatrixBase | None:
-    found = parse(text, _CONFIG, extraction_mode="first_match", parsing_timeout=None)
+    options = {"extraction_mode": "first_match", "parsing_timeout": None}
+    found = math_verify().parse(text, _latex_alone(), **options)
     return next((item for item in found if isinstance(item, Basic | MatrixBase)), None)
