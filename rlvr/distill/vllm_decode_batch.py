@@ -30,6 +30,7 @@ from rlvr.distill.settings import TraceModel, VllmTraceSettings
 from rlvr.distill.trace_model import own_device
 from rlvr.install_hints import VLLM_INSTALL
 from rlvr.policy.settings import check_local
+from rlvr.rollout.placement import engine_gpus, engine_variables
 from rlvr.rollout.vllm_child import EngineDiedError, EngineProcess
 
 _MOST_BANNED = 64  # tokens reported beyond the pool, to replace banned ones
@@ -62,7 +63,9 @@ class VllmDecodeModel:
         self.limit = longest - settings.block
         # The process removes this folder when its parent disappears, so it holds nothing else.
         self._folder = tempfile.TemporaryDirectory(prefix="rlvr-traces-")
-        on_gpu = torch.cuda.is_available() and model.device != "cpu"
+        device = torch.device(model.device) if model.device else own_device()
+        on_gpu = torch.cuda.is_available() and device.type == "cuda"
+        gpus = engine_gpus(device, settings.tensor_parallel_size) if on_gpu else []
         cache_gib = settings.kv_cache_gib or (None if on_gpu else 1.0)
         arguments = {
             "model": local_folder(model),
@@ -85,7 +88,7 @@ class VllmDecodeModel:
                 start_timeout_s=settings.start_timeout_s,
                 silence_timeout_s=settings.silence_timeout_s,
                 log=settings.log,
-                variables=visible(model.device) if on_gpu else {},
+                variables=engine_variables(gpus),
             )
         except EngineDiedError as error:
             raise ValueError(f"{error}; see the file set by engine.log") from error
@@ -110,20 +113,6 @@ def local_folder(model: TraceModel) -> str:
 
     patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
     return str(snapshot_download(path, revision=model.revision, allow_patterns=patterns))
-
-
-def visible(device: str | None) -> dict[str, str]:
-    """Environment variables that show a process only the GPU of the recipe or of the launcher.
-
-    Devices are numbered among those that are visible to this process.
-    """
-    if device is None and "LOCAL_RANK" not in os.environ:
-        return {}
-    index = (torch.device(device) if device else own_device()).index
-    if index is None:
-        return {}
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return {"CUDA_VISIBLE_DEVICES": shown.split(",")[index] if shown else str(index)}
 
 
 class VllmDecodeBatch(DecodeBatch):

@@ -105,6 +105,7 @@ class ParameterStore(Protocol):
 
     models: Models
     settings: Mapping[str, OptimizerSettings]
+    optimizer: AdamW
     named: dict[str, torch.nn.Parameter]
     """What is trained, by the name that its moments have in a checkpoint."""
     equal_micro_batches: bool

@@ -122,11 +122,11 @@ def check_adapters(policy: Policy) -> None:
     Raises:
         ValueError: One of them fails, or merged weights are not what the adapters do.
     """
-    with torch.no_grad(), evaluating(policy), in_float32(policy):
+    with torch.no_grad(), evaluating(policy), in_float32(policy) as tolerance:
         _check_saving(policy)
         targets = target_names(policy)
         apart = _merged_apart(policy, targets)
-        if apart < _TOLERANCE:
+        if apart < max(tolerance, _TOLERANCE):
             return
         wrong = _wrong_targets(policy, targets)
     raise ValueError(
@@ -216,12 +216,12 @@ def check_without_adapters(
     """
     names = target_names(policy)
     bare: Any = policy.model.unload()  # type: ignore[operator]
-    check_model(Policy(bare), path)
+    check_model(Policy(bare, policy.precision), path)
     wrong = set()
     for name in sorted(names):
         adapted = add_adapters(bare, settings.model_copy(update={"target_modules": (name,)}))
         try:
-            check_model(Policy(adapted), path)
+            check_model(Policy(adapted, policy.precision), path)
         except ValueError:
             wrong.add(name)
         bare = adapted.unload()

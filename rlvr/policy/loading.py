@@ -23,7 +23,7 @@ from rlvr.policy.folders import find_model
 from rlvr.policy.head_choice import choose_logits
 from rlvr.policy.held import check_bitsandbytes, hold
 from rlvr.policy.in_memory import adopt
-from rlvr.policy.model import Policy, first_line
+from rlvr.policy.model import Policy, first_line, half_only, in_float32
 from rlvr.policy.model_check import check_model, probe_ids
 from rlvr.policy.settings import ModelSettings, check_local
 from rlvr.policy.tree_attention import recompute_contexts
@@ -53,6 +53,11 @@ def load_policy(
             that was asked for and does not run.
     """
     check_bitsandbytes(settings)
+    if settings.precision == "float32" and half_only(settings.attention):
+        raise ValueError(
+            f"model.attention = {settings.attention!r} has no kernels for model.precision = "
+            "'float32'; set model.precision=bfloat16, or model.attention=sdpa"
+        )
     full_weights = saved is not None and settings.lora is None
     given = None if model is None else adopt(model, settings)
     if given is None or full_weights:
@@ -204,10 +209,12 @@ def _use_liger(policy: Policy) -> None:
 def _silence(policy: Policy, path: str) -> None:
     """See that training mode gives what evaluation mode does, or keep the policy in the latter."""
     ids_RL = probe_ids(policy, 4)[None]
-    if not draws_in_training(policy, ids_RL):
-        return
-    policy.stays_in_evaluation = True
-    if draws_in_training(policy, ids_RL):
+    with in_float32(policy):
+        if not draws_in_training(policy, ids_RL):
+            return
+        policy.stays_in_evaluation = True
+        still_draws = draws_in_training(policy, ids_RL)
+    if still_draws:
         family = policy.causal_lm.config.model_type
         raise ValueError(
             f"model {path!r} ({family}) draws at random in training where "

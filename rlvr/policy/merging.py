@@ -19,11 +19,6 @@ from rlvr.policy.model import Policy
 BUCKET_BYTES = 2**30
 
 
-def whole_elements(tensor: torch.Tensor) -> int:
-    """Number of elements of the whole weight; a sharded one is empty and records its full size."""
-    return int(getattr(tensor, "ds_numel", tensor.numel()))
-
-
 @dataclass(frozen=True, slots=True)
 class _Entry:
     """A weight of the model and the adapter to be added to it."""
@@ -63,6 +58,11 @@ class _Entry:
             value = value + added(self.adapter)
         return (value.to(dtype) if value.is_floating_point() else value).contiguous()
 
+    def on_meta(self, dtype: torch.dtype) -> torch.Tensor:
+        """The merged weight's shape and dtype, as a tensor without numbers."""
+        kept = dtype if self.floating else self.tensor.dtype
+        return torch.empty(self.shape, dtype=kept, device="meta")
+
 
 def merged_buckets(
     policy: Policy, dtype: torch.dtype, most: int = BUCKET_BYTES, *, adapters: bool = True
@@ -80,16 +80,8 @@ def merged_buckets(
         most: Maximum bytes of a bucket in ``dtype``; a larger weight forms a separate bucket.
         adapters: Whether to merge adapters; if not, the weights are those of the base.
     """
-    bucket: list[_Entry] = []
-    size = 0
-    for entry in _entries(policy, adapters=adapters):
-        more = prod(entry.shape) * dtype.itemsize
-        if bucket and size + more > most:
-            yield from _realised(policy, bucket, dtype)
-            bucket, size = [], 0
-        bucket.append(entry)
-        size += more
-    yield from _realised(policy, bucket, dtype)
+    for bucket in _buckets(policy, dtype, most, adapters):
+        yield from _realised(policy, bucket, dtype)
 
 
 def merged_weights(
@@ -100,18 +92,35 @@ def merged_weights(
         yield from bucket.items()
 
 
+def shape_buckets(
+    policy: Policy, dtype: torch.dtype, most: int = BUCKET_BYTES
+) -> Iterator[dict[str, torch.Tensor]]:
+    """:func:`merged_buckets` without numbers, on torch's meta device; it gathers nothing."""
+    for bucket in _buckets(policy, dtype, most):
+        yield {entry.name: entry.on_meta(dtype) for entry in bucket}
+
+
 def weight_shapes(
     policy: Policy, dtype: torch.dtype
 ) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
     """Name, dtype and whole shape of each tensor of :func:`merged_weights`, without gathering."""
-    return [
-        (
-            entry.name,
-            dtype if entry.floating else entry.tensor.dtype,
-            entry.shape,
-        )
-        for entry in _entries(policy)
-    ]
+    buckets = shape_buckets(policy, dtype)
+    return [(name, t.dtype, tuple(t.shape)) for bucket in buckets for name, t in bucket.items()]
+
+
+def _buckets(
+    policy: Policy, dtype: torch.dtype, most: int, adapters: bool = True
+) -> Iterator[list[_Entry]]:
+    bucket: list[_Entry] = []
+    size = 0
+    for entry in _entries(policy, adapters=adapters):
+        more = prod(entry.shape) * dtype.itemsize
+        if bucket and size + more > most:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(entry)
+        size += more
+    yield bucket
 
 
 def _realised(

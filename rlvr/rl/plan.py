@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+
 from rlvr.data import encode_prompts, load_template
 from rlvr.learner.methods.prime import PrimeSettings
 from rlvr.policy.loading import default_device, model_notes
@@ -21,6 +23,7 @@ from rlvr.policy.token_stats import KEPT_LOGITS, default_chunk
 from rlvr.policy.unloaded import unloaded_model
 from rlvr.rl.prompts import load_data
 from rlvr.rl.recipe import RLRecipe, stale_warnings
+from rlvr.rollout.memory_share import planned_line
 from rlvr.rollout.settings import VllmEngineSettings, VllmServerEngineSettings
 from rlvr.runs.notices import notices
 from rlvr.runs.reward_functions import RewardFunctions
@@ -118,12 +121,23 @@ def _tokens(recipe: RLRecipe) -> int:
 def _memory(recipe: RLRecipe, shape: ModelShape) -> list[str]:
     parts = estimate_memory(recipe, shape)
     listed = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in parts.items())
+    resident = parts["weights"] + 8 * shape.trained + parts.get("the reward model", 0)
     return [
         f"model: {shape.size.text}, {shape.trained:,} trained",
         f"a token forward: about {2 * shape.size.active:,} FLOPs; the run: at most "
         f"{_tokens(recipe) / shape.parameters:.3g} tokens a parameter",
         f"memory at full lengths, estimated, GiB: {sum(parts.values()) / _GIB:.2f} ({listed})",
+        *_engine_share(recipe, int(resident)),
     ]
+
+
+def _engine_share(recipe: RLRecipe, resident: int) -> list[str]:
+    """A line about a vLLM process that shares this machine's GPU with one learner."""
+    engine = recipe.rollout.engine
+    if not isinstance(engine, VllmEngineSettings) or not torch.cuda.is_available():
+        return []
+    total = torch.cuda.mem_get_info()[1]
+    return [planned_line(engine, not recipe.rollout.max_staleness, total, resident)]
 
 
 def estimate_memory(recipe: RLRecipe, shape: ModelShape) -> dict[str, float]:

@@ -179,6 +179,13 @@ class RLRecipe(BaseRecipe):
                 "rollout.engine 'transformers' generates with the learner's own weights, which "
                 "ZeRO 3 shards over processes; use vllm or vllm_server, or launch with ZeRO 2"
             )
+        transfer = getattr(self.rollout.engine, "weight_transfer", "folder")
+        if zero_stage == 3 and transfer != "folder":
+            faults.append(
+                f"rollout.engine.weight_transfer = {transfer!r} with ZeRO 3: a process that sends "
+                "weights to its engine once more, as after a restart, would wait for the others, "
+                "which hold a part of each; set it to folder"
+            )
         if processes > 1 and self.rollout.max_staleness > 1:
             faults.append(
                 f"rollout.max_staleness = {self.rollout.max_staleness} with several processes: "

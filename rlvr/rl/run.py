@@ -23,6 +23,7 @@ from rlvr.rl.routing_probe import Probe
 from rlvr.rollout.build import build_engine
 from rlvr.rollout.engine import Engine
 from rlvr.rollout.groups import sample_groups
+from rlvr.rollout.memory_share import moments_to_come
 from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.transformers_engine import TransformersEngine
 from rlvr.runs.base_run import BaseRun, RunContext, open_any_run, weights_device
@@ -197,7 +198,13 @@ def _build_run(recipe: RLRecipe, context: RunContext) -> Run:
     engine = stack.enter_context(
         closing(
             build_engine(
-                recipe.rollout.engine, learner.policy, stop_ids, recipe.longest_sequence, ranks
+                recipe.rollout.engine,
+                learner.policy,
+                stop_ids,
+                recipe.longest_sequence,
+                ranks,
+                takes_turns=not recipe.rollout.max_staleness,
+                growth=lambda: moments_to_come(learner.store.optimizer),
             )
         )
     )

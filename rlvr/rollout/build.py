@@ -1,6 +1,6 @@
 """The one place that builds engines from their settings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rlvr.policy.model import Policy
 from rlvr.ranks import Ranks
@@ -22,6 +22,9 @@ def build_engine(
     stop_ids: Sequence[int],
     longest: int | None = None,
     ranks: Ranks | None = None,
+    *,
+    takes_turns: bool | None = None,
+    growth: Callable[[], int] = lambda: 0,
 ) -> Engine:
     """Build the engine that ``settings`` name; it needs a sync before it generates.
 
@@ -31,14 +34,19 @@ def build_engine(
         stop_ids: Token ids that end a completion.
         longest: Longest sequence in tokens that will be requested; None is the model's context.
         ranks: The processes that sample together; only the first one talks to servers.
+        takes_turns: Whether a learner updates the policy between calls, so that an engine on its
+            GPU had better sleep then, or at any time; None if there is no learner.
+        growth: Bytes of a GPU that the learner will hold during calls and does not hold yet.
 
     Raises:
         ValueError: A package that the engine needs is not installed.
     """
     if isinstance(settings, VllmEngineSettings):
-        return VllmEngine(policy, stop_ids, settings, longest)
+        return VllmEngine(
+            policy, stop_ids, settings, longest, takes_turns=takes_turns, growth=growth
+        )
     if isinstance(settings, VllmServerEngineSettings):
         if ranks is not None and not ranks.first:
-            return NullEngine()
+            return NullEngine(policy, longest)
         return VllmServerEngine(policy, stop_ids, settings, longest)
     return TransformersEngine(policy, stop_ids, settings)

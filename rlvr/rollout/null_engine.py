@@ -3,26 +3,32 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-import torch
-
 from rlvr.policy.merging import merged_buckets
 from rlvr.policy.model import Policy
 from rlvr.rollout.engine import Engine, Finished, Progress, Request, Sample
 from rlvr.rollout.sampling import Sampling
-from rlvr.rollout.weight_sync import learner_logprobs, proof_sequence
+from rlvr.rollout.weight_store import DTYPES, proof_of
+from rlvr.rollout.weight_sync import learner_logprobs
 
 
 class NullEngine(Engine):
     """Samples nothing, but helps to gather sharded weights when they are published.
 
     Only the first process talks to servers. If the policy is sharded, that process can neither
-    write nor prove the weights unless the others take part.
+    write nor prove the weights unless the others take part, in the same collectives: buckets are
+    cut by the servers' precision, and the proof runs as many tokens.
+
+    Args:
+        policy: The learner's policy.
+        longest: Longest sequence in tokens that will be requested; None is the model's context.
     """
 
     overlaps = True
 
-    def __init__(self) -> None:
+    def __init__(self, policy: Policy, longest: int | None = None) -> None:
         self._version = 0
+        self._dtype = DTYPES[policy.precision]
+        self._sequence = proof_of(policy, longest)
 
     @property
     def policy_version(self) -> int:
@@ -32,10 +38,9 @@ class NullEngine(Engine):
     def publish(self, policy: Policy, version: int) -> dict[str, float]:
         """Take part in the gathering of weights that the first process starts."""
         if policy.gathered is not nullcontext:
-            for _ in merged_buckets(policy, torch.float32):
+            for _ in merged_buckets(policy, self._dtype):
                 pass
-            vocab_size = policy.causal_lm.config.get_text_config().vocab_size
-            learner_logprobs(policy, proof_sequence(vocab_size, policy.context_length))
+            learner_logprobs(policy, self._sequence)
         self._version = version
         return {}
 

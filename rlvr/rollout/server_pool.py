@@ -19,11 +19,11 @@ from typing import Any
 
 from rlvr.lazy import aiohttp
 from rlvr.rollout.engine import Sample
+from rlvr.rollout.nccl_transfer import NcclSender
 from rlvr.rollout.server import Server, ServerFailedError, ServerRefusedError
-from rlvr.rollout.weight_client import HTTPClient
 from rlvr.rollout.weight_store import WeightStore
 from rlvr.rollout.weight_sync import Difference
-from rlvr.rollout.weight_transfer import PolicySource, Sender, nccl_sender
+from rlvr.rollout.weight_transfer import PolicySource, Sender
 
 # A server that fails this many completions in a row is out.
 _STRIKES = 3
@@ -180,19 +180,30 @@ class ServerPool:
             await server.reload(str(self.weights.folder.model.resolve()))
             return
         world_size = await server.world_size()
-        key = server.look_for_key()
-        client = HTTPClient(server.address, key, self.limits.request_timeout_s)
         # One after another, because they all read the same policy.
         async with self._sending:
             if server.address not in self._senders:
-                self._senders[server.address] = await asyncio.to_thread(
-                    nccl_sender, server.address, world_size, self.source, client
+                self._senders[server.address] = NcclSender(
+                    server.address,
+                    world_size,
+                    self.source,
+                    server.look_for_key(),
+                    self.limits.request_timeout_s,
                 )
-            await asyncio.to_thread(self._senders[server.address].send_weights)
+            try:
+                await asyncio.to_thread(self._senders[server.address].send_weights)
+            except asyncio.CancelledError:
+                self._drop_sender(server)  # its thread may still be in a broadcast
+                raise
+
+    def _drop_sender(self, server: Server) -> None:
+        sender = self._senders.pop(server.address, None)
+        if sender is not None:
+            sender.shutdown()
 
     def _put_out(self, server: Server, reason: str) -> None:
         # The transfer group of a restarted server is useless.
-        self._senders.pop(server.address, None)
+        self._drop_sender(server)
         if server.examined:
             self.lost += 1
         server.loaded, server.examined, server.reason = 0, False, reason

@@ -63,10 +63,12 @@ class VllmEngineSettings(Settings):
     kv_cache_gib: float | None = Field(None, gt=0)
     """Memory in GiB for keys and values; null is 1 GiB on a CPU and follows from ``memory_share``
     on a GPU."""
-    memory_share: float = Field(0.9, gt=0, le=1)
-    """Share of a GPU's memory that the engine may use in total."""
+    memory_share: float | None = Field(None, gt=0, le=1)
+    """Share of a GPU's memory that the engine may use in total; null is what the learner leaves, or
+    half of that if the engine does not sleep."""
     tensor_parallel_size: int = Field(1, ge=1)
-    """Number of devices over which the engine's weights are split."""
+    """Number of devices over which the engine's weights are split: the process's own GPU, and GPUs
+    without a learner."""
     block_size: int | None = Field(None, ge=16)
     """Tokens per block of the cache; samples of a prompt share whole blocks. Null is 32 on a CPU
     and vLLM's choice elsewhere."""
@@ -80,20 +82,20 @@ class VllmEngineSettings(Settings):
     """How many times in a row the engine may die before the run ends."""
     sync_tolerance: float | None = Field(None, gt=0)
     """Largest mean |difference| in nats between engine and learner on a fixed sequence after new
-    weights; null is 0.001 for float32 and 0.25 for bfloat16."""
+    weights; null is 0.001 for float32 (0.01 on a GPU) and 0.25 for bfloat16."""
     weights_folder: Path | None = None
     """Folder through which the weights go; null is shared memory if they fit."""
     weight_transfer: Literal["folder", "ipc"] = "folder"
     """How new weights reach the engine: "folder" through a folder, "ipc" from the learner's memory
-    on the same GPU. ipc excludes asynchronous rollouts."""
+    on the same GPU. ipc excludes asynchronous rollouts, tensor parallelism and ZeRO 3."""
     lora: Literal["merged", "adapter"] = "merged"
     """How a policy with adapters (``model.lora``) reaches the engine: "merged" sends all weights
     with the adapters merged, "adapter" the base once and then only adapters, which needs
-    ``weight_transfer: folder``, ``sleep: 0`` and ``tensor_parallel_size: 1``."""
-    sleep: Literal[0, 1, 2] = 0
+    ``weight_transfer: folder``, ``sleep: 0`` or null, and ``tensor_parallel_size: 1``."""
+    sleep: Literal[0, 1, 2] | None = None
     """What is removed from the GPU while the engine is idle: 0 nothing; 1 the cache, and the
-    weights move to the CPU; 2 both, and the weights are sent again. It excludes asynchronous
-    rollouts."""
+    weights move to the CPU; 2 both, and the weights are sent again. 1 and 2 exclude asynchronous
+    rollouts. Null is 1 beside a learner on a GPU that updates in turn, or else 0."""
     log: Path | None = None
     """File for the engine's output; null drops the output when the engine ends."""
 
@@ -102,12 +104,32 @@ class VllmEngineSettings(Settings):
         """Whether the engine may generate while the learner updates."""
         return self.weight_transfer == "folder" and not self.sleep
 
+    def sleeps(self, takes_turns: bool) -> bool:
+        """Whether an engine on a GPU sleeps between calls.
+
+        Args:
+            takes_turns: Whether a learner on the same GPU updates the policy between calls.
+        """
+        if self.sleep is None:
+            return takes_turns and self.lora == "merged"
+        return self.sleep > 0
+
+    @model_validator(mode="after")
+    def _weights_reach_every_gpu(self) -> "VllmEngineSettings":
+        if self.weight_transfer == "ipc" and self.tensor_parallel_size > 1:
+            raise ValueError(
+                f"weight_transfer = 'ipc' with tensor_parallel_size = {self.tensor_parallel_size}: "
+                "a handle leads to the memory of the learner's own GPU, which the engine's other "
+                "GPUs cannot open; use folder"
+            )
+        return self
+
     @model_validator(mode="after")
     def _adapters_can_be_sent(self) -> "VllmEngineSettings":
         needed = {"weight_transfer": "folder", "sleep": 0, "tensor_parallel_size": 1}
         for name, value in needed.items():
             given = getattr(self, name)
-            if self.lora == "adapter" and given != value:
+            if self.lora == "adapter" and given not in (value, None):
                 raise ValueError(
                     f"lora = 'adapter' does not go with {name} = {given!r}: set {name} to "
                     f"{value!r}, or lora to merged"
@@ -150,7 +172,8 @@ class VllmServerEngineSettings(Settings):
     """How often one completion may fail, on any server, before the run ends."""
     sync_tolerance: float | None = Field(None, gt=0)
     """Largest mean |difference| in nats between a server and the learner on a fixed sequence after
-    new weights; null is 0.001 for float32 and 0.25 for bfloat16."""
+    new weights; null is 0.001 for float32 (0.01 with the learner on a GPU) and 0.25 for
+    bfloat16."""
     weights_folder: Path | None = None
     """Folder through which the weights go; null is shared memory if they fit. Servers on other
     machines need a folder on a shared disk with the same path everywhere. Start the servers with
@@ -158,7 +181,7 @@ class VllmServerEngineSettings(Settings):
 
     weight_transfer: Literal["folder", "nccl"] = "folder"
     """How new weights reach the servers: "folder" through a folder, "nccl" from GPU to GPU; for
-    nccl start the servers with --nccl. nccl excludes asynchronous rollouts."""
+    nccl start the servers with --nccl. nccl excludes asynchronous rollouts and ZeRO 3."""
 
     @property
     def overlaps(self) -> bool:

@@ -8,8 +8,9 @@ sees, up to the rounding of a different batch.
 Each sample is a separate request with its own seed; samples of one prompt share whole blocks of its
 cache through vLLM's prefix cache.
 
-On a GPU that the learner also uses, the engine may sleep between calls (``sleep``), and the weights
-may go there without a folder (``rlvr.rollout.weight_transfer``). Neither has been run so far.
+On a GPU that the learner also uses, the engine sleeps between calls (``sleep``) and takes the
+memory that the learner leaves (``rlvr.rollout.memory_share``); the weights may go there without a
+folder (``rlvr.rollout.weight_transfer``). None of it has been run so far.
 
 There is no data parallelism, which vLLM does not offer within one process; use several servers.
 """
@@ -20,21 +21,34 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import torch
+
 from rlvr.install_hints import VLLM_INSTALL
+from rlvr.policy.merging import shape_buckets
 from rlvr.policy.model import Policy
 from rlvr.policy.settings import Precision
 from rlvr.rollout.adapter_sync import AdapterStore
 from rlvr.rollout.engine import Assembly, Engine, Finished, Progress, Request, Sample
+from rlvr.rollout.memory_share import engine_share, gpu_memory
+from rlvr.rollout.placement import engine_gpus, engine_variables
 from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.settings import VllmEngineSettings
 from rlvr.rollout.vllm_child import EngineDiedError, EngineProcess
 from rlvr.rollout.weight_store import WeightStore
 from rlvr.rollout.weight_sync import Difference, StaleWeightsError, WeightFolder
-from rlvr.rollout.weight_transfer import PolicySource, Sender, check_device, ipc_sender
+from rlvr.rollout.weight_transfer import (
+    PolicySource,
+    Sender,
+    check_device,
+    ipc_sender,
+    on_device,
+)
 
 _Result = TypeVar("_Result")
 # vLLM's default on a CPU, 128, would share nothing of a short prompt; it must be a multiple of 32.
 _CPU_BLOCK = 32
+# Of a CPU's memory; vLLM looks at it only where the size of its cache is not given.
+_CPU_SHARE = 0.9
 
 
 class VllmEngine(Engine):
@@ -47,9 +61,13 @@ class VllmEngine(Engine):
         stop_ids: Token ids that end a completion.
         settings: How the engine runs.
         longest: Longest sequence in tokens that will be requested; None is the model's context.
+        takes_turns: Whether a learner updates the policy between calls, so that an engine on its
+            GPU had better sleep then, or at any time; None if there is no learner.
+        growth: Bytes of a GPU that the learner will hold during calls and does not hold yet.
 
     Raises:
-        ValueError: vLLM is not installed, or cannot run the policy's adapters.
+        ValueError: vLLM is not installed, or cannot run as ``settings`` say, or the policy's
+            adapters.
     """
 
     # Set to False only to show that the proof finds the missing repair.
@@ -61,6 +79,9 @@ class VllmEngine(Engine):
         stop_ids: Sequence[int],
         settings: VllmEngineSettings | None = None,
         longest: int | None = None,
+        *,
+        takes_turns: bool | None = None,
+        growth: Callable[[], int] = lambda: 0,
     ) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise ValueError(
@@ -75,12 +96,11 @@ class VllmEngine(Engine):
         self.restarts = 0
         self._device = policy.device.type
         check_device(self.settings.weight_transfer, policy.device)
-        if self.settings.sleep and self._device != "cuda":
-            raise ValueError(
-                f"rollout.engine.sleep = {self.settings.sleep} frees the memory of a GPU, but the "
-                f"policy is on a device of type {self._device!r}; use 0"
-            )
-        self.overlaps = self.settings.overlaps
+        self._gpus = engine_gpus(policy.device, self.settings.tensor_parallel_size)
+        self.sleep = self._sleep_level(takes_turns)
+        self.overlaps = self.settings.overlaps and not self.sleep
+        self._growth = growth
+        self._awake_during_updates = takes_turns is not None and not self.sleep
         self._policy = policy
         store = AdapterStore if self.settings.lora == "adapter" else WeightStore
         self._weights = store(
@@ -95,6 +115,15 @@ class VllmEngine(Engine):
         self._asleep = False
         self._loaded = 0
         self._version = 0
+
+    def _sleep_level(self, takes_turns: bool | None) -> int:
+        on_gpu, asked = self._device == "cuda", self.settings.sleep
+        if asked and not on_gpu:
+            raise ValueError(
+                f"rollout.engine.sleep = {asked} frees the memory of a GPU, but the policy is on a "
+                f"device of type {self._device!r}; use 0"
+            )
+        return asked or int(on_gpu and self.settings.sleeps(bool(takes_turns)))
 
     @property
     def policy_version(self) -> int:
@@ -281,16 +310,19 @@ class VllmEngine(Engine):
             if news:
                 self._weights.install(process.call, fresh=fresh)
             return news
-        lost = self._asleep and self.settings.sleep == 2
+        lost = self._asleep and self.sleep == 2
         if self._asleep:
+            # What the learner caches is free to it alone, and the engine needs the room.
+            torch.cuda.empty_cache()
             process.call("wake", tags=["weights"])
         if through_folder and (lost or (news and not fresh)):
             process.call("reload")
         elif not through_folder and (news or lost):
-            if self._sender is None:
-                source = PolicySource(self._policy, self._weights.dtype)
-                self._sender = ipc_sender(process.call, source)
-            self._sender.send_weights()
+            with on_device(self._policy.device):
+                if self._sender is None:
+                    source = PolicySource(self._policy, self._weights.dtype)
+                    self._sender = ipc_sender(process.call, source)
+                self._sender.send_weights()
         if self._asleep:
             process.call("wake", tags=["kv_cache"])
             self._asleep = False
@@ -299,8 +331,8 @@ class VllmEngine(Engine):
         return news or lost
 
     def _fall_asleep(self) -> None:
-        if self.settings.sleep and self._process is not None:
-            self._process.call("sleep", level=self.settings.sleep)
+        if self.sleep and self._process is not None:
+            self._process.call("sleep", level=self.sleep)
             self._asleep = True
 
     def _start(self, folder: WeightFolder) -> EngineProcess:
@@ -312,7 +344,20 @@ class VllmEngine(Engine):
             start_timeout_s=settings.start_timeout_s,
             silence_timeout_s=settings.silence_timeout_s,
             log=settings.log,
+            variables=engine_variables(self._gpus),
         )
+
+    def _memory_share(self) -> float:
+        """The setting; if it is null, what the learner leaves of the GPUs as they are now."""
+        if self.settings.memory_share is not None:
+            return self.settings.memory_share
+        if self._device != "cuda":
+            return _CPU_SHARE
+        shapes = shape_buckets(self._policy, self._weights.dtype)
+        whole = sum(tensor.nbytes for bucket in shapes for tensor in bucket.values())
+        weights = whole // self.settings.tensor_parallel_size
+        memory = gpu_memory(self._gpus)
+        return engine_share(memory, self._growth(), not self._awake_during_updates, weights)
 
     def _arguments(self, folder: WeightFolder) -> dict[str, Any]:
         """Keyword arguments of ``vllm.LLM``."""
@@ -325,13 +370,13 @@ class VllmEngine(Engine):
             "max_model_len": self.max_length,
             "max_num_seqs": settings.max_num_seqs,
             "tensor_parallel_size": settings.tensor_parallel_size,
-            "gpu_memory_utilization": settings.memory_share,
+            "gpu_memory_utilization": self._memory_share(),
             "kv_cache_memory_bytes": None if cache_gib is None else int(cache_gib * 2**30),
             "block_size": settings.block_size or (_CPU_BLOCK if cpu else None),
             # vLLM undoes the draw of an unfinished prompt with the generator's offset, which a CPU
             # generator lacks. So prompts run whole on a CPU.
             "enable_chunked_prefill": False if cpu else None,
-            "enable_sleep_mode": settings.sleep > 0,
+            "enable_sleep_mode": self.sleep > 0,
             "weight_transfer_config": None
             if settings.weight_transfer == "folder"
             else {"backend": settings.weight_transfer},

@@ -19,7 +19,7 @@ class WeightRepair:
         return (Path(folder) / "config.json").is_file()
 
     def repack_output_heads(self) -> int:
-        """Pack embeddings and output heads again from their current weights; return their number.
+        """Pack embeddings, output heads and experts from their current weights; their number.
 
         On a CPU vLLM multiplies with a packed copy of these matrices. A reload fills the weight
         that a tied head shares with the embedding and packs the embedding, but not the head. On
@@ -34,7 +34,27 @@ class WeightRepair:
         ]
         for module in packed:
             module.quant_method.process_weights_after_loading(module)
-        return len(packed)
+        return len(packed) + self._pack_experts()
+
+    def _pack_experts(self) -> int:
+        """Pack the experts of a mixture, which a CPU multiplies as packed, and vLLM only once.
+
+        A reload leaves them as they were sent, so this must follow every reload, once.
+        """
+        from vllm.platforms import current_platform
+
+        if not current_platform.is_cpu():
+            return 0
+        from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+
+        count = 0
+        for module in self.model_runner.get_model().modules():
+            kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
+            experts = getattr(kernel, "fused_experts", None)
+            if isinstance(experts, CPUUnquantizedExperts):
+                experts.process_weights_after_loading(module)
+                count += 1
+        return count
 
     def held_adapter(
         self, number: int, names: Sequence[str]

@@ -11,16 +11,25 @@ from rlvr.policy.merging import weight_shapes
 from rlvr.policy.model import Policy
 from rlvr.policy.settings import Precision
 from rlvr.rollout.weight_sync import (
-    TOLERANCE,
     Difference,
     WeightFolder,
+    default_tolerance,
     learner_logprobs,
     measure_difference,
     proof_sequence,
     prove,
 )
 
-_DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""What weights are rounded to on their way to engines of a precision."""
+
+
+def proof_of(policy: Policy, limit: int | None) -> list[int]:
+    """The sequence that proves the policy's weights in engines that accept ``limit`` tokens."""
+    limits = [n for n in (limit, policy.context_length) if n]
+    most = min(limits, default=None)
+    vocab_size = policy.causal_lm.config.get_text_config().vocab_size
+    return proof_sequence(vocab_size, most and most - 1)
 
 
 class WeightStore:
@@ -49,12 +58,11 @@ class WeightStore:
         limit: int | None,
     ) -> None:
         self.precision = precision
-        self.tolerance = tolerance or TOLERANCE[precision]
-        vocab_size = policy.causal_lm.config.get_text_config().vocab_size
-        self.sequence = proof_sequence(vocab_size, limit and limit - 1)
+        self.tolerance = tolerance or default_tolerance(precision, policy.device.type)
+        self.sequence = proof_of(policy, limit)
         self.lock = threading.RLock()
         self.serial = 0
-        self.dtype = _DTYPES[precision]
+        self.dtype = DTYPES[precision]
         self.engine_arguments: dict[str, Any] = {}
         self._place = place
         self._version: int | None = None

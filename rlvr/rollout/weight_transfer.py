@@ -1,8 +1,13 @@
 """Send weights directly from GPU to GPU with vLLM's transfer engines, without a folder.
 
-``nccl`` broadcasts them to a server's GPUs; ``ipc`` lets the engine process read the learner's
-memory on the same GPU. The learner's weights must not change between publishing and loading, so
-neither works with asynchronous rollouts. The proof after every sync is the same as with a folder.
+``ipc`` lets the engine process read the learner's memory on the same GPU; ``nccl`` broadcasts to a
+server's GPUs (``rlvr.rollout.nccl_transfer``). The learner's weights must not change between
+publishing and loading, so neither works with asynchronous rollouts. The proof after every sync is
+the same as with a folder, and so are the names of the tensors: those of published checkpoints,
+which vLLM's loaders know, where transformers holds the experts of a mixture as one tensor.
+
+Each process sends to its own engine whenever that one needs it. Weights that are sharded over
+processes would have to be gathered by all of them at once, so ZeRO 3 is refused.
 
 vLLM's classes are imported where they are used. An IPC handle refers to GPU memory; the handle is
 sent as JSON that names a few types, because vLLM itself would send it as pickle.
@@ -11,14 +16,14 @@ This has not been run so far, because there was no GPU; the parts that need none
 """
 
 import base64
-import socket
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import torch
+from transformers.core_model_loading import revert_weight_conversion
 
-from rlvr.policy.merging import merged_weights, weight_shapes
+from rlvr.policy.merging import merged_buckets, shape_buckets
 from rlvr.policy.model import Policy
 
 # Bytes of the buffer into which weights are packed for sending.
@@ -43,6 +48,11 @@ def check_device(transfer: str, device: torch.device) -> None:
         )
 
 
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Context in which vLLM's senders, which use the thread's current GPU, use this one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 class PolicySource:
     """A policy's merged weights in the form that vLLM's sender expects: shapes first, then tensors.
 
@@ -54,24 +64,29 @@ class PolicySource:
     def __init__(self, policy: Policy, dtype: torch.dtype) -> None:
         self.policy, self.dtype = policy, dtype
 
+    def shapes(self) -> dict[str, torch.Tensor]:
+        """The tensors without numbers, in the order of iteration; it gathers no weights."""
+        found: dict[str, torch.Tensor] = {}
+        for bucket in shape_buckets(self.policy, self.dtype):
+            found |= revert_weight_conversion(self.policy.causal_lm, bucket)
+        return found
+
     def metadata(self) -> list[Any]:
         """A ``ParamMeta`` for each tensor, in the order of iteration; it gathers no weights."""
         from vllm.distributed.weight_transfer.base import ParamMeta
 
-        return [
-            ParamMeta(name, dtype, shape)
-            for name, dtype, shape in weight_shapes(self.policy, self.dtype)
-        ]
+        return [ParamMeta(name, t.dtype, tuple(t.shape)) for name, t in self.shapes().items()]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Copies of the tensors, because the sender may pack them after their bucket is gone."""
-        for name, tensor in merged_weights(self.policy, self.dtype):
-            yield name, tensor.clone()
+        for bucket in merged_buckets(self.policy, self.dtype):
+            tensors = revert_weight_conversion(self.policy.causal_lm, bucket)
+            for name, tensor in tensors.items():
+                yield name, tensor.clone(memory_format=torch.contiguous_format)
 
     def largest(self) -> int:
         """Size of the largest tensor in bytes."""
-        shapes = weight_shapes(self.policy, self.dtype)
-        return max(torch.Size(shape).numel() * dtype.itemsize for _, dtype, shape in shapes)
+        return max(tensor.nbytes for tensor in self.shapes().values())
 
     def buffer_bytes(self) -> int:
         """Size in bytes of a buffer that holds any tensor."""
@@ -88,51 +103,6 @@ class Sender(Protocol):
     def shutdown(self) -> None:
         """Close the connection."""
         ...
-
-
-def nccl_sender(address: str, world_size: int, source: PolicySource, client: object) -> Sender:
-    """Connect to one server, which forms a separate group with this process.
-
-    Args:
-        address: Address of the server, which was started with ``--weight-transfer-config``.
-        world_size: Number of GPUs of the server.
-        source: The weights to send.
-        client: Has the methods of vLLM's ``VLLMWeightSyncClient``.
-    """
-    from vllm.distributed.weight_transfer.nccl_engine import (
-        NCCLTrainerInitInfo,
-        NCCLTrainerWeightTransferEngine,
-    )
-
-    info = NCCLTrainerInitInfo(**nccl_arguments(address, world_size, source.buffer_bytes()), rank=0)
-    sender: Sender = NCCLTrainerWeightTransferEngine.trainer_init(
-        info, client=client, source=source
-    )
-    return sender
-
-
-def nccl_arguments(address: str, world_size: int, buffer_bytes: int) -> dict[str, Any]:
-    """Address and ranks of the group of the server's workers and this process, which is rank 0."""
-    host = own_address(address)
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port = probe.getsockname()[1]
-    return {
-        "master_address": host,
-        "master_port": port,
-        "world_size": world_size + 1,
-        "packed": True,
-        "packed_buffer_size_bytes": buffer_bytes,
-    }
-
-
-def own_address(address: str) -> str:
-    """This machine's address on the route to ``address``; nothing is sent."""
-    parts = urlsplit(address)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((parts.hostname or "", parts.port or 80))
-        found: str = probe.getsockname()[0]
-    return found
 
 
 Call = Callable[..., Any]
@@ -163,17 +133,25 @@ class ProcessClient:
 
 
 def ipc_sender(call: Call, source: PolicySource) -> Sender:
-    """Connect to the engine process on the policy's GPU."""
+    """Connect to the engine process on the policy's GPU.
+
+    vLLM's sender takes all processes of a job for one that shares an engine, and has them gather
+    handles and wait for each other. Here each has an engine of its own, which may need the weights
+    when no other does.
+    """
     from vllm.distributed.weight_transfer.ipc_engine import (
         IPCTrainerInitInfo,
         IPCTrainerWeightTransferEngine,
     )
 
     info = IPCTrainerInitInfo(rank=0, packed=True, packed_buffer_size_bytes=source.buffer_bytes())
-    sender: Sender = IPCTrainerWeightTransferEngine.trainer_init(
+    sender: Any = IPCTrainerWeightTransferEngine.trainer_init(
         info, client=ProcessClient(call), source=source
     )
-    return sender
+    sender._all_gather_and_merge_handles = lambda handles: handles
+    sender._post_send_sync = torch.cuda.ipc_collect
+    alone: Sender = sender
+    return alone
 
 
 def encode(value: Any) -> Any:  # noqa: ANN401

@@ -7,14 +7,12 @@ import sys
 import time
 
 import pytest
-import torch
 
 from rlvr.distill.generate import PARTS, generate, part_rows
 from rlvr.distill.plan import make_trace_plan
 from rlvr.distill.recipe import ShardSettings
 from rlvr.distill.trace import read_traces
 from rlvr.distill.trace_model import load_trace_model
-from rlvr.distill.vllm_decode_batch import visible
 from rlvr.files import locked, read_lines
 from rlvr.settings import to_yaml
 from tests.command import call, refused
@@ -186,22 +184,6 @@ def test_the_command_line_generates_filters_and_speaks_in_one_line(recipe, tmp_p
     assert len(read_traces(settings.output / "kept.jsonl")) == 5
     summary = json.loads((settings.output / "filter.json").read_text())
     assert (summary["kept"], summary["problems"]) == (5, 5)
-
-
-def test_an_engines_process_sees_the_gpu_that_is_its_own(monkeypatch):
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert visible(None) == {}
-    assert visible("cpu") == {}
-    assert visible("cuda") == {}
-    assert visible("cuda:1") == {"CUDA_VISIBLE_DEVICES": "1"}
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    assert visible("cuda:1") == {"CUDA_VISIBLE_DEVICES": "5"}
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(
-        "rlvr.distill.vllm_decode_batch.own_device", lambda: torch.device("cuda", 1)
-    )
-    assert visible(None) == {"CUDA_VISIBLE_DEVICES": "5"}
 
 
 def test_a_part_has_one_writer(recipe):

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 
 from rlvr.policy.loading import load_policy
 from rlvr.policy.merging import merged_weights
+from rlvr.policy.model import Policy
 from rlvr.policy.settings import LoraSettings, ModelSettings
 from rlvr.ranks import Ranks
 from rlvr.rollout import weight_sync
+from rlvr.rollout.weight_store import WeightStore
 from rlvr.rollout.weight_sync import (
     Difference,
     StaleWeightsError,
@@ -147,6 +149,20 @@ def test_a_difference_above_the_tolerance_stops_and_names_both_numbers(mean):
     prove(Difference(0.001, 0.1, -4.0, -4.0), 7, "float32", 0.001)
     with pytest.raises(StaleWeightsError, match=r"version 7 .*-4\.25000 .*-4\.75000 .*0\.001"):
         prove(Difference(mean, 0.5, -4.25, -4.75), 7, "float32", 0.001)
+
+
+def test_attention_in_tf32_is_tolerated_on_a_gpu_alone(adapted, monkeypatch):
+    tf32 = Difference(0.0017, 0.0058, -4.0, -4.0)  # tests/benchmarks/tf32_attention.py
+    stale = Difference(0.12, 0.43, -4.0, -4.0)  # docs/rollout.md, weights moved by 1e-2
+    for device, passes in (("cuda", True), ("cpu", False)):
+        monkeypatch.setattr(Policy, "device", torch.device(device))
+        store = WeightStore(adapted, "float32", None, None, None)
+        with nullcontext() if passes else pytest.raises(StaleWeightsError):
+            prove(tf32, 1, "float32", store.tolerance)
+        with pytest.raises(StaleWeightsError):
+            prove(stale, 1, "float32", store.tolerance)
+        assert WeightStore(adapted, "bfloat16", None, None, None).tolerance == 0.25
+        assert WeightStore(adapted, "float32", None, 0.5, None).tolerance == 0.5
 
 
 def test_the_proof_sequence_is_fixed_and_fits():

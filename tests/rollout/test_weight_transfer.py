@@ -1,6 +1,7 @@
 """Weights from GPU to GPU, as far as it can be seen without one; and an engine that sleeps."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,18 +11,12 @@ from rlvr.policy.settings import LoraSettings, ModelSettings
 from rlvr.rl.recipe import RLRecipe
 from rlvr.rollout.build import build_engine
 from rlvr.rollout.engine import Request
+from rlvr.rollout.nccl_transfer import nccl_arguments, own_address
 from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.serve import serve_command
 from rlvr.rollout.settings import VllmEngineSettings, VllmServerEngineSettings
 from rlvr.rollout.vllm_engine import VllmEngine
-from rlvr.rollout.weight_transfer import (
-    PolicySource,
-    ProcessClient,
-    decode,
-    encode,
-    nccl_arguments,
-    own_address,
-)
+from rlvr.rollout.weight_transfer import PolicySource, ProcessClient, decode, encode, ipc_sender
 from rlvr.settings import load_settings
 from tests.rollout.test_weight_sync import Sharding
 
@@ -83,6 +78,40 @@ def test_shapes_are_told_before_anything_is_gathered_and_hold(tiny_folder, lora,
     assert source.buffer_bytes() == 2**28
 
 
+@pytest.mark.vllm
+def test_each_process_sends_to_its_own_engine_without_the_others(policy, monkeypatch):
+    from vllm.distributed.weight_transfer import ipc_engine
+
+    collectives, steps = [], []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *_: 2)
+    for name in ("all_gather_object", "barrier"):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, own=name: collectives.append(own))
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    gpu = SimpleNamespace(uuid="GPU-0")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    monkeypatch.setattr(torch.cuda, "ipc_collect", lambda: None)
+
+    def chunks(iterator, gpu_uuid, **_):
+        for name, tensor in iterator:
+            yield SimpleNamespace(
+                names=[name],
+                shapes=[list(tensor.shape)],
+                dtype_names=["bfloat16"],
+                tensor_sizes=[tensor.nbytes],
+                ipc_handle={gpu_uuid: HANDLE},
+            )
+
+    monkeypatch.setattr(ipc_engine, "packed_ipc_producer", chunks)
+    source = PolicySource(policy, torch.bfloat16)
+    sender = ipc_sender(lambda _, step, info: steps.append(step), source)
+    for _ in range(2):  # the second time, after its engine was restarted, say
+        sender.send_weights()
+    one = ["start", *["update"] * len(source.shapes()), "finish"]
+    assert steps == ["init", *one, *one]
+    assert collectives == []
+
+
 def test_a_copy_outlives_its_bucket(policy):
     Sharding(policy)
     tensors = list(PolicySource(policy, torch.float32))
@@ -110,8 +139,7 @@ def test_workers_meet_the_learner_at_its_own_address():
         (VllmEngineSettings(sleep=1), r"sleep = 1 frees the memory of a GPU.*'cpu'; use 0"),
     ],
 )
-def test_what_needs_a_gpu_is_refused_without_one(policy, monkeypatch, settings, message):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+def test_what_needs_a_gpu_is_refused_without_one(policy, vllm_found, settings, message):
     with pytest.raises(ValueError, match=message):
         build_engine(settings, policy, [2])
 
@@ -163,29 +191,29 @@ def take(process):
 
 @pytest.mark.parametrize("level", [1, 2])
 def test_a_sleeping_engine_wakes_in_two_steps_around_its_new_weights(
-    policy, tmp_path, monkeypatch, level
+    policy, tmp_path, monkeypatch, vllm_found, level
 ):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     engine = VllmEngine(policy, [2], VllmEngineSettings(weights_folder=tmp_path))
-    engine.settings = engine.settings.model_copy(update={"sleep": level})
+    engine.sleep = level
     process = engine._process = Recorder(engine)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: process.asked.append("empty_cache"))
     engine.sync(policy, 0)
     assert take(process) == ["reload", "settle True", "score"]
     engine.generate([], Sampling(max_tokens=8))
     assert take(process) == ["generate", f"sleep {level}"]
     engine.generate([], Sampling(max_tokens=8))  # evaluation, say: with the weights it has had
-    wake = ["wake ['weights']", "wake ['kv_cache']"]
-    again = [wake[0], "reload", wake[1], "settle True", "score"] if level == 2 else wake
+    wake = ["empty_cache", "wake ['weights']", "wake ['kv_cache']"]
+    again = [*wake[:2], "reload", wake[2], "settle True", "score"] if level == 2 else wake
     assert take(process) == [*again, "generate", f"sleep {level}"]
     engine.sync(policy, 1)
-    assert take(process) == [wake[0], "reload", wake[1], "settle True", "score"]
+    assert take(process) == [*wake[:2], "reload", wake[2], "settle True", "score"]
     engine.close()
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("settings", [{"weight_transfer": "ipc"}, {"sleep": 1}, {"sleep": 2}])
 def test_on_a_gpu_the_weights_arrive(policy, tmp_path, settings):
-    chosen = VllmEngineSettings(weights_folder=tmp_path, memory_share=0.3, **settings)
+    chosen = VllmEngineSettings(weights_folder=tmp_path, **settings)
     engine = VllmEngine(policy.to("cuda"), [2], chosen, longest=128)
     asked = [Request((1, 2, 3), tuple(range(8)))]
     try:
