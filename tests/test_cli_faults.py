@@ -32,6 +32,7 @@ MISSING = {
     ("distill", "surprisal"): ["nowhere.jsonl", "--model", "./nowhere"],
     ("eval",): ["./nowhere"],
     ("export",): ["nowhere", "--to", "out"],
+    ("fit",): ["./nowhere"],
     ("grade",): ["nowhere.jsonl"],
     ("import-gguf",): ["nowhere.gguf", "out"],
     ("launch",): ["nowhere.yaml", "--slurm"],

@@ -31,11 +31,13 @@ def empty_moments(parameter: torch.Tensor, states: OptimizerStates) -> dict[str,
     dtype = {"float32": whole, "bfloat16": torch.bfloat16, "int8": torch.uint8}[states]
     if states != "int8":
         return {key: torch.zeros_like(parameter, dtype=dtype) for key in MOMENTS}
-    nothing = torch.zeros(parameter.numel(), device=parameter.device)
+    # All zeros have one code; finding it for each takes 40 bytes a weight for a moment.
+    blocks, one = -(-parameter.numel() // BLOCK), torch.zeros(1, device=parameter.device)
     tensors = {}
     for key in MOMENTS:
-        codes, scales = to_codes(nothing, None, signed=key == _MEAN)
-        tensors[key], tensors[scale_of(key)] = codes.view(parameter.shape), scales
+        code, _ = to_codes(one, None, signed=key == _MEAN)
+        tensors[key] = torch.full_like(parameter, int(code), dtype=dtype)
+        tensors[scale_of(key)] = one.new_zeros(blocks)
     return tensors
 
 

@@ -327,6 +327,9 @@ def give_back_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # another C library, such as musl
         return False
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)  # and what was freed until now, such as weights before they were rounded
     m_mmap_threshold = -3
     return bool(mallopt(m_mmap_threshold, 4 * 2**20))
 

@@ -30,7 +30,7 @@ from rlvr.learner.checkpoint import (
 )
 from rlvr.learner.deterministic import deterministic_algorithms
 from rlvr.learner.launch import Launch, join
-from rlvr.learner.parameter_store import ParameterStore
+from rlvr.learner.parameter_store import ParameterStore, give_back_freed_memory
 from rlvr.learner.watchdog import Watchdog
 from rlvr.policy.loading import model_notes
 from rlvr.policy.model import Policy
@@ -330,6 +330,8 @@ def open_any_run(
         # Before the processes meet, which begins CUDA.
         stack.enter_context(deterministic_algorithms(recipe.deterministic))
         launch = join()
+        if not torch.cuda.is_available():
+            give_back_freed_memory()  # before weights are read in float32 and rounded
         ranks = launch.ranks
         stage = 0 if launch.zero is None else int(launch.zero["stage"])
         for fault in recipe.launch_faults(ranks.count, stage):

@@ -57,6 +57,7 @@ class OfflineTask(Generic[RecipeT]):
                 model cannot be trained.
         """
         from rlvr.policy.unloaded import describe
+        from rlvr.runs.memory import offline_memory
 
         if isinstance(recipe.evaluation, ProblemEvaluation):
             for source in recipe.evaluation.sets.values():
@@ -67,6 +68,7 @@ class OfflineTask(Generic[RecipeT]):
         lines = [
             *lines,
             *describe(recipe.model),
+            *offline_memory(recipe),
             f"the run: {steps} steps of {per_step}, {epochs:.2f} epochs",
             *notices(recipe, 0, steps),
             *with_tokenizer(recipe.model, cls(recipe)._examples_shown),

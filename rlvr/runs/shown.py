@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlvr.data.shown import quoted, shown_example, shown_prompt
@@ -25,10 +26,24 @@ def with_tokenizer(model: ModelSettings, show: Callable[[Any], list[str]]) -> li
     from rlvr.policy.loading import load_tokenizer
 
     try:
+        check_tokenizer_there(model)
         tokenizer = load_tokenizer(model)
     except ValueError as error:
         return [f"what the model reads is not shown: {' '.join(str(error).split())}"]
     return show(tokenizer)
+
+
+def check_tokenizer_there(model: ModelSettings) -> None:
+    """See that a local folder holds a tokenizer: of some families transformers makes an empty one.
+
+    Raises:
+        ValueError: It holds none.
+    """
+    folder = Path(model.path).expanduser()
+    if model.tokenizer is None and folder.is_dir() and not any(folder.glob("*token*")):
+        with_weights = any(folder.glob("*.safetensors")) or (folder / "recipe.yaml").is_file()
+        if not with_weights:
+            raise ValueError(f"the folder {model.path!r} holds a configuration and no tokenizer")
 
 
 def out_of_reach(error: ValueError) -> bool:

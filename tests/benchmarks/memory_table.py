@@ -2,19 +2,21 @@ r"""The tables of docs/memory.md: memory of common models by the project's own e
 
     python -m tests.benchmarks.memory_table docs/memory.md
 
-The estimate is that of ``--dry-run`` (`rlvr/rl/plan.py`). Models are configurations without
-weights, written from public facts, so that nothing is downloaded. What ZeRO shards is divided here.
+The estimate is that of ``--dry-run`` and ``rlvr fit`` (`rlvr/memory`), for a GPU. Models are
+configurations without weights, written from public facts, so that nothing is downloaded.
 """
 
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlvr.policy.token_stats import default_chunk
-from rlvr.rl.plan import ModelShape, estimate_memory, model_shape
+from rlvr.memory import GIB, EngineWork, Machine, ModelShape, Processes, estimate
+from rlvr.policy.shape import read_shape
+from rlvr.rl.memory import rl_work
 from rlvr.rl.recipe import RLRecipe
 from rlvr.settings import load_settings
 
@@ -34,12 +36,21 @@ MODELS: dict[str, tuple[Any, ...]] = {
     "Qwen2.5-14B": (QWEN, 5120, 13824, 48, 40, 8, 152064, False),
     "Qwen2.5-32B": (QWEN, 5120, 27648, 64, 40, 8, 152064, False),
 }
-PRECISIONS = ("float32", "bfloat16")
+LORA = ("model.lora={rank: 16}",)
+MIXED = ("model.precision=bfloat16",)
+INT8 = (*MIXED, "learner.optimizer_states=int8")
+WAYS = {
+    "full, float32": (),
+    "full, bfloat16 passes": MIXED,
+    "full, moments in int8": INT8,
+    "full, weights in bfloat16 too": (*INT8, "model.weights=bfloat16"),
+    "LoRA, float32": LORA,
+    "LoRA, base in bfloat16": (*LORA, *MIXED),
+    "LoRA, base in int8": (*LORA, *MIXED, "model.frozen_weights=int8"),
+    "QLoRA (nf4)": (*LORA, *MIXED, "model.frozen_weights=nf4"),
+}
 GPUS = (2, 4, 8)
-PASS = "the larger of update and rollout"
-END = "\n<!-- end -->"
-MASTER = 4
-"""Bytes a weight: DeepSpeed keeps a float32 copy of the weights that a process updates."""
+END = "<!-- end -->"
 
 
 def write_config(name: str, folder: Path) -> Path:
@@ -56,18 +67,19 @@ def write_config(name: str, folder: Path) -> Path:
         "vocab_size": vocabulary,
         "tie_word_embeddings": tied,
         "max_position_embeddings": 32768,
+        "dtype": "bfloat16",
     }
     (folder / name).mkdir()
     (folder / name / "config.json").write_text(json.dumps(values))
     return folder / name
 
 
-def recipe(name: str, folder: Path, precision: str, *, lora: bool) -> RLRecipe:
+def recipe(folder: Path, words: Sequence[str] = ()) -> RLRecipe:
     """The run of the tables; docs/memory.md says it in words."""
     values = {
         "output": "runs/memory",
         "steps": 1,
-        "model": {"path": str(folder), "precision": precision, "gradient_checkpointing": True},
+        "model": {"path": str(folder), "gradient_checkpointing": True},
         "data": {"source": {"name": "arithmetic"}, "max_prompt_tokens": 512},
         "rollout": {
             "engine": {"name": "transformers", "max_rows": 32},
@@ -75,48 +87,40 @@ def recipe(name: str, folder: Path, precision: str, *, lora: bool) -> RLRecipe:
             "samples_per_prompt": 8,
             "sampling": {"max_tokens": 1024},
         },
-        # A GPU's chunk, whatever this machine has.
-        "learner": {"logits_chunk": default_chunk(MODELS[name][6], "cuda")},
     }
-    return load_settings(RLRecipe, values, ["model.lora={rank: 16}"] if lora else [])
-
-
-def per_gpu(parts: Mapping[str, float], shape: ModelShape, stage: int, gpus: int) -> float:
-    """Bytes on each GPU under a ZeRO stage, of an estimate for one process.
-
-    Under stage 3 other GPUs generate; the estimate is then larger by what generation needs, if that
-    is more than the update.
-    """
-    weights = parts["weights"] / (gpus if stage == 3 else 1)
-    sharded = parts["gradients and moments"] + MASTER * shape.trained
-    return weights + sharded / gpus + parts[PASS] + parts["the program"]
+    return load_settings(RLRecipe, values, words)
 
 
 def model_rows(name: str, folder: Path) -> tuple[str, str]:
     """A model's row of either table."""
     path = write_config(name, folder)
+    plain, mixed = recipe(path), recipe(path, MIXED)
+    full, adapted = read_shape(plain.model), read_shape(recipe(path, LORA).model)
     alone = []
-    for lora in (False, True):
-        recipes = [recipe(name, path, precision, lora=lora) for precision in PRECISIONS]
-        shape = model_shape(recipes[0])
-        estimates = [estimate_memory(one, shape) for one in recipes]
-        alone += [sum(parts.values()) for parts in estimates]
-        if not lora:
-            full = shape
-            many = [per_gpu(estimates[-1], shape, stage, n) for stage in (2, 3) for n in GPUS]
+    for words in WAYS.values():
+        shape = adapted if words[: len(LORA)] == LORA else full
+        alone.append(_total(recipe(path, words), shape, Processes()))
+    many = [_total(mixed, full, Processes(n, stage=stage)) for stage in (2, 3) for n in GPUS]
     return (
         _row(name, f"{full.parameters / 1e9:.2f}", *_gib(alone)),
         _row(name, *_gib(many)),
     )
 
 
+def _total(run: RLRecipe, shape: ModelShape, launched: Processes) -> float:
+    """Bytes of a GPU; under ZeRO 3 other GPUs generate."""
+    work = rl_work(run, shape, "cuda")
+    if launched.stage == 3:
+        work = replace(work, engine=EngineWork("server"))
+    return estimate(work, launched, Machine("cuda")).total
+
+
 def tables() -> dict[str, str]:
     """Both tables as Markdown, by key."""
     with tempfile.TemporaryDirectory() as folder:
         rows = [model_rows(name, Path(folder)) for name in MODELS]
-    kinds = [f"{kind}, {precision}" for kind in ("full", "LoRA") for precision in PRECISIONS]
     splits = [f"ZeRO {stage}, {gpus} GPUs" for stage in (2, 3) for gpus in GPUS]
-    heads = {"one": ["model", "10^9 weights", *kinds], "several": ["model", *splits]}
+    heads = {"one": ["model", "10^9 weights", *WAYS], "several": ["model", *splits]}
     return {
         key: "\n".join([_row(*head), "|---" * len(head) + "|", *(pair[index] for pair in rows)])
         for index, (key, head) in enumerate(heads.items())
@@ -124,7 +128,7 @@ def tables() -> dict[str, str]:
 
 
 def _gib(sizes: Sequence[float]) -> list[str]:
-    return [f"{size / 2**30:.1f}" for size in sizes]
+    return [f"{size / GIB:.1f}" for size in sizes]
 
 
 def _row(*cells: str) -> str:

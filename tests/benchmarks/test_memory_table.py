@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rlvr.rl.plan import model_shape
+from rlvr.policy.shape import read_shape
 from tests.benchmarks.memory_table import MODELS, main, model_rows, recipe, write_config
 
 PAGE = Path(__file__).parents[2] / "docs" / "memory.md"
@@ -25,8 +25,8 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_configuration_has_the_published_number_of_weights(name, tmp_path):
-    run = recipe(name, write_config(name, tmp_path), "float32", lora=False)
-    assert model_shape(run).parameters == PUBLISHED[name]
+    run = recipe(write_config(name, tmp_path))
+    assert read_shape(run.model).parameters == PUBLISHED[name]
 
 
 @pytest.mark.parametrize("name", ["SmolLM2-135M", "Qwen2.5-0.5B"])

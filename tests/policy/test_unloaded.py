@@ -42,13 +42,13 @@ def test_a_model_of_the_hub_is_not_looked_up():
 
 @pytest.mark.parametrize("family", ["mamba2", "qwen3_5", "gpt2", "falcon_h1"])
 def test_every_shape_has_a_size(family, tmp_path):
-    from rlvr.rl.plan import model_shape
+    from rlvr.policy.shape import read_shape
     from rlvr.rl.recipe import RLRecipe
     from rlvr.settings import load_settings
 
     write_family(family, tmp_path)
     values = small_recipe(tmp_path, tmp_path / "run")
     values["model"]["attention"] = "eager"
-    shape = model_shape(load_settings(RLRecipe, values))
+    shape = read_shape(load_settings(RLRecipe, values).model)
     assert shape.parameters == shape.trained > 0
     assert shape.layers == 2

@@ -99,6 +99,7 @@ def test_two_examples_are_shown_with_what_is_learnt(preference_values, recipe_fi
     assert "completion 1 of 2" in titles[0]
     text = lines[lines.index(titles[0]) + 1]
     assert text.count("[trained from here]") == text.count("[to here]") == 1
+    assert any(line.startswith("memory of a") for line in lines)
 
 
 def test_demonstrations_and_steps_are_shown(tiny_folder, recipe_file, tmp_path):
@@ -138,4 +139,4 @@ def test_a_tokenizer_that_is_not_there_leaves_out_the_prompts(recipe_values, rec
     override = f"model.tokenizer={tmp_path / 'empty'}"
     lines = shown(call("train", recipe_file(recipe_values), override, "--dry-run"))
     assert any(line.startswith("what the model reads is not shown: no tok") for line in lines)
-    assert any(line.startswith("memory at full lengths") for line in lines)
+    assert any(line.startswith("memory of a") for line in lines)

@@ -11,7 +11,9 @@ import typer
 from rlvr.cli import app
 from rlvr.data import load_problems
 from rlvr.files import read_lines
-from rlvr.rl.plan import estimate_memory, model_shape
+from rlvr.memory import GIB, estimate
+from rlvr.policy.shape import read_shape
+from rlvr.rl.memory import rl_work
 from rlvr.rl.recipe import RLRecipe
 from rlvr.settings import load_settings
 from tests.command import call
@@ -129,8 +131,8 @@ def test_the_memory_in_the_comment_is_that_of_the_dry_run(path, tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
         recipe = load_settings(RLRecipe, path, [f"model.path={tmp_path / name}"])
-        parts = estimate_memory(recipe, model_shape(recipe))
-        shown.append(f"{name} {sum(parts.values()) / 2**30:.0f}")
+        found = estimate(rl_work(recipe, read_shape(recipe.model), "cuda"))
+        shown.append(f"{name} {found.total / GIB:.0f}")
     assert ", ".join(shown) in path.read_text()
 
 
