@@ -8,8 +8,6 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
-import torch
-
 from rlvr.data import encode_prompts, load_template
 from rlvr.memory import ENGINE, Estimate, ModelShape, estimate, memory_lines
 from rlvr.policy.loading import model_notes
@@ -110,9 +108,9 @@ def _memory(recipe: RLRecipe, shape: ModelShape) -> list[str]:
 def _engine_share(recipe: RLRecipe, found: Estimate) -> list[str]:
     """A line about a vLLM process that shares this machine's GPU with one learner."""
     engine = recipe.rollout.engine
-    if not isinstance(engine, VllmEngineSettings) or not torch.cuda.is_available():
+    gpu = found.machine.memory if found.machine.device == "cuda" else None
+    if not isinstance(engine, VllmEngineSettings) or gpu is None:
         return []
     parts = [c for c in found.components if not c.host and "rollout" in c.when]
     resident = sum(c.size for c in parts if c.name != ENGINE)
-    total = torch.cuda.mem_get_info()[1]
-    return [planned_line(engine, not recipe.rollout.max_staleness, total, int(resident))]
+    return [planned_line(engine, not recipe.rollout.max_staleness, int(gpu), int(resident))]

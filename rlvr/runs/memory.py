@@ -125,7 +125,7 @@ def machine_here() -> Machine:
 
     host = float(psutil.virtual_memory().total)
     if torch.cuda.is_available():
-        return Machine("cuda", float(torch.cuda.get_device_properties(0).total_memory), host)
+        return Machine("cuda", float(torch.cuda.mem_get_info()[1]), host)
     return Machine("cpu", host, host)
 
 

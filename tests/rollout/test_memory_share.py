@@ -81,7 +81,10 @@ def test_a_dry_run_on_a_machine_with_a_gpu_has_the_line(machine, tiny_folder, tm
         "rollout": {"engine": {"name": "vllm"}},
     }
     recipe = load_settings(RLRecipe, values)
-    assert "# vLLM beside the learner: 0.979 of the GPU's 80 GiB, asleep" in render_plan(recipe)
+    plan = render_plan(recipe)
+    share = re.search(r"# vLLM beside the learner: (0\.\d+) of the GPU's 80 GiB, asleep", plan)
+    assert share, plan
+    assert 0.96 < float(share[1]) < 0.98, "a fiftieth is the margin, and CUDA's context is there"
 
 
 @pytest.mark.parametrize("sleeps", [True, False])
