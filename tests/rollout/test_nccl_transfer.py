@@ -150,7 +150,7 @@ UPDATE = ["start_weight_update", "update_weights", "finish_weight_update"]
 def test_every_server_gets_a_group_once_and_the_weights_each_time(
     policy, servers, trainers, make, monkeypatch
 ):
-    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    monkeypatch.setenv("VLLM_API_KEY", "a key for both servers")
     engine = make()
     for version in range(2):
         assert engine.sync(policy, version)["engine/servers"] == 2
@@ -158,7 +158,7 @@ def test_every_server_gets_a_group_once_and_the_weights_each_time(
     for server in servers:
         steps = [call for call in server.calls if "weight" in call and call != "sees_weights"]
         assert steps == ["init_weight_transfer_engine", *UPDATE, *UPDATE]
-        assert server.headers["Authorization"] == "Bearer secret"
+        assert server.headers["Authorization"] == "Bearer a key for both servers"
     engine.close()
     assert all(trainer.aborted.wait(5) for trainer in trainers)
 

@@ -214,12 +214,12 @@ def test_the_key_comes_from_the_environment_and_is_never_said(
 ):
     caplog.set_level(logging.DEBUG)
     for server in servers:
-        server.key = "right"
+        server.key = "right for the servers"
     monkeypatch.setenv("MY_KEY", "wrong-and-secret")
     with pytest.raises(ValueError, match=r"rejects the API key in .* MY_KEY") as error:
         make(servers, api_key_variable="MY_KEY").sync(policy, 0)
     assert "wrong-and-secret" not in str(error.value) + caplog.text
-    monkeypatch.setenv("MY_KEY", "right")
+    monkeypatch.setenv("MY_KEY", "right for the servers")
     engine = make(servers, api_key_variable="MY_KEY")
     engine.sync(policy, 0)
     assert_complete(requests(2), engine.generate(requests(2), SAMPLING))
