@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from rlvr.policy.held import hold
 from rlvr.policy.loading import default_device, load_policy
 from rlvr.policy.model import Policy
 from rlvr.policy.settings import ModelSettings
@@ -77,6 +78,8 @@ def random_model(config: Any, device: torch.device, dtype: torch.dtype = torch.f
 def policy_of(name: str, setting: Setting, **model: Any) -> Policy:
     """A policy as the learner trains it, in bfloat16 unless ``model`` says otherwise.
 
+    Weights in fewer bits are rounded after loading, which refuses to round a model in memory.
+
     Args:
         name: One of :data:`SHAPES`.
         setting: Tiny or not.
@@ -84,8 +87,11 @@ def policy_of(name: str, setting: Setting, **model: Any) -> Policy:
     """
     device = device_of()
     settings = ModelSettings.model_validate({"path": name, "precision": "bfloat16", **model})
+    whole = settings.model_copy(update={"weights": "float32"})
     own = random_model(config_of(name, tiny=setting.tiny), device)
-    return load_policy(settings, device=device, model=own)
+    policy = load_policy(whole, device=device, model=own)
+    hold(policy.causal_lm, settings)
+    return policy
 
 
 def synchronize() -> None:

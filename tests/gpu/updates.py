@@ -53,6 +53,9 @@ class Variant(NamedTuple):
 VARIANTS = {
     "defaults": Variant(),
     "head in chunks": Variant({"logits": "chunked"}),
+    "fewer bits": Variant(
+        {"weights": "bfloat16"}, {"optimizer_states": "int8", "in_backward": "per_tensor"}
+    ),
     "flex attention": Variant({"attention": "flex_attention"}),
 }
 _ON_A_GPU = frozenset({"flex attention"})
@@ -71,6 +74,7 @@ class Case(NamedTuple):
 CASES = (
     Case(QWEN3, "one", 16_384, "defaults", 2),
     Case(QWEN3, "one", 16_384),
+    Case(QWEN3, "one", 16_384, "fewer bits"),
     Case(QWEN3, "one", 16_384, "head in chunks"),
     Case(QWEN3, "groups", 16_384),
     Case(QWEN3, "groups", 16_384, "flex attention"),
