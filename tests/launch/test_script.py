@@ -24,7 +24,7 @@ SIZES = {
     16: {
         "rollout_nodes": 8,
         "tensor_parallel": 4,
-        "accelerate": "zero3",
+        "accelerate": "zero2",
         "weight_transfer": "nccl",
         "requeue": False,
     },
@@ -175,7 +175,8 @@ def test_every_node_has_its_command(make_job):
 def test_a_recipe_is_served_as_it_trains(make_job):
     job = make_job("model.precision=bfloat16", nodes=2, rollout_nodes=1, tensor_parallel=2)
     text = describe_nodes(job)
-    assert "--dtype bfloat16 --max-model-len 1064 --tensor-parallel-size 2" in text
+    assert "--dtype bfloat16 --max-model-len 1064 --weights-folder " in text
+    assert text.count("/launch/weights --tensor-parallel-size 2") == 4
     assert text.count("(server ") == 4
     assert "weight_transfer=nccl" not in text
     nccl = describe_nodes(make_job(nodes=2, rollout_nodes=1, weight_transfer="nccl"))

@@ -23,7 +23,7 @@ def small_buckets(monkeypatch):
     small = partial(merging.merged_buckets, most=20_000)
     for module in (weight_sync, null_engine):
         monkeypatch.setattr(
-            module, "merged_buckets", lambda policy, dtype, *_: small(policy, dtype)
+            module, "merged_buckets", lambda policy, dtype, *_, **more: small(policy, dtype, **more)
         )
 
 

@@ -58,7 +58,7 @@ learner() {
     local rank=$SLURM_NODEID main_address=${addresses[0]}
     local logs=$RLVR_LOGS weights=$folder/weights servers=$RLVR_SERVERS
     exec /shared/venv/bin/python -m launch.node --stopped "${logs}/stopped" -- /shared/venv/bin/python \
-        -m accelerate.commands.launch --config_file /shared/rlvr/launch/accelerate/zero3.yaml \
+        -m accelerate.commands.launch --config_file /shared/rlvr/launch/accelerate/zero2.yaml \
         --num_machines 8 --num_processes 64 --machine_rank "${rank}" --main_process_ip \
         "${main_address}" --main_process_port 29500 --deepspeed_multinode_launcher standard -m \
         rlvr train recipes/smollm2_arithmetic.yaml rollout.engine.name=vllm_server \
