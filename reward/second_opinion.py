@@ -18,7 +18,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-from math_verify import LatexExtractionConfig, parse, verify
 from sympy import (
     Abs,
     Basic,
@@ -42,7 +41,7 @@ from sympy import (
 
 from reward.extract import extract, last_box
 from reward.limits import TooHard
-from reward.symbolic import screen
+from reward.symbolic import latex_alone, math_verify, screen
 from reward.verdict import DEFAULT, Grade, GradingPolicy
 
 DIGITS = 50
@@ -55,7 +54,6 @@ ENOUGH = 5
 MAX_NAMES = 6
 MAX_OPERATIONS = 300
 
-_CONFIG = [LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=True)]
 _COMMAND = re.compile(r"\\[A-Za-z]+|\\[{}\\,;! ]")
 _KNOWN = re.compile(
     r"\\(?:[dtc]?frac|sqrt|pi|cdot|times|div|left|right|infty|pm|d?binom|begin|end"
@@ -188,7 +186,8 @@ def _compared(pred: str, gold: str, tolerance: float) -> Grade:
     if by_value is None:
         reason = "values do not tell"
         return Grade(False, pred, kind, "sympy", reason, "unparsable_pred")
-    other = verify(wanted, got, allow_set_relation_comp=True, timeout_seconds=None)
+    options = {"allow_set_relation_comp": True, "timeout_seconds": None}
+    other = math_verify().verify(wanted, got, **options)
     if by_value != bool(other):
         reason = f"sympy: {_called(by_value)}; math-verify: {_called(bool(other))}"
         return Grade(False, pred, kind, "sympy and math-verify", reason, "uncertain")
@@ -201,7 +200,8 @@ def _called(equal: bool) -> str:
 
 def _parsed(text: str) -> Basic | MatrixBase | None:
     """What math-verify reads; None also where it, or sympy, has left a part of the text away."""
-    found = parse(f"${text}$", _CONFIG, extraction_mode="first_match", parsing_timeout=None)
+    options = {"extraction_mode": "first_match", "parsing_timeout": None}
+    found = math_verify().parse(f"${text}$", latex_alone(), **options)
     read = next((item for item in found if isinstance(item, Basic | MatrixBase)), None)
     if isinstance(read, FiniteSet) and len(read) != text.count(",") + 1 + text.count("\\pm"):
         return None  # a set forgets how often it was told a member

@@ -57,7 +57,8 @@ def math_verify() -> Any:  # noqa: ANN401
 
 
 @lru_cache(maxsize=1)
-def _latex_alone() -> list[Any]:
+def latex_alone() -> list[Any]:
+    """What math-verify extracts here: LaTeX, never a number inside other text."""
     config = math_verify().LatexExtractionConfig
     return [config(boxed_match_priority=0, try_extract_without_anchor=True)]
 
@@ -128,5 +129,5 @@ def symbolic_equal(gold: str, pred: str) -> bool | None:
 
 def _parsed(text: str) -> Basic | MatrixBase | None:
     options = {"extraction_mode": "first_match", "parsing_timeout": None}
-    found = math_verify().parse(text, _latex_alone(), **options)
+    found = math_verify().parse(text, latex_alone(), **options)
     return next((item for item in found if isinstance(item, Basic | MatrixBase)), None)
