@@ -48,8 +48,8 @@ def scored(completion, reward):
 class FakeScorer:
     """Scores a group when it comes; there is no function of the batch."""
 
-    def begin(self, groups, *, step, finished):
-        assert finished == step - 1
+    def begin(self, groups, *, step, finished, check):
+        assert finished == step - 1 and check
         return self.score(groups)
 
     def finish(self, begun, *, finished, tick):

@@ -82,7 +82,7 @@ def start(recipe_values, tmp_path, monkeypatch):
         values["rollout"]["engine"] = {"name": "vllm"}
         engines = []
 
-        def build(_settings, policy, stop_ids, *_):
+        def build(_settings, policy, stop_ids, *_, **_more):
             engines.append(CopyEngine(policy, stop_ids, engine))
             return engines[-1]
 
