@@ -139,7 +139,7 @@ def _requirements() -> tuple[dict[str, list[Requirement]], Finding]:
     declared = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
     texts = list(declared["dependencies"])
     for extra, members in declared.get("optional-dependencies", {}).items():
-        texts += [f"{text}; extra == '{extra}'" for text in members]
+        texts += [f"{text}{' and' if ';' in text else ';'} extra == '{extra}'" for text in members]
     detail = "runs from a checkout that is not installed (there is no command rlvr)"
     return _grouped(texts), Finding(_DISTRIBUTION, "note", detail, remedy)
 

@@ -49,7 +49,8 @@ class FakeScorer:
     """Scores a group when it comes; there is no function of the batch."""
 
     def begin(self, groups, *, step, finished, check):
-        assert finished == step - 1 and check
+        assert finished == step - 1
+        assert check
         return self.score(groups)
 
     def finish(self, begun, *, finished, tick):

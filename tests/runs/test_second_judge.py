@@ -204,7 +204,7 @@ def test_a_judge_that_cannot_be_started_changes_no_reward(started, checking, mon
     assert nothing_said(checking(check, TEXTS), check)["check/faults"] == 8
 
 
-def test_a_killed_judge_costs_one_verdict(started, checking):
+def test_a_killed_judge_costs_one_verdict_at_most(started, checking):
     item = SimpleNamespace(
         grader="rlvr", problem_id="a", gold="12", response="\\boxed{12}", opened=""
     )
@@ -215,8 +215,9 @@ def test_a_killed_judge_costs_one_verdict(started, checking):
     asked = judge.ask([item] * 3, [right] * 3, range(3), 1)
     os.kill(pid, signal.SIGKILL)
     (found,) = judge.answers([asked])
-    assert sorted(str(one.says) for one in found) == ["None", "True", "True"]
-    assert [one.grade.status for one in found if one.says is None] == ["crash"]
+    # None at all if it was killed before it had one of them.
+    assert [one.says for one in found].count(True) >= 2
+    assert {one.grade.status for one in found if one.says is None} <= {"crash"}
 
 
 def test_what_other_graders_extract_is_what_is_judged():
