@@ -18,10 +18,10 @@ import re
 from reward.exact import NotRational, Undefined, exact
 from reward.expression import Tree, parse
 from reward.extract import extract, last_box
+from reward.library import math_verify
 from reward.limits import MAX_ANSWER_CHARACTERS, TooHard
 from reward.normalize import clean
 from reward.numeric import approximate, symbols
-from reward.symbolic import math_verify
 from reward.tokens import NotAnExpression, number
 from reward.values import same_value
 from reward.verdict import DEFAULT, Grade, GradingPolicy

@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from reward.compatible import exact_match, math_verify_alone, one_shot_rlvr, qwen
 from reward.domains import DOMAINS
 from reward.grading import check_gold, equivalent, grade
+from reward.library import math_verify
 from reward.second_opinion import second_opinion
-from reward.symbolic import math_verify
 from reward.verdict import Grade, GradingPolicy
 
 __all__ = [

@@ -40,8 +40,9 @@ from sympy import (
 )
 
 from reward.extract import extract, last_box
+from reward.library import latex_alone, math_verify
 from reward.limits import TooHard
-from reward.symbolic import latex_alone, math_verify, screen
+from reward.symbolic import screen
 from reward.verdict import DEFAULT, Grade, GradingPolicy
 
 DIGITS = 50

@@ -10,13 +10,11 @@ sums and integrals if the reference has none, towers of powers, huge exponents a
 nesting, many more names and functions than the reference has.
 """
 
-import logging
 import re
-from functools import lru_cache
-from typing import Any
 
 from sympy import Basic, MatrixBase, nan, zoo
 
+from reward.library import latex_alone, math_verify
 from reward.limits import TooHard
 from reward.tokens import HEDGES, UNREAD
 
@@ -35,32 +33,6 @@ _PIECE = re.compile(r"\\[A-Za-z]++|[A-Za-z]")
 # Commands that math-verify skips, though they say something.
 _SKIPPED = re.compile(rf"\\ldots(?![A-Za-z])|{HEDGES.pattern}")
 _GLUED = re.compile(r"\\(?:frac|sqrt|binom|[lr]floor|[lr]ceil)[A-Za-z]")  # \rfloorx is no command
-
-
-@lru_cache(maxsize=1)
-def math_verify() -> Any:  # noqa: ANN401
-    """The package, which is imported when the first answer needs it.
-
-    Raises:
-        ImportError: it is not installed; the message says how to install it.
-    """
-    try:
-        import math_verify as package
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "the answer needs math-verify, which is not installed; run: "
-            "pip install math-verify==0.9.0"
-        ) from error
-    for name in ("math_verify", "latex2sympy2_extended"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    return package
-
-
-@lru_cache(maxsize=1)
-def latex_alone() -> list[Any]:
-    """What math-verify extracts here: LaTeX, never a number inside other text."""
-    config = math_verify().LatexExtractionConfig
-    return [config(boxed_match_priority=0, try_extract_without_anchor=True)]
 
 
 def screen(pred: str, gold: str) -> None:

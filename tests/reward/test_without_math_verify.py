@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from reward import grade, symbolic
+from reward import grade, library
 from reward.compatible import math_verify_alone
 from reward.graders import warm_up
 
@@ -14,10 +14,10 @@ NEEDS = (r"\boxed{\sum_{n=1}^k n\cdot n}", r"\sum_{n=1}^{k} n^2")
 
 @pytest.fixture
 def without(monkeypatch):
-    symbolic.math_verify.cache_clear()
+    library.math_verify.cache_clear()
     monkeypatch.setitem(sys.modules, "math_verify", None)
     yield
-    symbolic.math_verify.cache_clear()
+    library.math_verify.cache_clear()
 
 
 def test_with_it_the_answer_is_right():
