@@ -53,6 +53,8 @@ def load_policy(
             that was asked for and does not run.
     """
     check_bitsandbytes(settings)
+    device = device or default_device()
+    _check_attention(settings, device)
     if settings.precision == "float32" and half_only(settings.attention):
         raise ValueError(
             f"model.attention = {settings.attention!r} has no kernels for model.precision = "
@@ -85,12 +87,6 @@ def load_policy(
         check_head_is_not_adapted(model)
         if saved is not None:
             check_loaded(model, str(saved / "adapter"))
-    device = device or default_device()
-    if settings.attention == "flex_attention" and device.type == "cpu":
-        raise ValueError(
-            "model.attention=flex_attention has no gradient on a CPU; set it to sdpa, which runs "
-            "packed rows piece by piece there"
-        )
     if not trained:
         model.requires_grad_(False)
     if given is None:
@@ -112,6 +108,14 @@ def load_policy(
     if settings.compile:
         policy.compile_backbone()
     return policy if trained else policy.eval()
+
+
+def _check_attention(settings: ModelSettings, device: torch.device) -> None:
+    if settings.attention == "flex_attention" and device.type == "cpu":
+        raise ValueError(
+            "model.attention=flex_attention has no gradient on a CPU; set it to sdpa, which runs "
+            "packed rows piece by piece there"
+        )
 
 
 def model_notes(settings: ModelSettings) -> list[str]:
