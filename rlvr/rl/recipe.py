@@ -22,6 +22,7 @@ from rlvr.rollout.settings import EngineSettings, TransformersEngineSettings, Vl
 from rlvr.runs.base_recipe import (
     BaseEvaluation,
     BaseRecipe,
+    LogSettings,
     impossible_layout,
     impossible_names,
     nothing_frozen,
@@ -109,6 +110,15 @@ class EvaluationSettings(BaseEvaluation):
     null does not."""
 
 
+class RLLogSettings(LogSettings):
+    """What is written for people, and the ledger."""
+
+    ledger: Literal["hashes", "tokens", "off"] = "hashes"
+    """The run's ledger, which `rlvr audit` checks: every prompt drawn and its fate, every
+    completion, the weights after each step. hashes: ids and log-probabilities as hashes. tokens:
+    also themselves, so that a replay can say where it differs; some 10 bytes a token. off: none."""
+
+
 class RLRecipe(BaseRecipe):
     """Reinforcement learning from verifiable rewards: the recipe of ``rlvr train``."""
 
@@ -150,6 +160,8 @@ class RLRecipe(BaseRecipe):
     """How the loss over tokens becomes a number."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """Held-out problems."""
+    log: RLLogSettings = RLLogSettings()
+    """What is written for people, and the ledger."""
 
     @classmethod
     def refusal(cls, given: Mapping[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ import torch
 from reward.pool import COUNTERS
 from rlvr.rl.batch import rollout_metrics
 from rlvr.rl.collect import Rollout
+from rlvr.rl.ledger import record_ledger
 from rlvr.rl.run import Run
 from rlvr.runs.clock import Clock
 from rlvr.runs.collectives import memory_used
@@ -32,6 +33,8 @@ def record_step(
     """
     metrics = metrics | rollout_metrics(rollout.sampled) | _watched(run, rollout)
     metrics |= rollout.metrics | rollout.seconds
+    with clock("ledger"):
+        record_ledger(run, rollout, batch, metrics)
     run.verdicts += counted_verdicts(rollout.sampled)
     metrics |= _verifier_counters(run) | _second_opinions(run, rollout) | clock.seconds
     run.log.step(run.step, metrics | _rates(run, rollout, metrics, clock))
