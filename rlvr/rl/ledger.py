@@ -222,15 +222,18 @@ def _prompt_row(
     run: Run, rollout: Rollout, group: Scored, number: int, trained: Mapping[int, Row]
 ) -> Row:
     first = group[0].completion
+    place = run.places[first.problem_id]
+    grader = run.prompts[place].problem.grader
     return {
         "kind": "prompt",
         **_names(group),
-        "index": run.places[first.problem_id],
+        "index": place,
         "epoch": first.draw // len(run.prompts),
         "round": number,
         "version": first.policy_version,
         "prompt_hash": token_hash(first.prompt_ids),
         "prompt_tokens": len(first.prompt_ids),
+        **({} if grader == "rlvr" else {"grader": grader}),
         **(trained.get(first.draw) or _set_aside(run, rollout, group)),
     }
 
