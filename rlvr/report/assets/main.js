@@ -49,6 +49,7 @@
   Report.curves = new Report.Curves(document.getElementById("curves"), report);
   Report.reliabilities(document.getElementById("reliability"), report.calibration);
   Report.disputes(document.getElementById("disputes"), report.disputes);
+  Report.books(document.getElementById("books"), report.books);
   Report.timeline = new Report.Timeline(document.getElementById("timeline"), report.timeline);
   Report.problems = new Report.Problems(document.getElementById("problem"), Report.data("problems"), report, Report.curves);
   Report.browser = new Report.Browser(document.getElementById("completions"), report);
