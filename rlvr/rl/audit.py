@@ -18,7 +18,7 @@ from reward.graders import graded_text
 from reward.thoughts import left_open
 from rlvr.data.decoding import thought_markers
 from rlvr.files import Row, enumerate_, read_lines
-from rlvr.learner.checkpoint import checkpoints_of, find_fault, load_state
+from rlvr.learner.checkpoint import checkpoints_of, find_fault, latest_checkpoint, load_state
 from rlvr.policy.loading import load_tokenizer
 from rlvr.rl.books import Books, Check, check_books
 from rlvr.rl.recipe import RLRecipe
@@ -108,15 +108,21 @@ def _metrics(books: Books, run: Path) -> Check:
         logged.setdefault(row["step"], {}).update(row)
     trained = {step for step, row in logged.items() if "reward/mean" in row}
     first, told = books.begin["step"], set(books.ledger.steps)
+    # Steps after the newest checkpoint are repeated if the run was killed, in the midst of writing
+    # them or of dropping them at a resume.
+    settled = _newest_step(run)
+    alone = {
+        "metrics.jsonl and not in the ledger": sorted(s for s in trained - told if s > first),
+        "the ledger and not in metrics.jsonl": sorted(told - trained),
+    }
     faults = [
-        f"step {step} is in metrics.jsonl and not in the ledger"
-        for step in sorted(trained - told)
-        if step > first
+        f"step {step} is in {where}"
+        for where, own in alone.items()
+        for step in own
+        if step <= settled
     ]
-    # The ledger is written first, so a run that was killed may have one step more there.
-    unlogged = sorted(told - trained)
-    if unlogged and unlogged != [max(told)]:
-        faults.append(f"steps {enumerate_(unlogged)} are in the ledger and not in metrics.jsonl")
+    open_steps = sorted({step for own in alone.values() for step in own if step > settled})
+    note = f"step {enumerate_(open_steps)} is not in both: to be repeated" if open_steps else ""
     for step in sorted(trained & told):
         for name, value in _figures(books, step).items():
             other = logged[step].get(name)
@@ -125,7 +131,13 @@ def _metrics(books: Books, run: Path) -> Check:
                     f"step {step}: {name} is {other} in metrics.jsonl, and the rows give "
                     f"{value:.9g}"
                 )
-    return Check("metrics", len(trained & told), "steps", tuple(faults))
+    return Check("metrics", len(trained & told), "steps", tuple(faults), note)
+
+
+def _newest_step(run: Path) -> int:
+    """The step of the newest intact checkpoint; 0 if there is none."""
+    newest = latest_checkpoint(run / "checkpoints")
+    return 0 if newest is None else int(newest.name.removeprefix("step_"))
 
 
 def _figures(books: Books, step: int) -> dict[str, float]:

@@ -49,7 +49,7 @@ def open_ledger(run: Run) -> None:
         ValueError: The weights are not those of the step that the run goes on from, or ranks hold
             different ones.
     """
-    if run.recipe.log.ledger == "off":
+    if run.recipe.log.ledger == "none":
         return
     trained, frozen = _same_on_all(run), _same_on_all(run, trained=False)
     on_rank_zero(run.ranks, lambda: _open(run, trained, frozen))
@@ -64,7 +64,7 @@ def record_ledger(run: Run, rollout: Rollout, batch: Batch, metrics: Mapping[str
         batch: What was trained on, in the order of the rollout's groups.
         metrics: The step's, which say how many updates were not taken.
     """
-    if run.recipe.log.ledger == "off":
+    if run.recipe.log.ledger == "none":
         return
     trained = _same_on_all(run)
     if run.ledger is None:

@@ -113,10 +113,11 @@ class EvaluationSettings(BaseEvaluation):
 class RLLogSettings(LogSettings):
     """What is written for people, and the ledger."""
 
-    ledger: Literal["hashes", "tokens", "off"] = "hashes"
+    ledger: Literal["hashes", "tokens", "none"] = "hashes"
     """The run's ledger, which `rlvr audit` checks: every prompt drawn and its fate, every
     completion, the weights after each step. hashes: ids and log-probabilities as hashes. tokens:
-    also themselves, so that a replay can say where it differs; some 10 bytes a token. off: none."""
+    also themselves, so that a replay can say where it differs; some 25 bytes a token. none: no
+    ledger."""
 
 
 class RLRecipe(BaseRecipe):

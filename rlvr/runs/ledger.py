@@ -225,7 +225,7 @@ def read_ledger(run: Path) -> LedgerRows:
     if not path.is_file():
         raise ValueError(
             f"{str(run)!r} has no {LEDGER}: it is the folder of no run of reinforcement learning, "
-            "or log.ledger is off in its recipe, or an earlier version of rlvr wrote it"
+            "or log.ledger is none in its recipe, or an earlier version of rlvr wrote it"
         )
     lines = read_lines(path)
     ends = [place for place, row in enumerate(lines.objects) if row.get("kind") in _CLOSING]

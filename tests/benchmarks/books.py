@@ -56,12 +56,12 @@ def book_cases(data: Path) -> list[Case]:
     rl["reward"] = {"functions": [{"function": "accuracy"}, _LENGTH]}
     rl["evaluation"] = {}
     chosen = {
-        "prompts_per_step": 4,
+        "prompts_per_step": 3,
         "dynamic_sampling_rounds": 1,
-        "oversample": 2.0,
+        "oversample": 2.5,
         "carry_over_steps": 1,
     }
-    rollout = {**rl["rollout"], **chosen, "samples_per_prompt": 2}
+    rollout = {**rl["rollout"], **chosen}
     sync = {**rl, "rollout": rollout}
     stale = [
         {**rl, "rollout": {**rollout, "max_staleness": k, "engine": {"name": "vllm"}}}
