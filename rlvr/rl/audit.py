@@ -28,6 +28,8 @@ from rlvr.settings import load_settings, read_recipe
 
 _DIGITS = 1e-8
 """Relative: metrics are written with nine digits."""
+_GIVEN_UP = {"timeout", "crash", "error"}
+"""States of a verdict that say something about the machine and not about the answer."""
 
 
 @dataclass(frozen=True)
@@ -252,8 +254,10 @@ def _verdicts(books: Books, run: Path, recipe: RLRecipe, sample: int, seed: int)
     chosen = [pair for pair in pairs if pair[1]["verdict"] is not None]
     if len(chosen) > sample:
         chosen = random.Random(seed).sample(chosen, sample)
-    faults += _graded_again(chosen, graders, recipe)
-    return Check("verdicts", len(chosen), "answers graded again", tuple(faults))
+    again, given_up = _graded_again(chosen, graders, recipe)
+    note = f"of {given_up} more the verifier gave up, now or in the run" if given_up else ""
+    count = len(chosen) - given_up
+    return Check("verdicts", count, "answers graded again", (*faults, *again), note)
 
 
 def _kept_faults(one: Row, row: Row) -> Iterator[str]:
@@ -273,9 +277,10 @@ def _kept_faults(one: Row, row: Row) -> Iterator[str]:
 
 def _graded_again(
     chosen: Sequence[tuple[Row, Row]], graders: Mapping[str, str], recipe: RLRecipe
-) -> list[str]:
+) -> tuple[list[str], int]:
+    """Faults, and of how many answers there is no verdict to compare."""
     if not chosen:
-        return []
+        return [], 0
     settings = recipe.reward
     thoughts = thought_markers(load_tokenizer(recipe.model), settings.thoughts)
     policy = replace(reward.DEFAULT, thoughts=thoughts, certainty=settings.certainty)
@@ -285,12 +290,18 @@ def _graded_again(
         asked.append((graded_text(one["response"], opened, grader), one["answer"], grader))
     with reward.VerifierPool(settings.workers, settings.timeout, policy=policy) as pool:
         grades = pool.grade_many(asked)
-    return [
+    compared = [
+        (row, grade)
+        for (_, row), grade in zip(chosen, grades, strict=True)
+        if not {grade.status, row["verdict"]["status"]} & _GIVEN_UP
+    ]
+    faults = [
         f"row {row['row']}: {row['id']} is said to be {_named(row['verdict']['correct'])}, and "
         f"graded again it is {_named(grade.correct)} ({grade.reason})"
-        for (_, row), grade in zip(chosen, grades, strict=True)
+        for row, grade in compared
         if grade.correct != row["verdict"]["correct"]
     ]
+    return faults, len(chosen) - len(compared)
 
 
 def _named(correct: bool) -> str:

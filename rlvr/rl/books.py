@@ -271,8 +271,8 @@ _RULES = ("zero_variance", "accuracy_range")
 
 def completions(books: Books) -> Check:
     """A group of completions for each prompt, with its id, its seed and weights that existed."""
-    count, faults = 0, []
-    known = books.ledger.weights
+    count, known = 0, books.ledger.weights
+    faults: list[str] = []
     first = min(known, default=0)
     ahead, waits = (books.rollout.get(name, 0) for name in ("max_staleness", "carry_over_steps"))
     for prompt in books.prompts:
