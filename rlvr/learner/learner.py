@@ -20,7 +20,7 @@ import torch
 
 from rlvr.learner.bad_updates import BadUpdates
 from rlvr.learner.budget import Budget
-from rlvr.learner.launch import Launch, build_store
+from rlvr.learner.launch import Launch, build_store, place_frozen
 from rlvr.learner.layout import packs
 from rlvr.learner.methods.hook import Hook
 from rlvr.learner.micro_batches import MicroBatches
@@ -87,6 +87,8 @@ class Learner:
         self.store = build_store(
             Models(policy, models), rates, launch, seed=seed, in_backward=settings.in_backward
         )
+        if reference is not None:
+            place_frozen(reference, launch)
         self.budget = Budget(settings.tokens_per_micro_batch, self.store, self.ranks)
         self.micro_batches = MicroBatches(self.store, self.ranks, self.budget, packed=packed)
         self.passes = Passes(self.store, self.micro_batches, temperature, settings.logits_chunk)
