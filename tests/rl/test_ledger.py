@@ -76,6 +76,7 @@ def test_the_last_weights_are_the_models_and_a_turned_verdict_is_found(run):
     )
 
 
+@pytest.mark.slow
 def test_other_weights_than_the_ledgers_are_not_gone_on_from(run):
     folder = run("run", "steps=1")
     checkpoint = folder / "checkpoints" / "step_000001"
@@ -89,6 +90,7 @@ def test_other_weights_than_the_ledgers_are_not_gone_on_from(run):
         run("run", "steps=2", resume=True)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_says_what_its_engine_is_from_then_on(run):
     folder = run("run", "steps=1")
     before = torch.get_num_threads()
@@ -103,6 +105,7 @@ def test_a_resumed_run_says_what_its_engine_is_from_then_on(run):
     assert audit(folder).faults == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", ["learner.lr=2e-3", "rollout.samples_per_prompt=3"])
 def test_a_branch_has_books_of_its_own(run, changed):
     parent = run("parent", *CHOOSES, "steps=2")
