@@ -228,6 +228,7 @@ def _build_run(recipe: RLRecipe, context: RunContext) -> Run:
                 ranks,
                 takes_turns=not recipe.rollout.max_staleness,
                 growth=lambda: moments_to_come(learner.store.optimizer),
+                exact=recipe.learner.exact,
             )
         )
     )

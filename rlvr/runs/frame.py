@@ -149,7 +149,8 @@ def _build_run(task: OfflineTask[Any], context: RunContext) -> OfflineRun:
     if scorer is not None:
         template = asked.template or recipe.data.template
         ends = ends_of(template, tokenizer, [item.ids for own in prompts.values() for item in own])
-        engine = TransformersEngine(policy, stop_token_ids(policy, tokenizer, ends))
+        stop_ids = stop_token_ids(policy, tokenizer, ends)
+        engine = TransformersEngine(policy, stop_ids, exact=recipe.learner.exact)
         if engine.note is not None:
             notify(console, engine.note)
         problems = HeldOutProblems(prompts, engine, scorer, asked.sampling, asked.samples)
