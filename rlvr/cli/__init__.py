@@ -21,6 +21,7 @@ from rlvr.cli import (
     machine,
     preference,
     prm,
+    replay,
     reporting,
     sweeping,
     training,
@@ -40,6 +41,7 @@ app = typer.Typer(
 
 for room in (
     training,
+    replay,
     reporting,
     auditing,
     sweeping,
