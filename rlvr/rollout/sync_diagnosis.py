@@ -2,8 +2,8 @@
 
 None of it is computed unless a proof has failed. Four kinds of evidence, the surest first:
 
-- the folder of weights, which is compared with the learner's tensors by name (:func:`folder_fault`);
 - what puts it right: packing the weights again, or reading them again (:func:`repaired`);
+- the folder of weights, compared with the learner's tensors by name (:func:`folder_fault`);
 - policies that the engine may have taken instead: its log-probabilities are nearest to those of
   the version before, of the weights that it began with, or of the base (:func:`answers_as`);
 - the size of the difference, which may be that of a coarser dtype (:func:`rounding_fault`).

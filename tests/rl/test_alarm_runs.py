@@ -19,14 +19,16 @@ from rlvr.settings import load_settings
 from tests.training import run, small_recipe
 
 REWARDS = r"""
+import re
 def spike(num_tokens, step):
     return num_tokens % 2 * (1e4 if step == 10 else 1.0)
 
-def longer(num_tokens):
-    return float(num_tokens)
+def longer(num_tokens, step):
+    return float(num_tokens) if step > 9 else 0.0
 
-def zero(response):
-    return float("{1" in response)
+def small(response):
+    found = re.search(r"{(\d+)", response)
+    return -float(found[1]) if found else -20.0
 """
 
 
@@ -131,17 +133,22 @@ def test_a_gradient_far_above_its_median(values, tmp_path):
 
 
 def test_completions_that_grow(values, tmp_path):
-    growth = ("learner.lr=1e-2", "rollout.sampling.max_tokens=24", "steps=16")
+    growth = ("learner.lr=1e-2", "rollout.sampling.max_tokens=24", "steps=17")
     assert "length_explosion" in begun(run(values, rewarded(tmp_path, "longer"), *growth)[0])
 
 
 def test_a_reward_that_is_gamed_collapses_entropy_and_held_out_accuracy(values, tmp_path):
-    sets = {"test": {"name": "arithmetic", "digits": 1, "size": 100, "split": "held_out"}}
-    values["evaluation"] = {"every": 1, "sets": sets, "samples": 2, "sampling": {"max_tokens": 8}}
+    """A small number in the box is rewarded, whatever the sum is."""
+    sets = {"test": {"name": "arithmetic", "digits": 1, "size": 20, "split": "held_out"}}
+    values["evaluation"] = {"every": 2, "sets": sets, "samples": 10, "sampling": {"max_tokens": 8}}
     gamed = ("learner.lr=5e-3", "steps=24", "rollout.samples_per_prompt=8")
-    assert {"entropy_collapse", "held_out_gap"} <= begun(
-        run(values, rewarded(tmp_path, "zero"), *gamed)[0]
-    )
+    folder, rows = run(values, rewarded(tmp_path, "small"), *gamed)
+    assert {"entropy_collapse", "held_out_gap"} <= begun(folder), shown(rows)
+
+
+def shown(rows):
+    names = ("step", "policy/entropy", "reward/mean", "eval/test/accuracy", "eval/test/accuracy_se")
+    return [{name: row[name] for name in names if name in row} for row in rows]
 
 
 def test_an_engine_that_reports_other_probabilities(values, monkeypatch):

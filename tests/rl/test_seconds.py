@@ -103,19 +103,12 @@ class LateEngine(CopyEngine):
         return super().generate(requests, sampling, progress, finished)
 
 
-def test_waiting_is_named_where_the_engine_samples_ahead(recipe_values, monkeypatch):
+def ahead(recipe_values, monkeypatch, engine):
     recipe_values["rollout"] |= {"max_staleness": 1, "engine": {"name": "vllm"}}
     monkeypatch.setattr(
         "rlvr.rl.run.build_engine",
-        lambda _, policy, stop_ids, *__, **___: LateEngine(policy, stop_ids, lambda: None),
+        lambda _, policy, stop_ids, *__, **___: engine(policy, stop_ids, lambda: None),
     )
-    following = AsynchronousRollouts.next
-
-    def asked(self, clock):
-        LateEngine.asked.set()
-        return following(self, clock)
-
-    monkeypatch.setattr(AsynchronousRollouts, "next", asked)
     began = time.time()
     folder = train(load_settings(RLRecipe, recipe_values), console=Console(quiet=True))
     elapsed = time.time() - began
@@ -123,10 +116,27 @@ def test_waiting_is_named_where_the_engine_samples_ahead(recipe_values, monkeypa
     stepped = [row for row in rows if "time/step" in row]
     for row in stepped:
         assert total([row], LEARNER) == pytest.approx(row["time/step"], abs=1e-6)
-        assert row["time/wait"] >= 0.1
     # The run also ends its thread, which no row says.
     assert total(rows, BETWEEN) == pytest.approx(elapsed, abs=0.1 + 0.1 * elapsed)
-    assert {"settle", "evaluate_wait"} <= named(rows)
+    return rows, stepped
+
+
+def test_seconds_add_up_where_the_engine_samples_ahead(recipe_values, monkeypatch):
+    rows, _ = ahead(recipe_values, monkeypatch, CopyEngine)
+    assert {"wait", "settle", "evaluate_wait"} <= named(rows)
+
+
+def test_waiting_for_the_engine_is_named(recipe_values, monkeypatch):
+    following = AsynchronousRollouts.next
+
+    def asked(self, clock):
+        LateEngine.asked.set()
+        return following(self, clock)
+
+    monkeypatch.setattr(AsynchronousRollouts, "next", asked)
+    recipe_values |= {"evaluation": {}, "checkpoint": {"every": 6}}
+    _, stepped = ahead(recipe_values, monkeypatch, LateEngine)
+    assert all(row["time/wait"] >= 0.1 for row in stepped)
 
 
 def test_a_run_without_rollouts_names_its_seconds_too(preference_values):
