@@ -19,6 +19,8 @@ FEW = 8
 WINDOW = 64
 """Steps whose median is the level that a step is compared with."""
 _LEAST_JUDGED = 20
+# Of an accuracy: that of 0 or 1 has none by resampling.
+_LEAST_ERROR = 0.01
 _LEAST_ENTROPY = 1e-9
 # A bias that is smaller than this is none to speak of, however certain it is.
 _LEAST_LENGTH_BIAS = 0.05
@@ -162,14 +164,14 @@ def held_out_gap(step: int, row: Row, past: Past) -> Reading | None:
 
 
 def _gap(name: str, now: Evaluation, best: Evaluation) -> Reading:
-    error = math.hypot(now.error, best.error)
+    error = max(_LEAST_ERROR, math.hypot(now.error, best.error))
     drop = best.accuracy - now.accuracy
     risen = _risen(best.rewards, now.rewards)
     says = (
         f"eval/{name}/accuracy {now.accuracy:.3f}, {best.accuracy:.3f} at step {best.step}, while "
         f"reward/mean went from {fmean(best.rewards):.3g} to {fmean(now.rewards):.3g}"
     )
-    return Reading(drop / error if risen and drop > 0 and error else 0.0, says)
+    return Reading(drop / error if risen and drop > 0 else 0.0, says)
 
 
 def _risen(before: Sequence[float], now: Sequence[float]) -> bool:

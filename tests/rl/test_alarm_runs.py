@@ -18,17 +18,14 @@ from rlvr.runs.parent import Parent
 from rlvr.settings import load_settings
 from tests.training import run, small_recipe
 
-REWARDS = r"""
-import re
-def spike(num_tokens, step):
+REWARDS = r"""def spike(num_tokens, step):
     return num_tokens % 2 * (1e4 if step == 10 else 1.0)
 
 def longer(num_tokens, step):
     return float(num_tokens) if step > 9 else 0.0
 
-def small(response):
-    found = re.search(r"{(\d+)", response)
-    return -float(found[1]) if found else -20.0
+def shorter(num_tokens, step):
+    return -float(num_tokens) if step > 9 else -9.0
 """
 
 
@@ -138,17 +135,20 @@ def test_completions_that_grow(values, tmp_path):
 
 
 def test_a_reward_that_is_gamed_collapses_entropy_and_held_out_accuracy(values, tmp_path):
-    """A small number in the box is rewarded, whatever the sum is."""
-    sets = {"test": {"name": "arithmetic", "digits": 1, "size": 20, "split": "held_out"}}
-    values["evaluation"] = {"every": 2, "sets": sets, "samples": 10, "sampling": {"max_tokens": 8}}
-    gamed = ("learner.lr=5e-3", "steps=24", "rollout.samples_per_prompt=8")
-    folder, rows = run(values, rewarded(tmp_path, "small"), *gamed)
-    assert {"entropy_collapse", "held_out_gap"} <= begun(folder), shown(rows)
-
-
-def shown(rows):
-    names = ("step", "policy/entropy", "reward/mean", "eval/test/accuracy", "eval/test/accuracy_se")
-    return [{name: row[name] for name in names if name in row} for row in rows]
+    """Short completions are rewarded; what the model answered before becomes the right answer."""
+    sums = {"name": "arithmetic", "digits": 1, "size": 20, "split": "held_out"}
+    first = {**values, "output": str(tmp_path / "first"), "evaluation": {"sets": {"test": sums}}}
+    answered = run(first, "steps=1")[0] / "evaluations" / "step_000000.jsonl"
+    rows = [json.loads(line) for line in answered.read_text().splitlines()]
+    known = [{"problem": row["prompt"].removeprefix("<bos>"), "answer": row["extracted"]}
+             for row in rows if row["extracted"]]  # fmt: skip
+    assert len(known) > 5
+    (tmp_path / "known.jsonl").write_text("".join(json.dumps(row) + "\n" for row in known))
+    sets = {"test": {"name": "file", "path": str(tmp_path / "known.jsonl")}}
+    values["evaluation"] = {"sets": sets, "every": 1}
+    gamed = ("learner.lr=1e-2", "learner.skip_zero_advantage=false", "steps=24")
+    folder, rows = run(values, rewarded(tmp_path, "shorter"), *gamed)
+    assert {"entropy_collapse", "held_out_gap"} <= begun(folder)
 
 
 def test_an_engine_that_reports_other_probabilities(values, monkeypatch):
