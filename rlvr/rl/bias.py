@@ -21,6 +21,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from statistics import fmean, variance
+from typing import Any
 
 from rlvr.runs.scoring import ScoredCompletion
 from rlvr.types import Batch
@@ -99,7 +100,7 @@ def difference_error(drawn: Groups, trained: Groups, figure: Figure) -> float:
     return max(_error(*means), _error(*single))
 
 
-def _error(drawn: dict[object, float], trained: dict[object, float]) -> float:
+def _error(drawn: dict[Any, float], trained: dict[Any, float]) -> float:
     # Of groups in both, drawn has the whole and trained perhaps a part.
     population = list({**trained, **drawn}.values())
     if len(population) < 2:
