@@ -13,8 +13,11 @@ from rlvr.files import read_lines
 from rlvr.rl.recipe import RLRecipe
 from rlvr.rl.rollouts import AsynchronousRollouts
 from rlvr.rl.train import train
+from rlvr.runs import frame
 from rlvr.runs.clock import WallClock, other_seconds, process_began
 from rlvr.settings import load_settings
+from rlvr.tasks.preference import PreferenceTask
+from rlvr.tasks.registry import find_task
 from tests.rl.test_rollouts import CopyEngine
 from tests.training import run
 
@@ -58,7 +61,8 @@ def test_what_is_not_named_is_told_and_only_once():
 
 
 def test_a_process_knows_when_it_began():
-    program = "import time; from rlvr.runs.clock import process_began as b; print(b(), time.time())"
+    program = "import time; from rlvr.runs import frame
+from rlvr.runs.clock import process_began as b; print(b(), time.time())"
     before = time.time()
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     began, _ = map(float, said.stdout.split())
@@ -121,11 +125,13 @@ def ahead(recipe_values, monkeypatch, engine):
     return rows, stepped
 
 
+@pytest.mark.timed
 def test_seconds_add_up_where_the_engine_samples_ahead(recipe_values, monkeypatch):
     rows, _ = ahead(recipe_values, monkeypatch, CopyEngine)
     assert {"wait", "settle", "evaluate_wait"} <= named(rows)
 
 
+@pytest.mark.timed
 def test_waiting_for_the_engine_is_named(recipe_values, monkeypatch):
     following = AsynchronousRollouts.next
 
@@ -139,9 +145,12 @@ def test_waiting_for_the_engine_is_named(recipe_values, monkeypatch):
     assert all(row["time/wait"] >= 0.1 for row in stepped)
 
 
+@pytest.mark.timed
 def test_a_run_without_rollouts_names_its_seconds_too(preference_values):
+    recipe = load_settings(find_task("preference").schema, preference_values)
+    task = PreferenceTask(recipe)
     began = time.time()
-    folder, _ = run(preference_values)
+    folder = frame.train(task, console=Console(quiet=True))
     elapsed = time.time() - began
     rows = [*by_step(folder).values()]
     assert total(rows, BETWEEN) == pytest.approx(elapsed, abs=0.1 + 0.1 * elapsed)
