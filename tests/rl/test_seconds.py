@@ -61,8 +61,7 @@ def test_what_is_not_named_is_told_and_only_once():
 
 
 def test_a_process_knows_when_it_began():
-    program = "import time; from rlvr.runs import frame
-from rlvr.runs.clock import process_began as b; print(b(), time.time())"
+    program = "import time; from rlvr.runs.clock import process_began as b; print(b(), time.time())"
     before = time.time()
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     began, _ = map(float, said.stdout.split())
