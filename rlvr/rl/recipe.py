@@ -19,6 +19,7 @@ from rlvr.policy.settings import ModelSettings
 from rlvr.reward_models.steps import step_starts
 from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.settings import EngineSettings, TransformersEngineSettings, VllmEngineSettings
+from rlvr.runs.alarm_settings import RLAlarmSettings
 from rlvr.runs.base_recipe import (
     BaseEvaluation,
     BaseRecipe,
@@ -150,6 +151,8 @@ class RLRecipe(BaseRecipe):
     """How the loss over tokens becomes a number."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """Held-out problems."""
+    alarms: RLAlarmSettings = RLAlarmSettings()
+    """Signs that training goes wrong, and what is done about them."""
 
     @classmethod
     def refusal(cls, given: Mapping[str, Any]) -> str | None:
