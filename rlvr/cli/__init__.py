@@ -10,6 +10,7 @@ from typing import NoReturn
 import typer
 
 from rlvr.cli import (
+    auditing,
     bench,
     converting,
     distill,
@@ -40,6 +41,7 @@ app = typer.Typer(
 for room in (
     training,
     reporting,
+    auditing,
     sweeping,
     converting,
     fitting,

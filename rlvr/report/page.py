@@ -11,6 +11,7 @@ SCRIPTS = (
     "alarms.js",
     "reliability.js",
     "disputes.js",
+    "books.js",
     "timeline.js",
     *_COMPLETIONS,
     "main.js",

@@ -52,6 +52,7 @@ def report_index(run: RunFolder) -> dict[str, Any]:
         "calibration": run.calibration,
         "disputes": run.disputes,
         "alarms": run.alarms,
+        "books": run.books,
         "timeline": run.timeline,
         "completions": [
             {"id": f.id, "kind": f.kind, "step": f.step, "rows": f.rows, "total": f.total}

@@ -23,6 +23,7 @@ from rlvr.runs.alarm_settings import RLAlarmSettings
 from rlvr.runs.base_recipe import (
     BaseEvaluation,
     BaseRecipe,
+    LogSettings,
     impossible_layout,
     impossible_names,
     nothing_frozen,
@@ -110,6 +111,16 @@ class EvaluationSettings(BaseEvaluation):
     null does not."""
 
 
+class RLLogSettings(LogSettings):
+    """What is written for people, and the ledger."""
+
+    ledger: Literal["hashes", "tokens", "none"] = "hashes"
+    """The run's ledger, which `rlvr audit` checks: every prompt drawn and its fate, every
+    completion, the weights after each step. hashes: ids and log-probabilities as hashes. tokens:
+    also themselves, so that a replay can say where it differs; some 25 bytes a token. none: no
+    ledger."""
+
+
 class RLRecipe(BaseRecipe):
     """Reinforcement learning from verifiable rewards: the recipe of ``rlvr train``."""
 
@@ -153,6 +164,8 @@ class RLRecipe(BaseRecipe):
     """Held-out problems."""
     alarms: RLAlarmSettings = RLAlarmSettings()
     """Signs that training goes wrong, and what is done about them."""
+    log: RLLogSettings = RLLogSettings()
+    """What is written for people, and the ledger."""
 
     @classmethod
     def refusal(cls, given: Mapping[str, Any]) -> str | None:

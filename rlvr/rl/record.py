@@ -9,6 +9,7 @@ from reward.pool import COUNTERS
 from rlvr.rl.batch import rollout_metrics
 from rlvr.rl.bias import bias_metrics
 from rlvr.rl.collect import Rollout
+from rlvr.rl.ledger import record_ledger
 from rlvr.rl.run import Run
 from rlvr.runs.clock import Clock, other_seconds
 from rlvr.runs.collectives import memory_used
@@ -34,6 +35,8 @@ def record_step(
     metrics = metrics | rollout_metrics(rollout.sampled) | _watched(run, rollout)
     metrics |= bias_metrics(rollout.sampled, rollout.groups, batch)
     metrics |= rollout.metrics | rollout.seconds
+    with clock("ledger"):
+        record_ledger(run, rollout, batch, metrics)
     run.verdicts += counted_verdicts(rollout.sampled)
     metrics |= _verifier_counters(run) | _second_opinions(run, rollout) | clock.seconds
     run.log.step(run.step, metrics | _rates(run, rollout, metrics, clock))

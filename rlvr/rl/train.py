@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from rlvr.rl.batch import build_batch
+from rlvr.rl.ledger import open_ledger
 from rlvr.rl.recipe import RLRecipe
 from rlvr.rl.record import record_step
 from rlvr.rl.rollouts import AsynchronousRollouts, Rollouts, sampling_rollouts
@@ -57,21 +58,26 @@ def train(
     with (
         StopSignals().watch() as signals,
         open_run(recipe, resume, console or Console(), signals, uploading, parent, caller) as run,
-        sampling_rollouts(run) as rollouts,
     ):
-        run_steps(
-            run,
-            lambda: train_step(run, rollouts, signals),
-            lambda: _evaluate_if_due(run, rollouts),
-            lambda: run.save(rollouts.state()),
-            settle=_settling(run, rollouts),
-        )
-        run.log.phase("exporting")
-        export(run.policy, run.tokenizer, run.folder, run.ranks)
-        for hook in run.learner.hooks:
-            hook.export(run.tokenizer, run.folder, run.ranks)
-        run.finish_uploads()
+        open_ledger(run)
+        with sampling_rollouts(run) as rollouts:
+            _train(run, rollouts, signals)
     return recipe.output
+
+
+def _train(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
+    run_steps(
+        run,
+        lambda: train_step(run, rollouts, signals),
+        lambda: _evaluate_if_due(run, rollouts),
+        lambda: run.save(rollouts.state()),
+        settle=_settling(run, rollouts),
+    )
+    run.log.phase("exporting")
+    export(run.policy, run.tokenizer, run.folder, run.ranks)
+    for hook in run.learner.hooks:
+        hook.export(run.tokenizer, run.folder, run.ranks)
+    run.finish_uploads()
 
 
 def train_step(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:

@@ -24,6 +24,7 @@ from rlvr.files import (
     write_lines,
 )
 from rlvr.progress import PlainLines, is_watched, live_progress
+from rlvr.runs.ledger import LEDGER
 from rlvr.runs.scoring import ScoredCompletion
 from rlvr.runs.tracker_settings import TrackSettings
 from rlvr.runs.trackers import Trackers
@@ -37,6 +38,7 @@ _RECORDS = (
     "disputed.jsonl",
     "alarms.jsonl",
     "uploads.jsonl",
+    LEDGER,
 )
 _MOST_DISPUTED = 32
 """Disputed completions of a step that are recorded; the counts in the metrics are of all."""
