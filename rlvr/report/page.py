@@ -8,6 +8,7 @@ _CURVES = ("view.js", "chart.js", "curves.js")
 _COMPLETIONS = ("tokens.js", "detail.js", "browser.js", "problems.js", "live.js")
 SCRIPTS = (
     *_CURVES,
+    "alarms.js",
     "reliability.js",
     "disputes.js",
     "books.js",

@@ -19,6 +19,7 @@ from rlvr.policy.settings import ModelSettings
 from rlvr.reward_models.steps import step_starts
 from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.settings import EngineSettings, TransformersEngineSettings, VllmEngineSettings
+from rlvr.runs.alarm_settings import RLAlarmSettings
 from rlvr.runs.base_recipe import (
     BaseEvaluation,
     BaseRecipe,
@@ -161,6 +162,8 @@ class RLRecipe(BaseRecipe):
     """How the loss over tokens becomes a number."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """Held-out problems."""
+    alarms: RLAlarmSettings = RLAlarmSettings()
+    """Signs that training goes wrong, and what is done about them."""
     log: RLLogSettings = RLLogSettings()
     """What is written for people, and the ledger."""
 

@@ -10,6 +10,7 @@ With several processes every one runs this loop over the same rollouts; sampling
 update are shared out, and the first keeps the records.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rlvr.rl.batch import build_batch
 from rlvr.rl.ledger import open_ledger
 from rlvr.rl.recipe import RLRecipe
 from rlvr.rl.record import record_step
-from rlvr.rl.rollouts import Rollouts, sampling_rollouts
+from rlvr.rl.rollouts import AsynchronousRollouts, Rollouts, sampling_rollouts
 from rlvr.rl.run import Run, open_run
 from rlvr.runs.callers import NO_CALLER, CallerObjects
 from rlvr.runs.collectives import stop_together
@@ -70,7 +71,7 @@ def _train(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
         lambda: train_step(run, rollouts, signals),
         lambda: _evaluate_if_due(run, rollouts),
         lambda: run.save(rollouts.state()),
-        settle=lambda: _settle(run, rollouts),
+        settle=_settling(run, rollouts),
     )
     run.log.phase("exporting")
     export(run.policy, run.tokenizer, run.folder, run.ranks)
@@ -100,7 +101,8 @@ def train_step(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
 
 def _evaluate_if_due(run: Run, rollouts: Rollouts) -> None:
     if run.held_out.prompts or run.probe:
-        every, exclusive = run.recipe.evaluation.every, rollouts.exclusive()
+        every = run.recipe.evaluation.every
+        exclusive = rollouts.exclusive() if isinstance(rollouts, AsynchronousRollouts) else None
         evaluate_if_due(run, every, lambda: _measured(run), beside=exclusive)
 
 
@@ -109,6 +111,13 @@ def _measured(run: Run) -> tuple[dict[str, float], list[dict[str, Any]]]:
     return metrics | ({} if run.probe is None else run.probe.measure(run.learner)), rows
 
 
-def _settle(run: Run, rollouts: Rollouts) -> None:
-    run.log.phase("waiting for rollouts to save")
-    rollouts.settle()
+def _settling(run: Run, rollouts: Rollouts) -> Callable[[], None] | None:
+    """What a checkpoint waits for; None where nothing is sampled ahead."""
+    if not isinstance(rollouts, AsynchronousRollouts):
+        return None
+
+    def settle() -> None:
+        run.log.phase("waiting for rollouts to save")
+        rollouts.settle()
+
+    return settle

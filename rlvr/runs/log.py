@@ -36,6 +36,7 @@ _RECORDS = (
     "accuracy.jsonl",
     "calibration.jsonl",
     "disputed.jsonl",
+    "alarms.jsonl",
     "uploads.jsonl",
     LEDGER,
 )
@@ -184,6 +185,10 @@ class RunLog:
         for row in rows[:_MOST_DISPUTED]:
             append_line(self.folder / "disputed.jsonl", row)
 
+    def alarm(self, row: Mapping[str, Any]) -> None:
+        """Record in ``alarms.jsonl`` that an alarm began or ended."""
+        append_line(self.folder / "alarms.jsonl", dict(row))
+
     def calibration(self, step: int, name: str, found: Mapping[str, Any]) -> None:
         """Record the calibration of a reward model's probabilities in ``calibration.jsonl``."""
         append_line(self.folder / "calibration.jsonl", {"step": step, "set": name, **found})
@@ -228,6 +233,9 @@ class SilentLog(RunLog):
         """Nothing."""
 
     def calibration(self, step: int, name: str, found: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def alarm(self, row: Mapping[str, Any]) -> None:
         """Nothing."""
 
     def evaluated(self, step: int) -> bool:

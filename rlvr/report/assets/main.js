@@ -47,6 +47,7 @@
     recipe,
   );
   Report.curves = new Report.Curves(document.getElementById("curves"), report);
+  Report.alarms(document.getElementById("alarms"), report.alarms);
   Report.reliabilities(document.getElementById("reliability"), report.calibration);
   Report.disputes(document.getElementById("disputes"), report.disputes);
   Report.books(document.getElementById("books"), report.books);
