@@ -22,6 +22,7 @@ from rlvr.rollout.settings import EngineSettings, TransformersEngineSettings, Vl
 from rlvr.runs.base_recipe import (
     BaseEvaluation,
     BaseRecipe,
+    impossible_exactness,
     impossible_layout,
     impossible_names,
     nothing_frozen,
@@ -317,7 +318,7 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             "model.lora, or rollout.engine.lora=merged"
         )
     faults += _impossible_parts(recipe)
-    faults += impossible_layout(recipe) + nothing_frozen(recipe)
+    faults += impossible_layout(recipe) + impossible_exactness(recipe) + nothing_frozen(recipe)
     faults += impossible_names(recipe.evaluation.sets, "evaluation.sets")
     return faults
 
