@@ -6,14 +6,15 @@ added are whole multiples of these places, which is exact (Demmel and Nguyen, "F
 Floating-Point Summation", ARITH 2013; Ahrens, Demmel and Nguyen, "Algorithms for Efficient
 Reproducible Floating Point Summation", ACM TOMS 46(3), 2020).
 
-A tensor has a *level* J, the smallest with |x| < 2^39 q for all its elements, where q = 2^(40 J) is
-the level's quantum. Each element is cut in two,
+A tensor has a *level* J, the smallest with |x| < 2^39 q for all its elements, where q = 2^(40 J +
+10) is the level's quantum. Each element is cut in two,
 
     high = x rounded to a multiple of q           |high| <= 2^39 q
     low  = x - high rounded to one of q 2^-40     |low|  <= 2^39 q 2^-40
 
-and what is smaller is dropped: 2^-80 of the tensor's largest element, or less. Highs and lows are
-added up in float64, which holds multiples up to 2^53, so that 2^14 sums of them are exact in every
+and what is smaller, at most 2^-41 q, is dropped. Where the largest element is between 2^-31 and 512,
+as gradients have it, that is 4e-22; at the edge of a level it is 2^-40 of the largest element, and
+never more. Highs and lows are added up in float64, which holds multiples up to 2^53, so that 2^14 sums of them are exact in every
 order. A later tensor may have a higher level K. At K the numbers before it, which are below q(K)/2,
 have no high, and their lows are what they are rounded to a multiple of q(K-1): where K = J + 1
 these are the highs that were added up at J, and where K is more they are zero. So the sums are
@@ -32,7 +33,7 @@ from rlvr.ranks import Ranks
 MOST_ADDED = 2**14
 """Tensors that may be added up: beyond, float64 could round."""
 
-_BITS = 40
+_BITS, _FIRST = 40, 10
 _SLICE = 2**14
 """Elements cut at once on a CPU, so that what is made meanwhile stays in its cache."""
 
@@ -47,7 +48,7 @@ def level_of(largest: float) -> int:
     if largest == 0:
         return ZERO
     _, exponent = math.frexp(largest)  # largest < 2^exponent
-    return -((_BITS - 1 - exponent) // _BITS)
+    return -((_FIRST + _BITS - 1 - exponent) // _BITS)
 
 
 class ExactSum:
@@ -87,7 +88,7 @@ class ExactSum:
 
     def _cut(self, values_N: torch.Tensor) -> None:
         # Added to and taken from again, a number of this size rounds to a multiple of the quantum.
-        first = 1.5 * 2.0 ** (52 + _BITS * self.level)
+        first = 1.5 * 2.0 ** (52 + _BITS * self.level + _FIRST)
         second = first * 2.0**-_BITS
         size = len(values_N)
         step = min(size, _SLICE if values_N.device.type == "cpu" else 2**24)

@@ -184,7 +184,7 @@ def _adamw_evenly(
     """As :func:`_adamw`, with what vector instructions would leave over filled up for them.
 
     The kernel moves the last few numbers one by one, and fuses other multiplications and additions
-    then: moments of a quarter of them differ in the last bit (docs/exactness.md).
+    then: an eighth of the moments differs in the last bit (docs/exactness.md).
     """
     tensors = (weights, gradients, mean, square)
     whole = len(weights) - len(weights) % _LANES

@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,9 @@ def layouts() -> list[Layout]:
         Layout(exact=False, layout="packed"),
         Layout(exact=False, config="multi_cpu", processes=2),
     ]
-    return [*alone, *several, *killed, *tuned, *ordinary]
+    # In turn, so that what is done when it is stopped says something of each.
+    kinds = (alone, several, killed, tuned, ordinary)
+    return [one for some in zip_longest(*kinds) for one in some if one is not None]
 
 
 def recipe_of(layout: Layout, data: Path, output: Path) -> dict[str, Any]:

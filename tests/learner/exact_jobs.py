@@ -1,7 +1,8 @@
-"""Cases of jobs.py with ``learner.exact``: ``python exact_jobs.py CASES MODEL FOLDER LAYOUT TOKENS``.
+"""Cases of jobs.py in exact mode: ``python exact_jobs.py CASES MODEL FOLDER LAYOUT TOKENS``.
 
-What they find is to be the same bits for every layout, budget and launch. ``mixture`` is a case of
-its own here; ``resume`` writes its checkpoint after three rollouts for another launch to go on from.
+What they find is to be the same bits for every layout, budget and launch. ``mixture``, ``halfway``
+and ``onwards`` are cases of their own here; the checkpoint of ``halfway`` is for another launch to
+go on from.
 """
 
 import faulthandler
@@ -20,7 +21,7 @@ from rlvr.policy.settings import ModelSettings
 from tests.learner import jobs
 from tests.learner.batches import rollouts
 
-CASES = ("train", "poisoned", "ppo", "lp_reg_full", "prime", "outcome", "adapters", "halfway")
+CASES = ("train", "poisoned", "ppo", "lp_reg_full", "prime", "outcome", "adapters")
 
 
 def halfway(model, folder, launch):
