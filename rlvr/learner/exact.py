@@ -12,14 +12,16 @@ A tensor has a *level* J, the smallest with |x| < 2^39 q for all its elements, w
     high = x rounded to a multiple of q           |high| <= 2^39 q
     low  = x - high rounded to one of q 2^-40     |low|  <= 2^39 q 2^-40
 
-and what is smaller, at most 2^-41 q, is dropped. Where the largest element is between 2^-31 and 512,
-as gradients have it, that is 4e-22; at the edge of a level it is 2^-40 of the largest element, and
-never more. Highs and lows are added up in float64, which holds multiples up to 2^53, so that 2^14 sums of them are exact in every
-order. A later tensor may have a higher level K. At K the numbers before it, which are below q(K)/2,
-have no high, and their lows are what they are rounded to a multiple of q(K-1): where K = J + 1
-these are the highs that were added up at J, and where K is more they are zero. So the sums are
-moved down and stay what they would have been, had K been known from the start; they are a function
-of the set of numbers. The same holds for sums of other processes.
+and what is smaller, at most 2^-41 q, is dropped. Where the largest element is between 2^-31 and
+512, as gradients have it, that is 4e-22; at the edge of a level it is 2^-40 of the largest element,
+and never more. Highs and lows are added up in float64, which holds multiples up to 2^53, so that
+2^14 sums of them are exact in every order.
+
+A later tensor may have a higher level K. At K the numbers before it, which are below q(K)/2, have
+no high, and their lows are what they are rounded to a multiple of q(K-1): where K = J + 1 these are
+the highs that were added up at J, and where K is more they are zero. So the sums are moved down and
+stay what they would have been, had K been known from the start; they are a function of the set of
+numbers. The same holds for sums of other processes.
 """
 
 import math

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from rlvr.learner.checkpoint import checkpoint_path
 from rlvr.learner.launch import Launch, join
 from rlvr.learner.learner import Learner
 from rlvr.learner.methods.router import RouterHook, RouterSettings
@@ -34,7 +35,7 @@ def halfway(model, folder, launch):
 
 def onwards(model, folder, launch):
     """Three more rollouts from the checkpoint, which another launch may have written."""
-    learner = jobs.continued(model, folder / "checkpoints" / "step_3", launch)
+    learner = jobs.continued(model, checkpoint_path(folder / "checkpoints", 3), launch)
     for batch in list(rollouts(6))[3:]:
         learner.update(batch)
     jobs.keep(launch, folder / "onwards.safetensors", jobs.weights(learner))

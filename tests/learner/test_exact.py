@@ -9,18 +9,22 @@ import torch
 from safetensors.torch import load_file
 from torch.optim.adamw import adamw
 
+from rlvr.learner.deterministic import one_thread
 from rlvr.learner.exact import NOT_FINITE, ExactSum, GradientSum, exact_norm, level_of
+from rlvr.learner.exact_zero import ExactZeroStore
 from rlvr.learner.optimizer import _adamw_evenly
 from rlvr.rl.recipe import RLRecipe
 from rlvr.settings import load_settings
 from tests.learner import exact_jobs, jobs
 from tests.learner.launching import run_job
-from tests.training import small_recipe
+from tests.training import run, small_recipe
+
+TIMES = ("time/", "throughput/", "memory/")
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """As a run has it."""
+def as_in_a_run():
+    """On a CPU each process has one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -227,36 +231,60 @@ def test_what_cannot_be_exact_is_refused(overrides, said, tmp_path):
         load_settings(RLRecipe, recipe, ["learner.exact=true", *overrides])
 
 
+def test_a_run_has_one_thread_on_a_cpu_and_gives_the_others_back():
+    torch.set_num_threads(2)
+    with one_thread(True):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+    with one_thread(False):
+        assert torch.get_num_threads() == 2
+
+
+def test_an_optimizer_that_is_offloaded_is_refused():
+    with pytest.raises(ValueError, match="offload_optimizer"):
+        ExactZeroStore(None, {}, jobs.Alone(), {"stage": 2, "offload_optimizer": {"device": "cpu"}})
+
+
+@pytest.mark.slow
+def test_a_run_logs_and_leaves_the_same_bits_in_another_layout(tiny_folder, tmp_path):
+    """Through the command's own path; the engine's batches are the same in both."""
+    found = []
+    for name, own in (
+        ("a", ["learner.layout=packed"]),
+        ("b", ["learner.tokens_per_micro_batch=9"]),
+    ):
+        recipe = small_recipe(tiny_folder, tmp_path / name)
+        folder, rows = run(recipe, "steps=2", "learner.exact=true", own)
+        kept = [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows]
+        found.append((kept, load_file(folder / "model" / "model.safetensors")))
+    assert found[0][0] == found[1][0]
+    assert same(found[0][1], found[1][1])
+
+
+CASES = "train,ppo,outcome,onwards"
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_folder, tmp_path_factory):
+    """What one process finds."""
+    folder = tmp_path_factory.mktemp("alone")
+    names = ["halfway", *CASES.split(",")]
+    exact_jobs.run_cases(names, tiny_folder, folder, exact_jobs.alone())
+    return folder
+
+
 @pytest.mark.deepspeed
 @pytest.mark.timeout(900)
-class TestProcesses:
-    """Against one process, under every file of launch/accelerate that a CPU can carry."""
-
-    CASES = "train,ppo,outcome,onwards"
-
-    @pytest.fixture(scope="class")
-    def alone(self, tiny_folder, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("alone")
-        names = ["halfway", *self.CASES.split(",")]
-        exact_jobs.run_cases(names, tiny_folder, folder, exact_jobs.alone())
-        return folder
-
-    @pytest.mark.parametrize(
-        ("config", "processes"),
-        [("multi_cpu", 2), ("multi_cpu", 4), ("zero1", 4), ("zero2", 2), ("zero3", 2)],
-    )
-    def test_bits_are_those_of_one_process(self, alone, tiny_folder, tmp_path, config, processes):
-        arguments = ("padded", 30) if processes == 2 else ("packed", 100)
-        (tmp_path / "checkpoints").symlink_to(alone / "checkpoints")
-        run_job(
-            config,
-            self.CASES,
-            tiny_folder,
-            tmp_path,
-            *arguments,
-            processes=processes,
-            jobs="exact_jobs.py",
-        )
-        for case in self.CASES.split(","):
-            one, two = (load_file(f / f"{case}.safetensors") for f in (alone, tmp_path))
-            assert same(one, two), case
+@pytest.mark.parametrize(
+    ("config", "processes"),
+    [("multi_cpu", 2), ("multi_cpu", 4), ("zero1", 4), ("zero2", 2), ("zero3", 2)],
+)
+def test_processes_give_the_bits_of_one(alone, tiny_folder, tmp_path, config, processes):
+    """Also those that go on from its checkpoint."""
+    arguments = ("padded", 30) if processes == 2 else ("packed", 100)
+    (tmp_path / "checkpoints").symlink_to(alone / "checkpoints")
+    own = {"processes": processes, "jobs": "exact_jobs.py"}
+    run_job(config, CASES, tiny_folder, tmp_path, *arguments, **own)
+    for case in CASES.split(","):
+        one, two = (load_file(folder / f"{case}.safetensors") for folder in (alone, tmp_path))
+        assert same(one, two), case
