@@ -189,10 +189,12 @@ def _adamw_evenly(
     tensors = (weights, gradients, mean, square)
     whole = len(weights) - len(weights) % _LANES
     if whole:
-        _adamw(*(tensor[:whole] for tensor in tensors), step, group)
+        w, g, m, v = (tensor[:whole] for tensor in tensors)
+        _adamw(w, g, m, v, step, group)
     if rest := len(weights) - whole:
         filled = [torch.nn.functional.pad(t[whole:], (0, _LANES - rest)) for t in tensors]
-        _adamw(*filled, step, group)
+        w, g, m, v = filled
+        _adamw(w, g, m, v, step, group)
         for tensor, moved in zip(tensors, filled, strict=True):
             tensor[whole:].copy_(moved[:rest])
 

@@ -74,9 +74,9 @@ class Layout:
     def name(self) -> str:
         """Unique among all."""
         launched = f"{self.config or 'one'} x{self.processes}"
-        killed = f" killed, on as {self.resumed[0] or 'one'} x{self.resumed[1]}"
         said = f"{self.task} {launched} {self.layout} {self.tokens} rows {self.rows}"
-        said += killed if self.resumed else ""
+        if self.resumed is not None:
+            said += f" killed, on as {self.resumed[0] or 'one'} x{self.resumed[1]}"
         said += "".join(f" {key} {value}" for key, value in self.model.items())
         return said if self.exact else f"{said} ordinary"
 
