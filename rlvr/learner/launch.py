@@ -21,6 +21,7 @@ from rlvr.learner.in_backward import BackwardStore, InBackward
 from rlvr.learner.models import Models
 from rlvr.learner.parameter_store import DataParallelStore, LocalStore, ParameterStore
 from rlvr.learner.settings import OptimizerSettings
+from rlvr.policy.model import Policy
 from rlvr.ranks import Ranks
 
 _NONE = (None, "none")
@@ -108,6 +109,14 @@ def build_store(
     if launch.ranks.count > 1:
         return DataParallelStore(models, settings, launch.ranks, seed)
     return LocalStore(models, settings, seed)
+
+
+def place_frozen(policy: Policy, launch: Launch) -> None:
+    """Divide a frozen model over ranks, under ZeRO 3; elsewhere it stays whole; collective."""
+    if launch.zero is not None and launch.zero["stage"] == 3:
+        from rlvr.learner.zero import shard_frozen
+
+        shard_frozen(policy, launch.ranks, launch.zero)
 
 
 def _join_group(timeout_s: float) -> None:

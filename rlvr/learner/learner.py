@@ -19,7 +19,7 @@ import torch
 
 from rlvr.learner.bad_updates import BadUpdates
 from rlvr.learner.budget import Budget
-from rlvr.learner.launch import Launch, build_store
+from rlvr.learner.launch import Launch, build_store, place_frozen
 from rlvr.learner.layout import packs
 from rlvr.learner.methods.hook import Hook
 from rlvr.learner.micro_batches import MicroBatches
@@ -91,6 +91,8 @@ class Learner:
             in_backward=settings.in_backward,
             exact=settings.exact,
         )
+        if reference is not None:
+            place_frozen(reference, launch)
         self.budget = Budget(settings.tokens_per_micro_batch, self.store, self.ranks)
         self.micro_batches = MicroBatches(
             self.store, self.ranks, self.budget, packed=packed, exact=settings.exact

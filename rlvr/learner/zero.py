@@ -43,6 +43,7 @@ from rlvr.learner.settings import OptimizerSettings
 from rlvr.policy.batching import ModelInputs
 from rlvr.policy.finite import largest
 from rlvr.policy.held import hold_in_float32
+from rlvr.policy.model import Policy
 from rlvr.ranks import Ranks
 
 
@@ -259,7 +260,34 @@ class ZeroStore:
         return _Slice(flat, held.start, here.start, held.numel)
 
 
-def _shard(models: Models, config: Mapping[str, Any]) -> None:
+def shard_frozen(policy: Policy, ranks: Ranks, zero: Mapping[str, Any]) -> None:
+    """Divide a model that is not trained over ranks, as ZeRO 3 does those that are; collective.
+
+    Weights that were rounded to fewer bits are moved to the device whole: DeepSpeed would hold them
+    in float32.
+
+    Args:
+        policy: Nothing of it requires a gradient; every rank must run it equally often.
+        ranks: The processes.
+        zero: DeepSpeed's ``zero_optimization`` section, of stage 3.
+    """
+    import deepspeed
+
+    try:
+        hold_in_float32(policy)
+    except ValueError:
+        policy.to(deepspeed.get_accelerator().current_device_name())
+        return
+    config = deepspeed_config(zero, ranks.count)
+    # There is no optimizer whose state could go elsewhere.
+    config["zero_optimization"].pop("offload_optimizer", None)
+    _shard(policy, config)
+    deepspeed.initialize(model=policy, config=config)
+    policy.keeps_copies = False
+    policy.gathered = deepspeed.zero.GatheredParameters
+
+
+def _shard(models: torch.nn.Module, config: Mapping[str, Any]) -> None:
     """Move weights to the device one by one, each sharded before the next one comes.
 
     DeepSpeed would move the whole model there first, which may not fit.

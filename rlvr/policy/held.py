@@ -17,7 +17,7 @@ The parameters stay the same objects, so tied weights stay tied.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ def hold(causal_lm: Any, settings: ModelSettings) -> None:  # noqa: ANN401
         ValueError: NF4 is asked for, and bitsandbytes is missing.
     """
     head = causal_lm.get_output_embeddings()
+    rounded: set[int] = set()
     for weight, modules in _plain_weights(causal_lm):
         if weight.requires_grad:
             how: FrozenWeights = settings.weights
@@ -53,6 +54,20 @@ def hold(causal_lm: Any, settings: ModelSettings) -> None:  # noqa: ANN401
                 how = "bfloat16"
         if how != "float32":
             _round(weight, modules, how)
+            rounded.add(id(weight))
+    if rounded:
+        _let_go_of_files(causal_lm, rounded)
+
+
+def _let_go_of_files(model: nn.Module, copied: Container[int]) -> None:
+    """Copy the tensors, by identity, that may lie in a file of weights still.
+
+    Files are mapped into memory whole and stay there for as long as one tensor lies in them: a norm
+    would keep all the weights that were rounded.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if id(tensor) not in copied:
+            tensor.data = tensor.data.clone()
 
 
 def _without_loss(weight: torch.Tensor, settings: ModelSettings) -> FrozenWeights:

@@ -263,7 +263,7 @@ def build_learner(
     if recipe.model.lora is None and (
         objective.needs_reference or any(hook.needs_reference for hook in hooks)
     ):
-        reference = load_policy(recipe.model, trained=False)
+        reference = load_policy(recipe.model, trained=False, device=device)
     return Learner(
         policy,
         objective,

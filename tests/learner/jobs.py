@@ -20,7 +20,7 @@ from rlvr.data.examples import Examples
 from rlvr.learner.bad_updates import DivergedError
 from rlvr.learner.checkpoint import load_state, random_states, save_checkpoint
 from rlvr.learner.head_rewards import response_rewards, reward_model_learner
-from rlvr.learner.launch import Launch, build_store, join
+from rlvr.learner.launch import Launch, build_store, join, place_frozen
 from rlvr.learner.learner import Learner
 from rlvr.learner.methods.critic import CriticHook, CriticSettings
 from rlvr.learner.methods.prime import PrimeHook, PrimeSettings
@@ -435,17 +435,21 @@ def sharding(model, folder, launch):
         moved.append(type(module).__name__)
         return original(module, *arguments, **options)
 
-    learner = build(model, Launch(Alone()), PLAIN)
+    def held(parameters):
+        here = [part for p in parameters for part in (p, p.ds_tensor)]
+        return sum(part.numel() * part.element_size() for part in here)
+
+    learner = build(model, Launch(Alone()), FULL)
     whole = sum(p.numel() * p.element_size() for p in learner.policy.parameters())
     torch.nn.Module.to = recording
     try:
         store = build_store(Models(learner.policy), {"policy": LearnerSettings()}, launch)
+        place_frozen(learner.reference, launch)
     finally:
         torch.nn.Module.to = original
-    parameters = list(store.models.parameters())
-    held = sum(p.numel() * p.element_size() for p in parameters)
-    held += sum(p.ds_tensor.numel() * p.ds_tensor.element_size() for p in parameters)
-    everyone = launch.ranks.gather({"moved": moved, "held": held, "whole": whole})
+    found = {"moved": moved, "whole": whole, "held": held(store.models.parameters())}
+    found["reference"] = held(learner.reference.parameters())
+    everyone = launch.ranks.gather(found)
     if launch.ranks.first:
         (folder / "sharding.json").write_text(json.dumps(everyone))
 

@@ -1,6 +1,8 @@
 """Weights held with fewer bits: the numbers are those of the rounded weights."""
 
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -169,6 +171,23 @@ def test_trained_weights_are_bfloat16_and_norms_are_not(tiny_folder):
     assert policy.compute_dtype == torch.float32
     expected = learner_logprobs(whole(load(tiny_folder, weights="bfloat16")), SEQUENCE)
     assert learner_logprobs(policy, SEQUENCE) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("settings", [{"weights": "bfloat16"}, {"frozen_weights": "int8"}])
+def test_the_file_that_was_rounded_is_let_go(tiny_folder, tmp_path, settings):
+    lora = {"lora": LORA} if "frozen_weights" in settings else {}
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+    def is_mapped():
+        return str(folder / "model.safetensors") in Path("/proc/self/maps").read_text()
+
+    policy = load(folder, **settings, **lora)
+    assert not is_mapped()
+    assert torch.isfinite(torch.tensor(learner_logprobs(policy, SEQUENCE))).all()
+    exact = load(folder, **lora)
+    assert is_mapped(), "the map tells nothing"
+    del exact
 
 
 def test_gradients_of_bfloat16_weights_are_rounded_once(tiny_folder):
