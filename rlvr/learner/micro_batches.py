@@ -24,7 +24,7 @@ RowsOf = Callable[[int], Sequence[tuple[Ids, Ids]]]
 
 UNIT = 4
 """Most items of a unit of an exact sum. Fewer cost more, as every unit is added at the price of
-about seven ordinary additions; more would leave ranks with unequal work."""
+about ten ordinary additions; more would leave ranks with unequal work."""
 
 
 class MicroBatches:

@@ -147,7 +147,10 @@ def recipe_of(layout: Layout, data: Path, output: Path) -> dict[str, Any]:
             "checkpoint": checkpoint,
         }
     recipe = small_recipe(model, output)
-    recipe |= {"steps": STEPS, "checkpoint": checkpoint}
+    # An untrained model is never right: lengths differ, and there is something to learn.
+    length = {"function": "length", "parameters": {"target": 8}}
+    reward = {"functions": [{"function": "accuracy"}, length]}
+    recipe |= {"steps": STEPS, "checkpoint": checkpoint, "reward": reward}
     recipe["model"] |= layout.model
     recipe["learner"] |= learner
     recipe["rollout"]["engine"] = {"name": "transformers", "max_rows": layout.rows}

@@ -42,8 +42,9 @@ def launch(config, *arguments, processes=2, timeout=240):
     return done.stdout
 
 
-def run_job(config, case, model, out, *arguments, processes=2, jobs="jobs.py"):
+def run_job(config, case, model, out, *arguments, processes=2, jobs="jobs.py", timeout=240):
     """Run a case of jobs.py, or of another file beside it; the path it wrote."""
     file = ROOT / "tests" / "learner" / jobs
-    launch(config, file, case, model, out, *arguments, processes=processes)
+    whole = (config, file, case, model, out, *arguments)
+    launch(*whole, processes=processes, timeout=timeout)
     return out

@@ -283,7 +283,7 @@ def test_processes_give_the_bits_of_one(alone, tiny_folder, tmp_path, config, pr
     """Also those that go on from its checkpoint."""
     arguments = ("padded", 30) if processes == 2 else ("packed", 100)
     (tmp_path / "checkpoints").symlink_to(alone / "checkpoints")
-    own = {"processes": processes, "jobs": "exact_jobs.py"}
+    own = {"processes": processes, "jobs": "exact_jobs.py", "timeout": 800}
     run_job(config, CASES, tiny_folder, tmp_path, *arguments, **own)
     for case in CASES.split(","):
         one, two = (load_file(folder / f"{case}.safetensors") for folder in (alone, tmp_path))
