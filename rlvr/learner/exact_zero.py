@@ -1,9 +1,9 @@
-"""DeepSpeed's ZeRO with gradients that are the same bits however a step is split.
+"""DeepSpeed's ZeRO 1 and 2 with gradients that are the same bits however a step is split.
 
 Gradients are taken beside DeepSpeed, whose reduction adds them in an order that depends on the
 ranks, and added up exactly (``exact.py``). In the step every rank cuts its shards out of the whole
 gradient and puts them where DeepSpeed's optimizer looks for what it has reduced itself. Until then
-each rank holds the sums of all weights: sharding saves moments, and in stage 3 weights, as ever.
+each rank holds the sums of all weights: sharding saves moments, as ever.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -30,7 +30,7 @@ class ExactZeroStore(ZeroStore):
         zero: DeepSpeed's ``zero_optimization`` section.
 
     Raises:
-        ValueError: It offloads the optimizer, whose gradients go another way.
+        ValueError: It shards weights, or offloads the optimizer, whose gradients go another way.
     """
 
     def __init__(
@@ -40,6 +40,12 @@ class ExactZeroStore(ZeroStore):
         ranks: Ranks,
         zero: Mapping[str, Any],
     ) -> None:
+        if int(zero["stage"]) == 3:
+            raise ValueError(
+                "learner.exact = true with ZeRO 3: passes through sharded weights give other last "
+                "bits than whole ones; launch with ZeRO 2 (launch/accelerate/zero2.yaml), or set "
+                "learner.exact=false"
+            )
         if zero.get("offload_optimizer"):
             raise ValueError(
                 "learner.exact = true with an optimizer that the launch configuration offloads "
@@ -47,8 +53,7 @@ class ExactZeroStore(ZeroStore):
             )
         self.model_of = {name: model for model, name, _ in models.trained()}
         super().__init__(models, settings, ranks, zero)
-        # Only passes through sharded weights wait for those of other ranks.
-        self.equal_micro_batches = self.stage == 3
+        self.equal_micro_batches = False  # no pass waits for those of other ranks
         self.sums = GradientSum(self.named, ranks)
         self.optimizer.evenly = True
         self._whole: dict[str, torch.Tensor] = {}

@@ -6,8 +6,7 @@
 Every layout is a run of its own, started as users start one: ``rlvr train``, or ``accelerate
 launch`` with a file of launch/accelerate. Some are killed after their second step and resumed, also
 by another number of processes. Compared are the SHA-256 of the weights (bytes of all tensors, by
-name) and of ``metrics.jsonl`` without times, rates and sizes of memory. ZeRO 3 cannot sample with
-the transformers engine, so it is tried by fine-tuning. OUT/results.jsonl has a line for each run;
+name) and of ``metrics.jsonl`` without times, rates and sizes of memory. OUT/results.jsonl has a line for each run;
 the same command goes on from there, and prints the tables.
 
 ``--cost`` measures instead what an update takes with and without it, in turn in one process, on a
@@ -115,11 +114,10 @@ def layouts() -> list[Layout]:
             (None, 1, 64, "packed"),
             ("multi_cpu", 2, 64, "padded"),
             ("zero2", 2, 4096, "packed"),
-            ("zero3", 2, 64, "padded"),
-            ("zero3", 4, 4096, "padded"),
+            ("zero1", 4, 64, "padded"),
         )
     ]
-    tuned.append(Layout("sft", "zero3", 2, resumed=(None, 1)))
+    tuned.append(Layout("sft", "zero2", 2, resumed=(None, 1)))
     ordinary = [
         Layout(exact=False),
         Layout(exact=False, tokens=64),
