@@ -60,6 +60,24 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
 
 
+@contextmanager
+def one_thread(wanted: bool) -> Iterator[None]:
+    """While the block runs, have PyTorch compute in one thread of a CPU, if ``wanted``.
+
+    MKL splits matrix products by threads, and their bits with them (docs/exactness.md); how many
+    threads a process has depends on the launch. On a GPU nothing is changed.
+    """
+    before = torch.get_num_threads()
+    if not wanted or torch.cuda.is_available():
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _workspace() -> str:
     """The workspace that cuBLAS is to use, which it reads when CUDA begins."""
     chosen = os.environ.get(CUBLAS)

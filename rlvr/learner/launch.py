@@ -3,6 +3,7 @@
     nothing launched, or one process      LocalStore
     several processes                     DataParallelStore
     DeepSpeed with ZeRO stage 1, 2 or 3   ZeroStore
+    learner.exact                         ExactStore, or with DeepSpeed ExactZeroStore
 
 Nothing in a recipe says which: the launch configuration does (launch/accelerate/).
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from rlvr.learner.exact_store import ExactStore
 from rlvr.learner.in_backward import BackwardStore, InBackward
 from rlvr.learner.models import Models
 from rlvr.learner.parameter_store import DataParallelStore, LocalStore, ParameterStore
@@ -72,6 +74,7 @@ def build_store(
     *,
     seed: int = 0,
     in_backward: InBackward | None = None,
+    exact: bool = False,
 ) -> ParameterStore:
     """The parameter store that the launch calls for.
 
@@ -81,6 +84,7 @@ def build_store(
         launch: The processes of the job.
         seed: Of the run, for what is rounded at random.
         in_backward: How parameters move in the backward pass, if they do.
+        exact: Whether the gradient must not depend on how a step is split.
 
     Raises:
         ValueError: The settings ask for something that it cannot do.
@@ -92,10 +96,15 @@ def build_store(
                 "could add theirs; leave it out, or launch one process without DeepSpeed"
             )
         return BackwardStore(models, settings, in_backward, seed)
+    if exact and launch.zero is None:
+        return ExactStore(models, settings, launch.ranks, seed)
     if launch.zero is not None:
         # DeepSpeed takes seconds to import.
+        from rlvr.learner.exact_zero import ExactZeroStore
         from rlvr.learner.zero import ZeroStore
 
+        if exact:
+            return ExactZeroStore(models, settings, launch.ranks, launch.zero)
         return ZeroStore(models, settings, launch.ranks, launch.zero)
     if launch.ranks.count > 1:
         return DataParallelStore(models, settings, launch.ranks, seed)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import reduce
 from typing import Any
 
 import torch
@@ -29,8 +28,8 @@ from rlvr.learner.old_policy import OldPolicy
 from rlvr.learner.parameter_store import StepResult, in_backward_metrics
 from rlvr.learner.passes import MicroBatch, Passes, rows_of
 from rlvr.learner.settings import POLICY, LearnerSettings, OptimizerSettings
-from rlvr.learner.step_loss import StepLoss
-from rlvr.objective.objective import Objective, merge_metrics
+from rlvr.learner.step_loss import Share, StepLoss, merged_shares, with_share
+from rlvr.objective.objective import Objective
 from rlvr.policy.model import Policy
 from rlvr.ranks import Ranks
 from rlvr.types import Batch
@@ -85,12 +84,19 @@ class Learner:
         rates: dict[str, OptimizerSettings] = {POLICY: settings}
         rates |= {h.trains: h.optimizer for h in hooks if h.trains in models and h.optimizer}
         self.store = build_store(
-            Models(policy, models), rates, launch, seed=seed, in_backward=settings.in_backward
+            Models(policy, models),
+            rates,
+            launch,
+            seed=seed,
+            in_backward=settings.in_backward,
+            exact=settings.exact,
         )
         if reference is not None:
             place_frozen(reference, launch)
         self.budget = Budget(settings.tokens_per_micro_batch, self.store, self.ranks)
-        self.micro_batches = MicroBatches(self.store, self.ranks, self.budget, packed=packed)
+        self.micro_batches = MicroBatches(
+            self.store, self.ranks, self.budget, packed=packed, exact=settings.exact
+        )
         self.passes = Passes(self.store, self.micro_batches, temperature, settings.logits_chunk)
         self.logprobs = self.passes.logprobs
         self.stepping = frozenset({POLICY, *(h.trains for h in hooks if h.trains and h.joint)})
@@ -264,13 +270,13 @@ class Learner:
         for hook in self._acting(models):
             hook.begin_step(batch, rows, self.passes)
         self.store.models.train()
-        share = self.budget.retry_on_oom(lambda: self._run_micro_batches(batch, rows, models))
-        return reduce(merge_metrics, self.ranks.gather(share), {})
+        shares = self.budget.retry_on_oom(lambda: self._run_micro_batches(batch, rows, models))
+        return merged_shares(self.ranks.gather(shares))
 
     def _run_micro_batches(
         self, batch: Batch, rows: Sequence[int], models: frozenset[str]
-    ) -> dict[str, float]:
-        """Add this rank's share of the gradient to the store's; its share of the metrics."""
+    ) -> list[Share]:
+        """Add this rank's share of the gradient to the store's; its shares of the metrics."""
         hooks, old_from = self._acting(models), self.settings.old_logprobs_from
         for hook in hooks:
             hook.begin_attempt()
@@ -286,21 +292,23 @@ class Learner:
             old_from,
             stale=self.stale,
         )
-        total: dict[str, float] = {}
-        share = self.passes.share(batch, rows)
+        shares: list[Share] = []
+        share, ends = self.passes.share(batch, rows), self.passes.unit_ends(batch, rows)
         for index, chosen in enumerate(share):
             inputs, outputs = self.passes.forward(
                 batch, chosen, run=models, options=loss_of.options, entropy=True
             )
             if chosen:
                 loss, metrics = loss_of(MicroBatch(batch.select(chosen), inputs, outputs))
-                total = merge_metrics(total, metrics)
+                shares = with_share(shares, chosen, metrics, in_place=self.settings.exact)
             else:
                 loss = outputs.nothing()
             if outputs.idle is not None:
                 loss = loss + 0.0 * outputs.idle
             self.store.backward(loss, last=index == len(share) - 1)
-        return total
+            if not ends.isdisjoint(chosen):
+                self.store.end_unit()
+        return shares
 
     def _acting(self, models: frozenset[str]) -> list[Hook]:
         """The hooks whose loss trains one of these models."""

@@ -158,9 +158,18 @@ class OfflineLearner:
         self.ranks = launch.ranks
         models = Models(policy, {name: module for name, (module, _) in others.items()})
         rates = {POLICY: settings, **{name: own for name, (_, own) in others.items()}}
-        self.store = build_store(models, rates, launch, seed=seed, in_backward=settings.in_backward)
+        self.store = build_store(
+            models,
+            rates,
+            launch,
+            seed=seed,
+            in_backward=settings.in_backward,
+            exact=settings.exact,
+        )
         self.budget = Budget(settings.tokens_per_micro_batch, self.store, self.ranks)
-        self.micro_batches = MicroBatches(self.store, self.ranks, self.budget, packed=packed)
+        self.micro_batches = MicroBatches(
+            self.store, self.ranks, self.budget, packed=packed, exact=settings.exact
+        )
 
     def update(self, examples: Examples) -> dict[str, float]:
         """One optimizer step; returns its metrics."""
@@ -232,8 +241,11 @@ class OfflineLearner:
         known = self._losses_and_gradient(step) if self.loss.whole_step else None
         gradient = None if known is None else known[1]
         own = self.budget.retry_on_oom(lambda: self._run_micro_batches(step, gradient))
+        shares = [share for by_rank in self.ranks.gather(own) for share in by_rank]
+        if self.settings.exact:  # sums of numbers are taken in their order
+            shares.sort(key=lambda share: share[0])
         numbers: Numbers = {}
-        for share in self.ranks.gather(own):
+        for _, share in shares:
             _extend(numbers, share)
         return numbers if known is None else numbers | {"loss": known[0].tolist()}
 
@@ -244,10 +256,18 @@ class OfflineLearner:
         gradient = torch.autograd.grad(loss_N.sum() / step.denominator, leaf)[0]
         return loss_N.detach(), gradient
 
-    def _run_micro_batches(self, step: OfflineStep, gradient: torch.Tensor | None) -> Numbers:
-        """This rank's share of the gradient, added up in the store, and its examples' numbers."""
-        numbers: Numbers = {}
+    def _run_micro_batches(
+        self, step: OfflineStep, gradient: torch.Tensor | None
+    ) -> list[tuple[int, Numbers]]:
+        """Add this rank's share of the gradient to the store's.
+
+        Returns:
+            Of each micro-batch its first example and the numbers of all.
+        """
+        numbers: list[tuple[int, Numbers]] = []
         share = self._share(step.examples, self.loss.statistic)
+        rows_of = self._rows_of(step.examples, self.loss.statistic)
+        ends = self.micro_batches.unit_ends(rows_of, range(len(step.examples)))
         for index, micro in enumerate(share):
             values, idle = self._values(step.examples, micro, self.loss.statistic)
             loss = 0.0 * values.sum()
@@ -255,12 +275,14 @@ class OfflineLearner:
                 own = replace(step, examples=step.examples.select(micro))
                 loss_B, logged = self.loss.losses(own, values)
                 loss = loss_B.sum() / step.denominator
-                _extend(numbers, logged | {"loss": loss_B.detach().tolist()})
+                numbers.append((micro[0], logged | {"loss": loss_B.detach().tolist()}))
             if micro and gradient is not None:
                 loss = (gradient[list(micro)].to(values) * values).sum()
             for unused in idle:
                 loss = loss + 0.0 * unused
             self.store.backward(loss, last=index == len(share) - 1)
+            if not ends.isdisjoint(micro):
+                self.store.end_unit()
         return numbers
 
     def _values(

@@ -22,6 +22,8 @@ from rlvr.learner.rounding import BLOCK, noise_for, to_bfloat16
 
 _SLICE = 2**20
 """Weights moved at once on a CPU: the copy of what they were stays small."""
+_LANES = 64
+"""A multiple of the numbers that a CPU's vector instructions take at once."""
 
 
 class AdamW(torch.optim.Optimizer):
@@ -49,6 +51,8 @@ class AdamW(torch.optim.Optimizer):
         self.names = {id(parameter): name for name, parameter in (names or {}).items()}
         self.factors: dict[str, float] = {}
         self.moving: Collection[str] | None = None  # names of models; None is all
+        self.evenly = False
+        """Whether a weight moves by the same bits wherever it stands in a tensor or a slice."""
         self._changed: dict[str, list[torch.Tensor]] = {}
         self._groups = {id(p): group for group in self.param_groups for p in group["params"]}
 
@@ -76,6 +80,7 @@ class AdamW(torch.optim.Optimizer):
         state, gradient = self.moments(parameter), parameter.grad.reshape(-1)
         plain = held_plainly(parameter, group)
         noise = None if plain else self._noise(parameter, int(state["step"]))
+        adamw_ = _adamw_evenly if self.evenly else _adamw
         for start, end in _slices(parameter, plain):
             weights, gradients = parameter.view(-1)[start:end], gradient[start:end]
             if not plain:
@@ -85,11 +90,11 @@ class AdamW(torch.optim.Optimizer):
             before = weights.clone()
             if noise is None:
                 mean, square = (state[key].view(-1)[start:end] for key in MOMENTS)
-                _adamw(weights, gradients, mean, square, state["step"], group)
+                adamw_(weights, gradients, mean, square, state["step"], group)
             else:
                 moments = Moments(state, start, end)
                 whole, mean, square = weights.float(), *moments.read()
-                _adamw(whole, gradients, mean, square, state["step"], group)
+                adamw_(whole, gradients, mean, square, state["step"], group)
                 rounded = weights.dtype == torch.bfloat16
                 weights.copy_(to_bfloat16(whole, noise) if rounded else whole)
                 moments.write(mean, square, noise)
@@ -166,6 +171,32 @@ def _adamw(
         eps=group["eps"],
         maximize=False,
     )
+
+
+def _adamw_evenly(
+    weights: torch.Tensor,
+    gradients: torch.Tensor,
+    mean: torch.Tensor,
+    square: torch.Tensor,
+    step: torch.Tensor,
+    group: Mapping[str, Any],
+) -> None:
+    """As :func:`_adamw`, with what vector instructions would leave over filled up for them.
+
+    The kernel moves the last few numbers one by one, and fuses other multiplications and additions
+    then: an eighth of the moments differs in the last bit (docs/exactness.md).
+    """
+    tensors = (weights, gradients, mean, square)
+    whole = len(weights) - len(weights) % _LANES
+    if whole:
+        w, g, m, v = (tensor[:whole] for tensor in tensors)
+        _adamw(w, g, m, v, step, group)
+    if rest := len(weights) - whole:
+        filled = [torch.nn.functional.pad(t[whole:], (0, _LANES - rest)) for t in tensors]
+        w, g, m, v = filled
+        _adamw(w, g, m, v, step, group)
+        for tensor, moved in zip(tensors, filled, strict=True):
+            tensor[whole:].copy_(moved[:rest])
 
 
 def _moved(before: torch.Tensor, after: torch.Tensor, compute: torch.dtype) -> torch.Tensor:

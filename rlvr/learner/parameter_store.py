@@ -8,6 +8,8 @@ neither weights nor moments see it. Weights that a step made infinite are told (
     LocalStore          one process
     DataParallelStore   every rank holds everything; gradients are summed once, in the step
     ZeroStore           DeepSpeed shards moments, gradients, weights (rlvr/learner/zero.py)
+    ExactStore          the same bits however a step is split (rlvr/learner/exact_store.py);
+                        with DeepSpeed, ExactZeroStore
 
 torch's DistributedDataParallel is not used: it sums bucket by bucket during the last backward pass,
 which would save a little time per step here, where a step has many micro-batches, and would demand
@@ -125,6 +127,10 @@ class ParameterStore(Protocol):
         """Add the gradient of ``loss``; ``last`` is the step's last micro-batch."""
         ...
 
+    def end_unit(self) -> None:
+        """What was added since the last call is a unit of an exact sum (rlvr/learner/exact.py)."""
+        ...
+
     def clear(self) -> None:
         """Forget what the step has gathered."""
         ...
@@ -186,6 +192,9 @@ class LocalStore:
         """Add the gradient of ``loss``."""
         loss.backward()
 
+    def end_unit(self) -> None:
+        """Nothing: gradients are added one after the other."""
+
     def clear(self) -> None:
         """Forget what the step has gathered."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -193,7 +202,7 @@ class LocalStore:
     def step(self, fraction: Fraction, moving: Collection[str] | None = None) -> StepResult:
         """Clip, update at ``fraction`` of every model's peak rate, and clear the gradients."""
         self._sum_gradients()
-        norms = {model: _norm(gradients) for model, gradients in self._gradients().items()}
+        norms = self._norms()
         finite = prepare_step(self.optimizer, self.settings, norms, fraction, moving)
         bad_gradient = None if finite else self._first_bad_gradient()
         if finite:
@@ -211,6 +220,10 @@ class LocalStore:
 
     def _sum_gradients(self) -> None:
         """Nothing to add in one process."""
+
+    def _norms(self) -> dict[str, float]:
+        """Norm of each model's gradient."""
+        return {model: _norm(gradients) for model, gradients in self._gradients().items()}
 
     def _gradients(self) -> dict[str, list[torch.Tensor]]:
         by_model: dict[str, list[torch.Tensor]] = {}

@@ -59,6 +59,10 @@ class Passes:
         chosen = range(len(batch)) if rows is None else rows
         return self.micro_batches.share(rows_of(batch), chosen)
 
+    def unit_ends(self, batch: Batch, rows: Sequence[int]) -> frozenset[int]:
+        """The rows after which a unit of an exact sum ends; none where sums are ordinary."""
+        return self.micro_batches.unit_ends(rows_of(batch), rows)
+
     def forward(
         self,
         batch: Batch,

@@ -1,18 +1,49 @@
 """The losses of one optimizer step, a micro-batch at a time."""
 
 from collections.abc import Collection, Sequence
+from functools import reduce
+from itertools import chain
 from typing import Any, Literal
 
 import torch
 
 from rlvr.learner.methods.hook import Hook
 from rlvr.learner.objective_inputs import loss_inputs, statistics, step_of
+from rlvr.learner.partition import Rows
 from rlvr.learner.passes import MicroBatch
 from rlvr.learner.settings import POLICY
-from rlvr.objective.objective import Objective
+from rlvr.objective.objective import Objective, merge_metrics
 from rlvr.objective.reducers import Counts
 from rlvr.policy.batching import ModelInputs
 from rlvr.types import Batch
+
+Share = tuple[int, dict[str, float]]
+"""The place of a completion in its step, and its share of the metrics; place 0 is that of sums over
+a rank's micro-batches, where the order is of no concern."""
+
+
+def with_share(
+    shares: Sequence[Share], rows: Rows, metrics: dict[str, float], *, in_place: bool
+) -> list[Share]:
+    """A rank's shares with that of one more micro-batch.
+
+    Args:
+        shares: Those so far.
+        rows: Of the micro-batch.
+        metrics: Its share.
+        in_place: Whether shares are to be added in the order of their places, whoever ran them.
+    """
+    if in_place:
+        return [*shares, (rows[0], metrics)]
+    total: dict[str, float] = shares[0][1] if shares else {}
+    return [(0, merge_metrics(total, metrics))]
+
+
+def merged_shares(by_rank: Sequence[Sequence[Share]]) -> dict[str, float]:
+    """The metrics of a step, from the shares of all ranks."""
+    shares = sorted(chain.from_iterable(by_rank), key=lambda share: share[0])
+    total: dict[str, float] = {}
+    return reduce(merge_metrics, (metrics for _, metrics in shares), total)
 
 
 class StepLoss:

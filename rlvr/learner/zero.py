@@ -71,7 +71,7 @@ class ZeroStore:
         zero: DeepSpeed's ``zero_optimization`` section.
     """
 
-    equal_micro_batches = True
+    equal_micro_batches: bool = True
     retries = False  # other ranks may be waiting inside a backward pass that this one has left
 
     def __init__(
@@ -127,6 +127,9 @@ class ZeroStore:
         """Add the gradient of ``loss``; ``last`` is the step's last micro-batch."""
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * self.ranks.count)
+
+    def end_unit(self) -> None:
+        """Nothing: gradients are added one after the other."""
 
     def clear(self) -> None:
         """Forget what the step has gathered."""
@@ -220,13 +223,18 @@ class ZeroStore:
 
     def _make_moments(self) -> None:
         """Make all moments now, so that memory is known from the start and slices exist."""
-        zero = self.zero
-        if self.stage == 3:
-            flats = zero.fp32_partitioned_groups_flat
-        else:
-            flats = zero.single_partition_of_fp32_groups
-        for flat in flats:
+        for flat in self._flats():
             self.optimizer.moments(flat)
+
+    def _flats(self) -> list[torch.Tensor]:
+        """What the optimizer calls its parameters: this rank's shards, laid end to end."""
+        zero = self.zero
+        flats: list[torch.Tensor] = (
+            zero.fp32_partitioned_groups_flat
+            if self.stage == 3
+            else zero.single_partition_of_fp32_groups
+        )
+        return flats
 
     def _slices(self) -> Iterator[tuple[str, _Slice]]:
         for name, parameter in self.named.items():

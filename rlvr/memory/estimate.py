@@ -235,6 +235,9 @@ def _optimizer(work: Work, launched: Processes, where: Machine) -> Iterator[Comp
         yield Component("gradients", each * trained, stored.weights, when)
         if sharded:
             yield Component("gradients, own part", each * mine, "copied" + over, GRADIENTS, host)
+    if stored.exact:  # of all weights in every process, whatever is sharded
+        note = "16 bytes a weight, 4 of a unit's gradient"
+        yield Component("exact sums of gradients", 20.0 * trained, note, GRADIENTS)
     share = mine / trained
     moments = 2 * share * BYTES[stored.states] * work.shape.trained
     yield Component("AdamW's moments", moments, stored.states + over, host=host)

@@ -24,6 +24,7 @@ class Storage:
         in_backward: Whether gradients are applied as they come (``learner.in_backward``).
         compute: Precision of the passes (``model.precision``).
         recompute: Whether activations are recomputed (``model.gradient_checkpointing``).
+        exact: Whether gradients are added up exactly (``learner.exact``).
     """
 
     weights: Format = "float32"
@@ -32,6 +33,7 @@ class Storage:
     in_backward: Literal["per_tensor", "two_passes"] | None = None
     compute: Literal["float32", "bfloat16"] = "float32"
     recompute: bool = False
+    exact: bool = False
 
 
 @dataclass(frozen=True)

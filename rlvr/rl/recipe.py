@@ -24,6 +24,7 @@ from rlvr.runs.base_recipe import (
     BaseEvaluation,
     BaseRecipe,
     LogSettings,
+    impossible_exactness,
     impossible_layout,
     impossible_names,
     nothing_frozen,
@@ -333,7 +334,7 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             "model.lora, or rollout.engine.lora=merged"
         )
     faults += _impossible_parts(recipe)
-    faults += impossible_layout(recipe) + nothing_frozen(recipe)
+    faults += impossible_layout(recipe) + impossible_exactness(recipe) + nothing_frozen(recipe)
     faults += impossible_names(recipe.evaluation.sets, "evaluation.sets")
     return faults
 

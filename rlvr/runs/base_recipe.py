@@ -155,7 +155,7 @@ class OfflineRecipe(BaseRecipe):
 
     def faults(self) -> list[str]:
         """Combinations of valid settings that cannot work, each with its remedy."""
-        return impossible_layout(self) + nothing_frozen(self)
+        return impossible_layout(self) + impossible_exactness(self) + nothing_frozen(self)
 
     def launch_faults(self, processes: int, zero_stage: int) -> list[str]:
         """See :meth:`BaseRecipe.launch_faults`."""
@@ -178,6 +178,27 @@ def impossible_layout(recipe: BaseRecipe) -> list[str]:
             f"{recipe.model.attention!r} does not take; use sdpa or layout padded"
         ]
     return []
+
+
+def impossible_exactness(recipe: BaseRecipe) -> list[str]:
+    """What cannot give the same bits however a step is split, with its remedy."""
+    if not recipe.learner.exact:
+        return []
+    faults, model = [], recipe.model
+    if recipe.learner.in_backward is not None:
+        faults.append(
+            f"learner.exact = true adds whole gradients exactly, and learner.in_backward = "
+            f"{recipe.learner.in_backward!r} drops them as they come; leave one of them out"
+        )
+    asked = {"model.dropout": model.dropout}
+    asked["model.lora.dropout"] = model.lora.dropout if model.lora else None
+    faults += [
+        f"learner.exact = true with {name} = {value}: what is dropped depends on who runs a "
+        f"completion, and when; set {name} to 0, or learner.exact=false"
+        for name, value in asked.items()
+        if value
+    ]
+    return faults
 
 
 def nothing_frozen(recipe: BaseRecipe) -> list[str]:

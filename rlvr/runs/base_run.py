@@ -28,7 +28,7 @@ from rlvr.learner.checkpoint import (
     random_states,
     restore_random_states,
 )
-from rlvr.learner.deterministic import deterministic_algorithms
+from rlvr.learner.deterministic import deterministic_algorithms, one_thread
 from rlvr.learner.launch import Launch, join
 from rlvr.learner.parameter_store import ParameterStore, give_back_freed_memory
 from rlvr.learner.watchdog import Watchdog
@@ -332,7 +332,9 @@ def open_any_run(
     wall = WallClock(caller.began)
     with ExitStack() as stack:
         # Before the processes meet, which begins CUDA.
-        stack.enter_context(deterministic_algorithms(recipe.deterministic))
+        exact = recipe.learner.exact
+        stack.enter_context(deterministic_algorithms(recipe.deterministic or exact))
+        stack.enter_context(one_thread(exact))
         launch = join()
         if not torch.cuda.is_available():
             give_back_freed_memory()  # before weights are read in float32 and rounded
@@ -397,7 +399,7 @@ def _begin(run: BaseRun, checkpoint: Path | None) -> list[str]:
             lines += [f"changed: {line}" for line in branch.changes(recipe)]
             position = run.learner.updates, run.learner.total_updates
             lines += run.notes + branch_notice(branch, recipe.learner, state, *position)
-        lines += inexact_resume(checkpoint, run.ranks)
+        lines += [] if recipe.learner.exact else inexact_resume(checkpoint, run.ranks)
     updates = run.learner.updates, run.learner.total_updates
     return [*lines, *model_notes(recipe.model), *notices(recipe, *updates, before)]
 

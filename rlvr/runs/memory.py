@@ -34,6 +34,7 @@ def storage(recipe: BaseRecipe) -> Storage:
         in_backward=learner.in_backward,
         compute=model.precision,
         recompute=model.gradient_checkpointing,
+        exact=learner.exact,
     )
 
 
@@ -62,10 +63,10 @@ def work_of(
         shape,
         storage(recipe),
         sequence=sequence,
-        tokens=learner.tokens_per_micro_batch,
+        tokens=1 if learner.exact else learner.tokens_per_micro_batch,  # a completion at a time
         chunk=learner.logits_chunk or default_chunk(shape.vocabulary, device),
         kept=KEPT_LOGITS,
-        packed=dense_mask and learner.layout != "padded",
+        packed=dense_mask and learner.layout != "padded" and not learner.exact,
         extra=extra,
     )
 

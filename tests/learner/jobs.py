@@ -288,7 +288,8 @@ def outcome(model, folder, launch):
     policy = load_policy(ModelSettings(path=model))
     torch.manual_seed(0)
     head = OutcomeRewardModel(policy, LayerQueries(heads=4), bias=True)
-    settings = LearnerSettings(lr=1e-3, epsilon=1e-4, tokens_per_micro_batch=60, layout="padded")
+    own = {"lr": 1e-3, "epsilon": 1e-4, "weight_decay": 0.0, "max_grad_norm": 1.0}
+    settings = LearnerSettings(**{**SETTINGS, "tokens_per_micro_batch": 60, **own})
     rates = OptimizerSettings(lr=5e-3, epsilon=1e-4)
     learner = reward_model_learner(head, loss, settings, rates, total_updates=6, launch=launch)
     batch = make_batch(REWARDS, seed=0, dtype=torch.float32)

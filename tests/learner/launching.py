@@ -42,8 +42,9 @@ def launch(config, *arguments, processes=2, timeout=240):
     return done.stdout
 
 
-def run_job(config, case, model, out, processes=2):
-    """Run a case of jobs.py; the path it wrote."""
-    jobs = ROOT / "tests" / "learner" / "jobs.py"
-    launch(config, jobs, case, model, out, processes=processes)
+def run_job(config, case, model, out, *arguments, processes=2, jobs="jobs.py", timeout=240):
+    """Run a case of jobs.py, or of another file beside it; the path it wrote."""
+    file = ROOT / "tests" / "learner" / jobs
+    whole = (config, file, case, model, out, *arguments)
+    launch(*whole, processes=processes, timeout=timeout)
     return out

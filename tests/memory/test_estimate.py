@@ -114,6 +114,13 @@ def test_gradients_applied_in_the_backward_pass_are_those_of_one_tensor():
     assert by_name(Work(SHAPE, storage, tokens=1000, update=1100))["gradients"] == 4e6
 
 
+def test_exact_sums_are_whole_in_every_process():
+    for processes in (None, Processes(gpus=4, stage=3)):
+        plain, found = (by_name(Work(SHAPE, Storage(exact=e)), processes) for e in (False, True))
+        assert found.pop("exact sums of gradients") == 2e7
+        assert found == plain
+
+
 def test_a_bfloat16_base_that_is_published_so_is_not_rounded_by_holding_it_so():
     published = replace(LORA, stored="bfloat16")
     mixed = Storage(compute="bfloat16")
