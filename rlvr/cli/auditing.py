@@ -17,6 +17,14 @@ def audit(
     sample: Annotated[
         int, typer.Option(min=0, help="Kept completions, at most, that are graded again.")
     ] = 1000,
+    replay: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Completions, at most, that are sampled again (see rlvr replay), of those whose "
+            "weights are at hand: those of a checkpoint, or of the beginning. Loads the model.",
+        ),
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Check a run's ledger: every prompt drawn has one fate, and the rows agree with the files.
@@ -24,11 +32,11 @@ def audit(
     It says what was checked and how many, a line each, and names each fault with its row and what
     was expected. It ends with 0 if the books are closed and with 1 if anything is wrong.
 
-    Example: rlvr audit runs/grpo --sample 200
+    Example: rlvr audit runs/grpo --sample 200 --replay 20
     """
     from rlvr.rl.audit import audit as audit_run
 
-    found = audit_run(run, sample=sample)
+    found = audit_run(run, sample=sample, replay=replay)
     if as_json:
         typer.echo(json.dumps(found.record(), indent=1))
     else:

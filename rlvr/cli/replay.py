@@ -1,14 +1,11 @@
 """The verb that samples recorded completions again: replay."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rlvr.cli.quiet import quiet_libraries
-
-if TYPE_CHECKING:
-    from rlvr.rl.replay import Replayed
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -45,21 +42,6 @@ def replay(
 
     found = replay_completions(run, completion)
     for result in found:
-        typer.echo(described(result))
+        typer.echo(str(result))
     if not all(result.same for result in found):
         raise typer.Exit(1)
-
-
-def described(result: "Replayed") -> str:
-    """One line about a completion that was sampled again."""
-    start = f"{result.id} (weights of version {result.version}): "
-    if result.fault is not None:
-        return f"{start}not sampled again: {result.fault}"
-    if result.same:
-        return f"{start}the same ids and log-probabilities"
-    what = "log-probabilities differ" if result.same_ids else "ids differ"
-    where = "" if result.first_difference is None else f" from token {result.first_difference} on"
-    apart = result.of_sum if result.largest is None else result.largest
-    which = "in sum" if result.largest is None else "at most, where ids are the same"
-    by = "" if apart is None else f"; log-probabilities are {apart:.3g} nats apart {which}"
-    return f"{start}{what}{where}{by}"

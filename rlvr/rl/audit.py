@@ -63,13 +63,15 @@ class Audit:
         }
 
 
-def audit(run: Path, *, sample: int = 1000, seed: int = 0) -> Audit:
+def audit(run: Path, *, sample: int = 1000, replay: int = 0, seed: int = 0) -> Audit:
     """Audit a run of reinforcement learning, finished, running or killed.
 
     Args:
         run: Its folder.
         sample: Kept completions, at most, whose answers are graded again, drawn at random.
-        seed: Of the draw.
+        replay: Completions, at most, that are sampled again, drawn at random of those whose weights
+            are at hand.
+        seed: Of the draws.
 
     Raises:
         ValueError: The folder holds no such run, or no ledger.
@@ -88,6 +90,8 @@ def audit(run: Path, *, sample: int = 1000, seed: int = 0) -> Audit:
     if not any(check.faults for check in checks[:1]):
         checks += [_metrics(books, run), _checkpoints(books, run)]
         checks += [_hashes(books), _verdicts(books, run, recipe, sample, seed)]
+        if replay:
+            checks.append(_replays(books, run, replay, seed))
     return Audit(tuple(checks), tuple(notes))
 
 
@@ -258,6 +262,21 @@ def _verdicts(books: Books, run: Path, recipe: RLRecipe, sample: int, seed: int)
     note = f"of {given_up} more the verifier gave up, now or in the run" if given_up else ""
     count = len(chosen) - given_up
     return Check("verdicts", count, "answers graded again", (*faults, *again), note)
+
+
+def _replays(books: Books, run: Path, count: int, seed: int) -> Check:
+    """Completions whose weights are at hand come out the same when they are sampled again."""
+    # It loads the model; an audit of the files alone does not.
+    from rlvr.rl.replay import replay_completions
+
+    steps = [int(path.name.removeprefix("step_")) for path in checkpoints_of(run / "checkpoints")]
+    ready = {books.begin["step"], *steps}
+    able = [item.id for item in books.ledger.completions() if item.version in ready]
+    chosen = random.Random(seed).sample(able, min(count, len(able)))
+    found = replay_completions(run, chosen, retrain=False)
+    faults = tuple(str(result) for result in found if not result.same)
+    note = "" if able else "no weights are at hand that any was sampled with"
+    return Check("replay", len(found), "completions sampled again", faults, note)
 
 
 def _kept_faults(one: Row, row: Row) -> Iterator[str]:

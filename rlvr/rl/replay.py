@@ -71,6 +71,19 @@ class Replayed:
         """Whether ids and log-probabilities are the recorded ones."""
         return self.same_ids and self.same_logprobs
 
+    def __str__(self) -> str:
+        start = f"{self.id} (weights of version {self.version}): "
+        if self.fault is not None:
+            return f"{start}not sampled again: {self.fault}"
+        if self.same:
+            return f"{start}the same ids and log-probabilities"
+        what = "log-probabilities differ" if self.same_ids else "ids differ"
+        where = "" if self.first_difference is None else f" from token {self.first_difference} on"
+        apart = self.of_sum if self.largest is None else self.largest
+        which = "in sum" if self.largest is None else "at most, where ids are the same"
+        by = "" if apart is None else f"; log-probabilities are {apart:.3g} nats apart {which}"
+        return f"{start}{what}{where}{by}"
+
 
 def replay_completions(
     run_folder: Path,

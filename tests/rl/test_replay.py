@@ -6,6 +6,7 @@ import pytest
 
 import rlvr.rl.run
 from rlvr.rl import replay
+from rlvr.rl.audit import audit
 from rlvr.rl.replay import Replayed, replay_completions
 from rlvr.rollout.engine import Sample
 from rlvr.runs.ledger import LEDGER, LedgerCompletion, logprob_hash, read_ledger, token_hash
@@ -62,6 +63,20 @@ def test_without_training_forward_only_versions_at_hand_are_sampled(finished, mo
     found = replay_completions(finished, chosen(finished), retrain=False)
     assert [result.same for result in found] == [result.version != 1 for result in found]
     assert all(r.fault == "the run has no checkpoint of version 1" for r in found if not r.same)
+
+
+def test_an_audit_samples_again_where_weights_are_at_hand(finished, monkeypatch):
+    closed = call("audit", finished, "--replay", 6)
+    assert closed.code == 0, closed.text
+    assert "replay: 6 completions sampled again" in closed.text
+
+    def otherwise(folder, ids, retrain):
+        return [Replayed(ids[0], 0, None, True, False, 3, 0.25)]
+
+    monkeypatch.setattr(replay, "replay_completions", otherwise)
+    found = audit(finished, replay=1)
+    assert len(found.faults) == 1
+    assert "log-probabilities differ from token 3 on" in found.faults[0]
 
 
 def test_other_weights_are_told_before_anything_is_sampled(finished, tmp_path):
