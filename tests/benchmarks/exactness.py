@@ -6,8 +6,8 @@
 Every layout is a run of its own, started as users start one: ``rlvr train``, or ``accelerate
 launch`` with a file of launch/accelerate. Some are killed after their second step and resumed, also
 by another number of processes. Compared are the SHA-256 of the weights (bytes of all tensors, by
-name) and of ``metrics.jsonl`` without times, rates and sizes of memory. OUT/results.jsonl has a line for each run;
-the same command goes on from there, and prints the tables.
+name) and of ``metrics.jsonl`` without times, rates and sizes of memory. OUT/results.jsonl has a
+line for each run; the same command goes on from there, and prints the tables.
 
 ``--cost`` measures instead what an update takes with and without it, in turn in one process, on a
 model of SmolLM2-135M's shape with random weights: 8 completions in two groups, in seconds of the
