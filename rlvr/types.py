@@ -61,7 +61,8 @@ class Completion:
     ``logprobs`` are the engine's log-probabilities (nats) of ``token_ids`` under the sampling
     temperature. ``token_ids`` ends with the end token if and only if ``finish_reason`` is "stop"
     and the engine sampled one. ``experts`` are a mixture's choices [P, M, K] in the engine, at all
-    positions of prompt and completion but the last, where they are kept.
+    positions of prompt and completion but the last, where they are kept. ``draw`` is the number of
+    its prompt among all that the run drew, from 0; -1 where prompts are not drawn for training.
     """
 
     problem_id: str
@@ -73,6 +74,7 @@ class Completion:
     finish_reason: FinishReason
     policy_version: int
     experts: torch.Tensor | None = None
+    draw: int = -1
 
 
 @dataclass(frozen=True, slots=True)

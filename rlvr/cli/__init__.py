@@ -10,6 +10,7 @@ from typing import NoReturn
 import typer
 
 from rlvr.cli import (
+    auditing,
     bench,
     converting,
     distill,
@@ -20,6 +21,7 @@ from rlvr.cli import (
     machine,
     preference,
     prm,
+    replay,
     reporting,
     sweeping,
     training,
@@ -39,7 +41,9 @@ app = typer.Typer(
 
 for room in (
     training,
+    replay,
     reporting,
+    auditing,
     sweeping,
     converting,
     fitting,

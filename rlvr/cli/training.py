@@ -68,10 +68,15 @@ def train(
     from rlvr.hub.background import uploading
     from rlvr.report import write_report
     from rlvr.report.beside import dashboard_beside
+    from rlvr.runs.callers import CallerObjects
+    from rlvr.runs.clock import process_began
 
     output: Path = getattr(resolved, "output")  # noqa: B009  (a recipe of any task has one)
     with dashboard_beside(output, typer.echo) if dashboard else nullcontext():
-        folder = task.train(resolved, resume=resume, uploading=uploading, parent=parent)
+        caller = CallerObjects(began=process_began())
+        folder = task.train(
+            resolved, resume=resume, uploading=uploading, parent=parent, caller=caller
+        )
     typer.echo(f"model:  {folder / 'model'}\nreport: {write_report(folder)}")
 
 

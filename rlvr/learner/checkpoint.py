@@ -38,6 +38,8 @@ from rlvr.ranks import Ranks
 logger = logging.getLogger(__name__)
 
 MANIFEST = "MANIFEST.json"
+KEPT = "KEPT"
+"""A file in a checkpoint that is never pruned; it says why. No part of what was saved."""
 
 
 class CheckpointError(OSError):
@@ -199,6 +201,13 @@ class CheckpointWriter:
         fault, self._fault = self._fault, None
         if fault is not None:
             raise fault
+
+    def keep_for_good(self, step: int, why: str) -> None:
+        """Have the checkpoint of a step never pruned; once it is written."""
+        self.wait()
+        path = checkpoint_path(self.folder, step)
+        if self.ranks.first and path.is_dir():
+            (path / KEPT).write_text(f"{why}\n", encoding="utf-8")
 
     def _catch(self, *arguments: Any) -> None:  # noqa: ANN401
         try:
@@ -434,11 +443,13 @@ def _prune(folder: Path, newest: Path, keep: int) -> None:
     """Drop all but the ``keep`` up to ``newest``.
 
     Later ones are damaged, or the run would have gone on from them; counted as kept, they would
-    push out sound ones. While updates are skipped, the last one from before that stays as well.
+    push out sound ones. While updates are skipped, the last one from before that stays as well;
+    so do those that are kept for good, which do not count.
     """
     found = checkpoints_of(folder)
     earlier = found[found.index(newest) :]
-    kept = earlier[:keep]
+    for_good = [path for path in earlier if (path / KEPT).is_file()]
+    kept = [path for path in earlier if path == newest or path not in for_good][:keep] + for_good
     if not any(map(_is_sound, kept)):
         kept += [path for path in earlier if _is_sound(path)][:1]
     for path in found:

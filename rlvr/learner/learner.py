@@ -191,7 +191,7 @@ class Learner:
 
     def _policy_step(self, batch: Batch) -> dict[str, float]:
         """An optimizer step of the policy, and of the models that step with it."""
-        rows = self._rows_to_run(batch)
+        rows = self.rows_to_run(batch)
         fractions = self._fractions()
         self.store.begin(fractions, self._all_or(self.stepping - self.held))
         metrics = self._gather_gradient(batch, rows, self.stepping) if rows else {}
@@ -250,7 +250,8 @@ class Learner:
         """The names as the store takes them."""
         return None if models == set(self.store.settings) else models
 
-    def _rows_to_run(self, batch: Batch) -> list[int]:
+    def rows_to_run(self, batch: Batch) -> list[int]:
+        """The completions of a batch with their advantages that an update runs the model on."""
         every_row = self.objective.regularised or any(hook.every_row for hook in self.hooks)
         if every_row or not self.settings.skip_zero_advantage:
             return batch.rows_with_tokens

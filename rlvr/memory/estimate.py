@@ -46,7 +46,7 @@ BYTES: Mapping[Format, float] = {
 }
 """Of a number, with its share of a scale."""
 
-PROGRAM = 0.6 * GIB
+PROGRAM = 0.55 * GIB
 """Python, torch and transformers, as measured on a CPU; on a GPU it stands for CUDA's context."""
 ENGINE_PROGRAM = 1.0 * GIB
 """vLLM's own process without weights and cache: what is left of the difference between runs with
@@ -303,12 +303,17 @@ def _passes(work: Work, launched: Processes) -> Iterator[Component]:
 
 
 def _copies(work: Work, launched: Processes) -> Iterator[Component]:
-    """The bfloat16 copies of float32 weights that autocast makes.
+    """Copies of weights in the precision of the passes, where they are held in another one.
 
-    It keeps those of trained weights until the pass is over. The backward pass needs those of all
-    layers, or those of a block where it is recomputed, and the output head's.
+    A weight of fewer bits is whole while its layer runs, and the output head's is the largest. Of
+    float32 weights autocast makes bfloat16 copies, and keeps those of trained ones until the pass
+    is over. The backward pass needs those of all layers, or those of a block where it is
+    recomputed, and the output head's.
     """
     shape, stored = work.shape, work.storage
+    if stored.compute == "float32" and _base(work, launched) != "float32":
+        whole = 4.0 * shape.hidden * shape.vocabulary
+        yield Component("a weight made whole", whole, "the output head's", (*UPDATE, "rollout"))
     if stored.compute != "bfloat16" or _base(work, launched) != "float32":
         return
     head = shape.hidden * shape.vocabulary

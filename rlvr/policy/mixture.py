@@ -62,6 +62,12 @@ class ModelSize:
         )
 
 
+def has_experts(causal_lm: Any) -> bool:  # noqa: ANN401
+    """Whether a transformers causal LM sends tokens to experts, of a known kind or not."""
+    config = causal_lm.config.get_text_config()
+    return any(getattr(config, name, None) for name in _EXPERTS)
+
+
 def model_size(causal_lm: Any) -> ModelSize:  # noqa: ANN401
     """Count a transformers causal LM, on any device, whole or sharded."""
     own = {n: p for n, p in causal_lm.named_parameters() if ".lora_" not in n}

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from rlvr.report.alarms import MARKS, marks_of
+
 Format = Literal["number", "fraction", "count", "seconds", "scientific"]
 Column = Sequence[float | None]
 
@@ -40,6 +42,9 @@ class ChartTemplate:
 
 COUNTS = "eval/*/items"
 """Numbers of items in an evaluation; they get no chart."""
+
+ONCE = ("time/start", "time/finish")
+"""Seconds of a process rather than of a step; they get no chart."""
 
 LEARNING, POLICY, LEARNER, TIME = "Learning", "Policy", "Learner", "Time and machine"
 SECOND = "Second opinion"
@@ -384,7 +389,7 @@ TEMPLATES: tuple[ChartTemplate, ...] = (
         "Wall-clock seconds of a step by phase.",
         "seconds",
         kind="stack",
-        except_=("time/step",),
+        except_=("time/step", *ONCE),
     ),
     ChartTemplate(
         TIME,
@@ -406,7 +411,8 @@ def plan_charts(columns: Mapping[str, Column]) -> list[dict[str, Any]]:
 
     Returns:
         One mapping per chart: ``section``, ``group`` (heading inside "More"), ``title``, ``help``,
-        ``format``, ``kind`` and ``series``, a list of ``{"metric", "label", "color", "dashed",
+        ``format``, ``kind``, ``alarms`` (metrics that are 1 where an alarm about the chart held)
+        and ``series``, a list of ``{"metric", "label", "color", "dashed",
         "band", "interval"}``.
     """
     there = [name for name, column in columns.items() if any(v is not None for v in column)]
@@ -417,7 +423,10 @@ def plan_charts(columns: Mapping[str, Column]) -> list[dict[str, Any]]:
         charts += [_chart(part, own, columns) for part, own in _parts(template, names)]
     total = {"time/step"} if "time/generate" in there else set()
     rest = sorted(
-        name for name in there if name not in used | total and not fnmatch.fnmatch(name, COUNTS)
+        name
+        for name in there
+        if name not in used | total
+        and not any(fnmatch.fnmatch(name, p) for p in (COUNTS, MARKS, *ONCE))
     )
     return charts + [_chart(_own(name), [name], columns) for name in rest]
 
@@ -487,6 +496,7 @@ def _chart(
         "format": template.format,
         "kind": "stack" if shades else template.kind,
         "shades": shades,
+        "alarms": marks_of(names, columns),
         "series": [
             {
                 "metric": name,

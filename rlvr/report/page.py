@@ -6,7 +6,16 @@ import rlvr.page
 
 _CURVES = ("view.js", "chart.js", "curves.js")
 _COMPLETIONS = ("tokens.js", "detail.js", "browser.js", "problems.js", "live.js")
-SCRIPTS = (*_CURVES, "reliability.js", "disputes.js", "timeline.js", *_COMPLETIONS, "main.js")
+SCRIPTS = (
+    *_CURVES,
+    "alarms.js",
+    "reliability.js",
+    "disputes.js",
+    "books.js",
+    "timeline.js",
+    *_COMPLETIONS,
+    "main.js",
+)
 COMPARISON = (*_CURVES, *_COMPLETIONS, "comparison.js")
 OVERVIEW = ("live.js", "overview.js")
 

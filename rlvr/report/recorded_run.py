@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from rlvr.files import is_locked
+from rlvr.report.alarms import read_alarms
+from rlvr.report.books import read_books
 from rlvr.report.calibration import read_calibration
 from rlvr.report.completions import MAX_BYTES, MAX_ROWS, Completions, choose_completions
 from rlvr.report.disputes import read_disputes
 from rlvr.report.history import MAX_STEPS, History, read_history
 from rlvr.report.timeline import read_timeline
 from rlvr.runs.ending import LOCK, read_ending
+from rlvr.runs.ledger import LEDGER
 from rlvr.settings import parse_yaml
 
 
@@ -34,6 +37,8 @@ class RunFolder:
     notes: tuple[str, ...]
     unfinished: tuple[str, ...] = ()
     disputes: dict[str, Any] | None = None
+    alarms: tuple[dict[str, Any], ...] = ()
+    books: dict[str, Any] | None = None
 
 
 def read_run(
@@ -73,6 +78,8 @@ def read_run(
         timeline=read_timeline(run / "timeline.jsonl", last),
         calibration=read_calibration(run / "calibration.jsonl", last),
         disputes=read_disputes(run / "disputed.jsonl", history, last),
+        alarms=tuple(read_alarms(run / "alarms.jsonl", last)),
+        books=read_books(run / LEDGER, last),
         unfinished=_state(run, recipe, history),
         notes=(*info_notes, *history.notes),
     )

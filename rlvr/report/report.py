@@ -51,6 +51,8 @@ def report_index(run: RunFolder) -> dict[str, Any]:
         "charts": plan_charts(run.history.columns),
         "calibration": run.calibration,
         "disputes": run.disputes,
+        "alarms": run.alarms,
+        "books": run.books,
         "timeline": run.timeline,
         "completions": [
             {"id": f.id, "kind": f.kind, "step": f.step, "rows": f.rows, "total": f.total}

@@ -46,7 +46,9 @@ class Rollout:
 
     ``seconds`` are the times of its phases, and what was measured of the weights on their way.
     ``carried`` are those of the groups that an earlier step left over, and ``waiting`` how many
-    this one leaves over; None where such groups are not kept.
+    this one leaves over; None where such groups are not kept. ``held`` are the draws of the groups
+    that it leaves over, ``stale`` the groups that had become too old when it began, and
+    ``round_sizes`` how many prompts each of its rounds drew.
     """
 
     step: int
@@ -56,6 +58,9 @@ class Rollout:
     seconds: dict[str, float] = field(default_factory=dict)
     carried: list[list[ScoredCompletion]] = field(default_factory=list)
     waiting: int | None = None
+    held: tuple[int, ...] = ()
+    stale: list[list[ScoredCompletion]] = field(default_factory=list)
+    round_sizes: tuple[int, ...] = ()
 
     @property
     def version(self) -> int:
@@ -95,6 +100,9 @@ def rollout_state(rollout: Rollout) -> dict[str, Any]:
         "rounds": rollout.rounds,
         "carried": groups_state(rollout.carried),
         "waiting": rollout.waiting,
+        "held": list(rollout.held),
+        "stale": groups_state(rollout.stale),
+        "round_sizes": list(rollout.round_sizes),
         "sampled": groups_state(rollout.sampled),
         "kept": [identities.index(id(group)) for group in rollout.groups],
         "measured": {
@@ -116,6 +124,9 @@ def rollout_from_state(state: Mapping[str, Any]) -> Rollout:
         dict(state.get("measured", {})),
         carried=carried,
         waiting=state.get("waiting"),
+        held=tuple(state.get("held", ())),
+        stale=groups_from_state(state.get("stale", [])),
+        round_sizes=tuple(state.get("round_sizes", ())),
     )
 
 
@@ -153,18 +164,20 @@ def collect(run: Run, step: int, clock: Clock, show: Show) -> Rollout:
     """
     rollout, wanted = run.recipe.rollout, run.recipe.rollout.prompts_per_step
     sampled: list[list[ScoredCompletion]] = []
-    carried = _fresh(run.carry_over, rollout, step)
+    carried, stale = _by_age(run.carry_over, rollout, step)
     informative = list(carried)
     drawn: Counter[str] = Counter()
+    sizes: list[int] = []
     rounds = 0
     while rounds == 0 or (len(informative) < wanted and rounds <= rollout.dynamic_sampling_rounds):
         rounds += 1
         count = math.ceil((wanted - len(informative)) * rollout.oversample)
         scored = _sample_and_score(run, step, count, drawn, clock, show)
         sampled += scored
+        sizes.append(len(scored))
         informative += [group for group in scored if has_signal(group, rollout)]
     if not rollout.dynamic_sampling_rounds and rollout.oversample == 1:
-        return Rollout(step, sampled, sampled, rounds, clock.seconds)
+        return Rollout(step, sampled, sampled, rounds, clock.seconds, round_sizes=tuple(sizes))
     others = [group for group in sampled if not has_signal(group, rollout)]
     kept = (informative + others)[:wanted]
     waiting = None
@@ -172,25 +185,38 @@ def collect(run: Run, step: int, clock: Clock, show: Show) -> Rollout:
         # One fewer than a step needs, so that every step samples with the newest weights.
         run.carry_over = informative[wanted : 2 * wanted - 1]
         waiting = len(run.carry_over)
-    return Rollout(step, kept, sampled, rounds, clock.seconds, carried, waiting)
+    return Rollout(
+        step,
+        kept,
+        sampled,
+        rounds,
+        clock.seconds,
+        carried,
+        waiting,
+        held=tuple(group[0].completion.draw for group in run.carry_over),
+        stale=stale,
+        round_sizes=tuple(sizes),
+    )
 
 
-def _fresh(
+def _by_age(
     groups: list[list[ScoredCompletion]], rollout: RolloutSettings, step: int
-) -> list[list[ScoredCompletion]]:
-    """Groups of earlier steps that are not too old yet."""
+) -> tuple[list[list[ScoredCompletion]], list[list[ScoredCompletion]]]:
+    """Groups of earlier steps that are not too old yet, and those that are."""
     oldest = step - 1 - rollout.max_staleness - rollout.carry_over_steps
-    return [group for group in groups if group[0].completion.policy_version >= oldest]
+    fresh = [group for group in groups if group[0].completion.policy_version >= oldest]
+    return fresh, [group for group in groups if group[0].completion.policy_version < oldest]
 
 
 def _sample_and_score(
     run: Run, step: int, count: int, drawn: Counter[str], clock: Clock, show: Show
 ) -> list[list[ScoredCompletion]]:
     """One round: ``count`` newly drawn prompts, sampled and scored by all processes."""
+    first_draw = run.sampler.drawn
     prompts = run.next_prompts(count)
 
     def own() -> list[list[ScoredCompletion]]:
-        return _own_share(run, step, prompts, drawn, clock, show)
+        return _own_share(run, step, prompts, first_draw, drawn, clock, show)
 
     if run.rollout_ranks.count == 1:
         return own()
@@ -200,7 +226,13 @@ def _sample_and_score(
 
 
 def _own_share(
-    run: Run, step: int, prompts: list[Prompt], drawn: Counter[str], clock: Clock, show: Show
+    run: Run,
+    step: int,
+    prompts: list[Prompt],
+    first_draw: int,
+    drawn: Counter[str],
+    clock: Clock,
+    show: Show,
 ) -> list[list[ScoredCompletion]]:
     """This process's groups, each graded while others are generated."""
     rollout, share = run.recipe.rollout, run.share(len(prompts))
@@ -224,6 +256,7 @@ def _own_share(
                 progress=lambda done, total: show("generating", done, total),
                 finished=score,
                 share=share,
+                first_draw=first_draw,
             )
         with clock("verify"):
             show("verifying", 0, None)

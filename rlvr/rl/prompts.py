@@ -1,5 +1,6 @@
 """The training and evaluation problems of a recipe as prompts, checked against the model."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -42,18 +43,24 @@ def load_prompts(
     tokenizer: Any,  # noqa: ANN401
     scorer: Scorer,
     console: Console,
+    refused: Counter[str] | None = None,
 ) -> tuple[list[Prompt], dict[str, list[Prompt]]]:
-    """Training prompts and evaluation prompts by set, without problems that cannot be graded."""
+    """Training prompts and evaluation prompts by set, without problems that cannot be graded.
+
+    ``refused`` is told how many problems of the training data were left out, by why.
+    """
     template = load_template(recipe.data.template)
     limit = recipe.data.max_prompt_tokens
 
-    def usable(name: str, problems: list[Problem]) -> list[Prompt]:
-        return usable_prompts(name, problems, template, tokenizer, limit, scorer, console)
+    def usable(
+        name: str, problems: list[Problem], refused: Counter[str] | None = None
+    ) -> list[Prompt]:
+        return usable_prompts(name, problems, template, tokenizer, limit, scorer, console, refused)
 
     problems, sets = load_data(recipe, scorer.functions)
     for line in check_problems(recipe.reward.check, problems):
         notify(console, line)
-    training = usable("data", problems)
+    training = usable("data", problems, refused)
     held_out = {name: usable(name, problems) for name, problems in sets.items()}
     for name, prompts in held_out.items():
         shared = overlap((p.problem for p in training), (p.problem for p in prompts))

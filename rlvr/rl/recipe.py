@@ -19,9 +19,11 @@ from rlvr.policy.settings import ModelSettings
 from rlvr.reward_models.steps import step_starts
 from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.settings import EngineSettings, TransformersEngineSettings, VllmEngineSettings
+from rlvr.runs.alarm_settings import RLAlarmSettings
 from rlvr.runs.base_recipe import (
     BaseEvaluation,
     BaseRecipe,
+    LogSettings,
     impossible_exactness,
     impossible_layout,
     impossible_names,
@@ -110,6 +112,16 @@ class EvaluationSettings(BaseEvaluation):
     null does not."""
 
 
+class RLLogSettings(LogSettings):
+    """What is written for people, and the ledger."""
+
+    ledger: Literal["hashes", "tokens", "none"] = "hashes"
+    """The run's ledger, which `rlvr audit` checks: every prompt drawn and its fate, every
+    completion, the weights after each step. hashes: ids and log-probabilities as hashes. tokens:
+    also themselves, so that a replay can say where it differs; some 25 bytes a token. none: no
+    ledger."""
+
+
 class RLRecipe(BaseRecipe):
     """Reinforcement learning from verifiable rewards: the recipe of ``rlvr train``."""
 
@@ -151,6 +163,10 @@ class RLRecipe(BaseRecipe):
     """How the loss over tokens becomes a number."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """Held-out problems."""
+    alarms: RLAlarmSettings = RLAlarmSettings()
+    """Signs that training goes wrong, and what is done about them."""
+    log: RLLogSettings = RLLogSettings()
+    """What is written for people, and the ledger."""
 
     @classmethod
     def refusal(cls, given: Mapping[str, Any]) -> str | None:

@@ -7,9 +7,11 @@ import torch
 
 from reward.pool import COUNTERS
 from rlvr.rl.batch import rollout_metrics
+from rlvr.rl.bias import bias_metrics
 from rlvr.rl.collect import Rollout
+from rlvr.rl.ledger import record_ledger
 from rlvr.rl.run import Run
-from rlvr.runs.clock import Clock
+from rlvr.runs.clock import Clock, other_seconds
 from rlvr.runs.collectives import memory_used
 from rlvr.runs.log import completion_row
 from rlvr.runs.scoring import ScoredCompletion, counted_verdicts
@@ -31,7 +33,10 @@ def record_step(
         clock: Timed its phases.
     """
     metrics = metrics | rollout_metrics(rollout.sampled) | _watched(run, rollout)
+    metrics |= bias_metrics(rollout.sampled, rollout.groups, batch)
     metrics |= rollout.metrics | rollout.seconds
+    with clock("ledger"):
+        record_ledger(run, rollout, batch, metrics)
     run.verdicts += counted_verdicts(rollout.sampled)
     metrics |= _verifier_counters(run) | _second_opinions(run, rollout) | clock.seconds
     run.log.step(run.step, metrics | _rates(run, rollout, metrics, clock))
@@ -99,8 +104,11 @@ def _rates(run: Run, rollout: Rollout, metrics: dict[str, float], clock: Clock) 
     def tokens(groups: list[list[ScoredCompletion]]) -> int:
         return sum(len(item.completion.token_ids) for group in groups for item in group)
 
+    total = clock.total
     rates = {
-        "time/step": clock.total,
+        "time/step": total,
+        "time/other": other_seconds(total, metrics, run.recipe.rollout.max_staleness > 0),
+        **run.wall.of_step(total),
         "throughput/trained_tokens_per_second": tokens(rollout.groups) / metrics["time/update"],
     }
     if "time/generate" in metrics:  # unless it was sampled before the run was interrupted

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from rlvr.runs.callers import NO_CALLER, CallerObjects
 from rlvr.runs.collectives import on_rank_zero
 from rlvr.runs.evaluation import HeldOutProblems
 from rlvr.runs.interrupt import StopSignals
+from rlvr.runs.ledger import Ledger
 from rlvr.runs.log import notify
 from rlvr.runs.parent import Parent
 from rlvr.runs.scoring import ScoredCompletion, Scorer, try_functions
@@ -62,6 +64,12 @@ class Run(BaseRun):
     """What a second judge made of verdicts, of all steps that were recorded."""
     carry_over: list[list[ScoredCompletion]] = field(default_factory=list)
     """Informative groups that wait for a step with room for them."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """Problems of the data that are never drawn, by why."""
+    ledger: Ledger | None = None
+    """On the first rank, unless the recipe turns it off."""
+    dropped: list[int] = field(default_factory=list)
+    """Draws of the parent whose completions a branch has no use for."""
 
     @property
     def central(self) -> bool:
@@ -77,6 +85,11 @@ class Run(BaseRun):
     def token_ids(self) -> Iterator[tuple[str, Sequence[int]]]:
         """The prompts of training; evaluation may change."""
         return ((prompt.problem.id, prompt.ids) for prompt in self.prompts)
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Where each problem stands in the data, by its id."""
+        return {prompt.problem.id: place for place, prompt in enumerate(self.prompts)}
 
     def next_prompts(self, count: int) -> list[Prompt]:
         """The coming prompts; the sampler advances."""
@@ -124,6 +137,7 @@ class Run(BaseRun):
                 "rollouts": dict(rollouts),
                 "learner": self.learner.state(),
                 "verifier": {**self.verdicts, "restarts": restarts},
+                **({} if self.ledger is None else {"ledger": self.ledger.head}),
                 **({} if self.recipe.reward.check is None else {"check": dict(self.opinions)}),
             }
         )
@@ -142,12 +156,20 @@ class Run(BaseRun):
         self.learner.branch_from(state["learner"], before)
         sampled = {"queue", "carry_over"} & self.rollouts_state.keys()
         if sampled and not (goes_on and not self.branch.changed(self.recipe, *_SAMPLED_BY)):
+            self.dropped = _draws(self.rollouts_state)
             self.rollouts_state = {}
             self.notes.append(
                 "completions that the parent had sampled ahead are dropped: what they come from, "
                 "or how they are rewarded, has changed"
             )
         return state
+
+
+def _draws(state: Mapping[str, Any]) -> list[int]:
+    """The draws of all groups that a checkpoint holds."""
+    queue = state.get("queue", [])
+    lists = [state.get("carry_over", []), *(rollout["sampled"] for rollout in queue)]
+    return sorted({g[0]["completion"].get("draw", -1) for groups in lists for g in groups})
 
 
 @contextmanager
@@ -187,7 +209,8 @@ def _build_run(recipe: RLRecipe, context: RunContext) -> Run:
     limit = recipe.rollout.sampling.max_tokens
     scorer = stack.enter_context(Scorer(recipe.reward, tokenizer, limit, recipe.steps, recipe.seed))
     scorer.needs_verdicts |= needs_verdicts(recipe)
-    prompts, evaluation_prompts = load_prompts(recipe, tokenizer, scorer, context.console)
+    refused: Counter[str] = Counter()
+    prompts, evaluation_prompts = load_prompts(recipe, tokenizer, scorer, context.console, refused)
     on_rank_zero(ranks, lambda: try_functions(scorer.functions, prompts[0].problem, limit))
     learner = build_learner(recipe, context.checkpoint, context.launch, context.caller.model)
     context.seed_per_rank()
@@ -205,6 +228,7 @@ def _build_run(recipe: RLRecipe, context: RunContext) -> Run:
                 ranks,
                 takes_turns=not recipe.rollout.max_staleness,
                 growth=lambda: moments_to_come(learner.store.optimizer),
+                exact=recipe.learner.exact,
             )
         )
     )
@@ -225,6 +249,7 @@ def _build_run(recipe: RLRecipe, context: RunContext) -> Run:
         rollout_ranks=ranks.group(),
         signals=context.signals,
         probe=_probe(recipe, {TRAINING: prompts, **evaluation_prompts}, tokenizer),
+        refused=refused,
     )
 
 

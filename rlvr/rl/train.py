@@ -10,15 +10,17 @@ With several processes every one runs this loop over the same rollouts; sampling
 update are shared out, and the first keeps the records.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from rlvr.rl.batch import build_batch
+from rlvr.rl.ledger import open_ledger
 from rlvr.rl.recipe import RLRecipe
 from rlvr.rl.record import record_step
-from rlvr.rl.rollouts import Rollouts, sampling_rollouts
+from rlvr.rl.rollouts import AsynchronousRollouts, Rollouts, sampling_rollouts
 from rlvr.rl.run import Run, open_run
 from rlvr.runs.callers import NO_CALLER, CallerObjects
 from rlvr.runs.collectives import stop_together
@@ -56,21 +58,26 @@ def train(
     with (
         StopSignals().watch() as signals,
         open_run(recipe, resume, console or Console(), signals, uploading, parent, caller) as run,
-        sampling_rollouts(run) as rollouts,
     ):
-        run_steps(
-            run,
-            lambda: train_step(run, rollouts, signals),
-            lambda: _evaluate_if_due(run, rollouts),
-            lambda: run.save(rollouts.state()),
-            settle=lambda: _settle(run, rollouts),
-        )
-        run.log.phase("exporting")
-        export(run.policy, run.tokenizer, run.folder, run.ranks)
-        for hook in run.learner.hooks:
-            hook.export(run.tokenizer, run.folder, run.ranks)
-        run.finish_uploads()
+        open_ledger(run)
+        with sampling_rollouts(run) as rollouts:
+            _train(run, rollouts, signals)
     return recipe.output
+
+
+def _train(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
+    run_steps(
+        run,
+        lambda: train_step(run, rollouts, signals),
+        lambda: _evaluate_if_due(run, rollouts),
+        lambda: run.save(rollouts.state()),
+        settle=_settling(run, rollouts),
+    )
+    run.log.phase("exporting")
+    export(run.policy, run.tokenizer, run.folder, run.ranks)
+    for hook in run.learner.hooks:
+        hook.export(run.tokenizer, run.folder, run.ranks)
+    run.finish_uploads()
 
 
 def train_step(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
@@ -94,7 +101,8 @@ def train_step(run: Run, rollouts: Rollouts, signals: StopSignals) -> None:
 
 def _evaluate_if_due(run: Run, rollouts: Rollouts) -> None:
     if run.held_out.prompts or run.probe:
-        every, exclusive = run.recipe.evaluation.every, rollouts.exclusive()
+        every = run.recipe.evaluation.every
+        exclusive = rollouts.exclusive() if isinstance(rollouts, AsynchronousRollouts) else None
         evaluate_if_due(run, every, lambda: _measured(run), beside=exclusive)
 
 
@@ -103,6 +111,13 @@ def _measured(run: Run) -> tuple[dict[str, float], list[dict[str, Any]]]:
     return metrics | ({} if run.probe is None else run.probe.measure(run.learner)), rows
 
 
-def _settle(run: Run, rollouts: Rollouts) -> None:
-    run.log.phase("waiting for rollouts to save")
-    rollouts.settle()
+def _settling(run: Run, rollouts: Rollouts) -> Callable[[], None] | None:
+    """What a checkpoint waits for; None where nothing is sampled ahead."""
+    if not isinstance(rollouts, AsynchronousRollouts):
+        return None
+
+    def settle() -> None:
+        run.log.phase("waiting for rollouts to save")
+        rollouts.settle()
+
+    return settle

@@ -211,7 +211,9 @@ class AdapterStore(WeightStore):
                 f"|difference| is {apart:.3g}, above {limit:.3g}; {_MERGED}"
             )
 
-    def check(self, logprobs: list[float]) -> Difference:
+    def check(
+        self, logprobs: list[float], repair: Callable[[], str | None] = lambda: None
+    ) -> Difference:
         """Compare an engine's log-probabilities of :attr:`sequence` with the learner's.
 
         Raises:
@@ -225,7 +227,7 @@ class AdapterStore(WeightStore):
         answers = other_answer(logprobs, adapter.logprobs, others, RESOLUTION[self.precision])
         if answers is not None:
             raise self._stale(adapter, f"answers as {answers}")
-        difference = super().check(logprobs)
+        difference = super().check(logprobs, repair)
         self.proven = adapter
         return difference
 

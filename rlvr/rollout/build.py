@@ -25,6 +25,7 @@ def build_engine(
     *,
     takes_turns: bool | None = None,
     growth: Callable[[], int] = lambda: 0,
+    exact: bool = False,
 ) -> Engine:
     """Build the engine that ``settings`` name; it needs a sync before it generates.
 
@@ -37,6 +38,8 @@ def build_engine(
         takes_turns: Whether a learner updates the policy between calls, so that an engine on its
             GPU had better sleep then, or at any time; None if there is no learner.
         growth: Bytes of a GPU that the learner will hold during calls and does not hold yet.
+        exact: Whether a completion has the same bits in every batch, where the engine can do that:
+            transformers.
 
     Raises:
         ValueError: A package that the engine needs is not installed.
@@ -49,4 +52,4 @@ def build_engine(
         if ranks is not None and not ranks.first:
             return NullEngine(policy, longest)
         return VllmServerEngine(policy, stop_ids, settings, longest)
-    return TransformersEngine(policy, stop_ids, settings)
+    return TransformersEngine(policy, stop_ids, settings, exact=exact)

@@ -21,6 +21,7 @@ def sample_groups(
     progress: Progress | None = None,
     finished: Callable[[int, Group], None] | None = None,
     share: range | None = None,
+    first_draw: int | None = None,
 ) -> list[Group]:
     """Sample one group per prompt, in order.
 
@@ -40,6 +41,7 @@ def sample_groups(
             complete, while others are still being generated.
         share: Indices of the prompts to sample, with the seeds and labels that they have among
             all prompts; other processes sample the rest.
+        first_draw: Number of the first prompt among all that the run drew; None is not to number.
 
     A completion's ``policy_version`` is the version of the weights at the start; completions that
     were generated again after the engine died may come from newer weights.
@@ -61,7 +63,8 @@ def sample_groups(
     def complete(request: int, samples: list[Sample]) -> None:
         index = share[request]
         label = f"{step}/{position + index}"
-        done[index] = _group(prompts[index], samples, label, firsts[index], version)
+        draw = -1 if first_draw is None else first_draw + index
+        done[index] = _group(prompts[index], samples, label, firsts[index], version, draw)
         if finished is not None:
             finished(index, done[index])
 
@@ -71,7 +74,7 @@ def sample_groups(
 
 
 def _group(
-    prompt: Prompt, samples: Sequence[Sample], label: str, first: int, version: int
+    prompt: Prompt, samples: Sequence[Sample], label: str, first: int, version: int, draw: int
 ) -> Group:
     completions = tuple(
         Completion(
@@ -84,6 +87,7 @@ def _group(
             finish_reason=sample.finish_reason,
             policy_version=version,
             experts=sample.experts,
+            draw=draw,
         )
         for offset, sample in enumerate(samples)
     )

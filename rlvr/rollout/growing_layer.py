@@ -3,7 +3,7 @@
 Appending a token writes one column instead of copying the whole cache.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,11 @@ class GrowingLayer(DynamicLayer):
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keep (or repeat) rows; only the filled part is copied."""
         self._map(lambda filled: filled.index_select(0, beam_idx))
+
+    def join(self, others: Sequence["GrowingLayer"]) -> None:
+        """Put the rows of others, which hold as many positions, behind its own."""
+        for name in ("keys", "values"):
+            setattr(self, name, torch.cat([getattr(layer, name) for layer in (self, *others)]))
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         for name in ("keys", "values"):

@@ -1,32 +1,39 @@
 """Generation with the learner's own module: exact, without a second copy of the weights or a sync.
 
-Samples of one prompt share its prefill. Rows are batched by prompt length and padded on the left.
-They leave the batch as soon as they are finished, so that a long row does not run together with
-finished ones. Keys and values are stored in buffers that grow by doubling
-(:mod:`rlvr.rollout.growing_layer`).
+Rows run in batches by prompt length (:mod:`rlvr.rollout.running_batch`).
 
 Not every family is exact that way: recurrent layers carry a state instead of keys, and some cannot
 skip padding. A trial when the engine is built (:mod:`rlvr.rollout.engine_trial`) chooses a way of
-caching that gives the learner's numbers.
+caching that gives the learner's numbers. With ``learner.exact`` a row also has the same bits in
+every batch (:mod:`rlvr.rollout.exact_batch`).
 
 The engine has no continuous batching and no paged memory; use vLLM for those.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Literal
 
-import numpy as np
 import torch
-from transformers.cache_utils import Cache, DynamicCache
 
-from rlvr.policy.model import Policy, names_taken
-from rlvr.policy.routers import ANY, RoutingRequest
+from rlvr.policy.model import Policy
 from rlvr.rollout.engine import Assembly, Engine, Finished, Progress, Request, Sample
 from rlvr.rollout.engine_trial import Caching, exact_caching
-from rlvr.rollout.growing_layer import GrowingLayer
-from rlvr.rollout.sampling import Sampling, draw, uniform_stream
+from rlvr.rollout.exact_batch import (
+    BLOCK_ROWS,
+    BlockBatch,
+    block_width,
+    blocks_are_exact,
+    one_thread,
+)
+from rlvr.rollout.running_batch import (
+    RoutedBatch,
+    RunningBatch,
+    UncachedBatch,
+    batches,
+)
+from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.settings import TransformersEngineSettings
-from rlvr.types import FinishReason
 
 
 class TransformersEngine(Engine):
@@ -37,6 +44,11 @@ class TransformersEngine(Engine):
         stop_ids: Token ids that end a completion.
         settings: Batch size.
         caching: How rows are generated; None is what a trial finds to be exact.
+        exact: Whether a row has the same bits in every batch.
+
+    Attributes:
+        rows: How they are put together: as many as fit (``any``), or so that their bits do not
+            depend on it, in ``blocks`` of a fixed number or ``alone``.
 
     Raises:
         ValueError: No way of generating gives the policy's own numbers.
@@ -50,6 +62,8 @@ class TransformersEngine(Engine):
         stop_ids: Sequence[int],
         settings: TransformersEngineSettings | None = None,
         caching: Caching | None = None,
+        *,
+        exact: bool = False,
     ) -> None:
         self.policy = policy
         self.stop_ids = tuple(stop_ids)
@@ -57,9 +71,22 @@ class TransformersEngine(Engine):
         self.caching = caching or exact_caching(policy, self._as_tried)
         self._keeps_experts = False
         self._version = 0
+        self.rows: Literal["any", "blocks", "alone"] = "any"
+        if exact:
+            in_blocks = blocks_are_exact(policy, self.caching, self._in_full_blocks)
+            self.rows = "blocks" if in_blocks else "alone"
 
     def _as_tried(self, stop_ids: Sequence[int], caching: Caching) -> Engine:
         return TransformersEngine(self.policy, stop_ids, self.settings, caching)
+
+    def _in_full_blocks(
+        self, requests: Sequence[Request], sampling: Sampling
+    ) -> list[list[Sample]]:
+        """Generate in blocks, whatever ``max_rows`` leaves of them: places count in the trial."""
+        full = TransformersEngineSettings(max_rows=BLOCK_ROWS)
+        engine = TransformersEngine(self.policy, self.stop_ids, full, self.caching)
+        engine.rows = "blocks"
+        return engine.generate(requests, sampling)
 
     @property
     def keeps_experts(self) -> bool:
@@ -124,21 +151,41 @@ class TransformersEngine(Engine):
         training = self.policy.training
         self.policy.eval()
         try:
-            for slots in _batches(requests, self.settings.max_rows, self.caching.mixed):
-                batch = self._kind(
-                    self.policy, self.stop_ids, requests, slots, sampling, self.caching
-                )
-                for request, sample, output in batch.run():
-                    assembly.add(request, sample, output)
+            with nullcontext() if self.rows == "any" else one_thread():
+                self._run_batches(requests, sampling, assembly)
         finally:
             self.policy.train(training)
         return assembly.outputs
 
+    def _run_batches(
+        self, requests: Sequence[Request], sampling: Sampling, assembly: Assembly
+    ) -> None:
+        kind = self._kind
+        for slots in batches(requests, self._rows_of(kind), self._widths(requests, kind)):
+            batch = kind(self.policy, self.stop_ids, requests, slots, sampling, self.caching)
+            for request, sample, output in batch.run():
+                assembly.add(request, sample, output)
+
     @property
-    def _kind(self) -> type["_RunningBatch"]:
+    def _kind(self) -> type[RunningBatch]:
         if self.caching.kind == "none":
-            return _UncachedBatch
-        return _RoutedBatch if self.keeps_experts else _RunningBatch
+            return UncachedBatch
+        if self.keeps_experts:
+            return RoutedBatch
+        return BlockBatch if self.rows == "blocks" else RunningBatch
+
+    def _rows_of(self, kind: type[RunningBatch]) -> int:
+        """Most rows of a batch."""
+        if self.rows == "any":
+            return self.settings.max_rows
+        return min(self.settings.max_rows, BLOCK_ROWS) if kind is BlockBatch else 1
+
+    def _widths(self, requests: Sequence[Request], kind: type[RunningBatch]) -> list[int]:
+        """Of each request, what those that share a batch with it must have too."""
+        lengths = [len(request.prompt_ids) for request in requests]
+        if kind is BlockBatch:
+            return [block_width(length, self.caching.mixed) for length in lengths]
+        return [0] * len(lengths) if self.caching.mixed else lengths
 
     def _check_context(self, requests: Sequence[Request], sampling: Sampling) -> None:
         limit = self.policy.context_length
@@ -148,233 +195,3 @@ class TransformersEngine(Engine):
                 f"a prompt of {longest} tokens with max_tokens {sampling.max_tokens} exceeds the "
                 f"model's context of {limit}; lower max_tokens or data.max_prompt_tokens"
             )
-
-
-Slot = tuple[int, int]
-"""(request index, sample index) of a row."""
-
-# Finished rows leave the batch once they make up one in this many.
-_LEAVE_TOGETHER = 8
-
-
-def _batches(requests: Sequence[Request], max_rows: int, mixed: bool) -> Iterator[list[Slot]]:
-    """Rows sorted by prompt length, longest first, cut into batches; siblings stay adjacent.
-
-    Where lengths may not be mixed a batch ends with its length.
-    """
-    order = sorted(range(len(requests)), key=lambda i: (-len(requests[i].prompt_ids), i))
-    slots = [
-        (request, sample) for request in order for sample in range(len(requests[request].seeds))
-    ]
-    lengths = [0 if mixed else len(requests[request].prompt_ids) for request, _ in slots]
-    start = 0
-    while start < len(slots):
-        same = lengths[start : start + max_rows].count(lengths[start])
-        yield slots[start : start + same]
-        start += same
-
-
-class _RunningBatch:
-    """Rows generated together, from prefill until the last is finished."""
-
-    def __init__(
-        self,
-        policy: Policy,
-        stop_ids: Sequence[int],
-        requests: Sequence[Request],
-        slots: list[Slot],
-        sampling: Sampling,
-        caching: Caching,
-    ) -> None:
-        self.policy, self.sampling, self.slots = policy, sampling, slots
-        self.taken = names_taken(policy.causal_lm) - policy.unused
-        self.device = policy.device
-        self.stop_ids = torch.tensor(stop_ids, device=self.device)
-        self.cache = _new_cache(policy, caching)
-        streams = [uniform_stream(requests[r].seeds[s], sampling.max_tokens) for r, s in slots]
-        self.uniforms = torch.from_numpy(np.stack(streams)).to(self.device)
-        self.logits = self._prefill([requests[request].prompt_ids for request, _ in slots])
-        self.tokens: list[torch.Tensor] = []
-        self.logprobs: list[torch.Tensor] = []
-        # Rows still running, as indices into ``slots``; tokens and logprobs keep all rows.
-        self.active = torch.arange(len(slots), device=self.device)
-
-    def _prefill(self, prompts: list[tuple[int, ...]]) -> torch.Tensor:
-        """Run each distinct prompt once and repeat its cache for its rows; return the last logits
-        [B, V]."""
-        unique = list(dict.fromkeys(prompts))
-        width = max(len(prompt) for prompt in unique)
-        ids = torch.zeros(len(unique), width, dtype=torch.long)
-        mask = torch.zeros(len(unique), width, dtype=torch.long)
-        for row, prompt in enumerate(unique):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
-        mask = mask.to(self.device)
-        positions = (mask.cumsum(-1) - 1).clamp_min(0)
-        padded = any(len(prompt) < width for prompt in unique)
-        logits = self._forward(ids.to(self.device), positions, mask if padded else None)
-        index = torch.tensor([unique.index(prompt) for prompt in prompts], device=self.device)
-        self._select_cache(index)
-        self.next_position = mask.sum(-1)[index]
-        self.mask = mask[index] if padded else None
-        return logits[index]
-
-    def _forward(
-        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        inputs = {"position_ids": positions, "logits_to_keep": 1}
-        name = "past_key_values" if "past_key_values" in self.taken else "cache_params"
-        with self.policy.compute():
-            output = self.policy.causal_lm(
-                input_ids=ids,
-                attention_mask=mask,
-                use_cache=True,
-                **{name: self.cache},
-                **{key: value for key, value in inputs.items() if key in self.taken},
-            )
-        logits: torch.Tensor = output.logits[:, -1]
-        return logits
-
-    def run(self) -> Iterator[tuple[int, int, Sample]]:
-        """Generate to the end, yielding (request, sample, output) as rows finish."""
-        done = torch.zeros_like(self.active, dtype=torch.bool)
-        for step in range(self.sampling.max_tokens):
-            tokens, logprobs = draw(self.logits, self.uniforms[self.active, step], self.sampling)
-            self._record(tokens, logprobs)
-            stopped = torch.isin(tokens, self.stop_ids) & ~done
-            finished = ~done if step + 1 == self.sampling.max_tokens else stopped
-            if bool(finished.any()):
-                yield from self._finish(finished, stopped)
-            done = done | finished
-            if bool(done.all()):
-                return
-            # Removing rows copies the cache of the others, so several rows leave together.
-            if int(done.sum()) * _LEAVE_TOGETHER >= len(done):
-                tokens, done = self._drop(~done, tokens), done[~done]
-            self._step(tokens)
-
-    def _record(self, tokens: torch.Tensor, logprobs: torch.Tensor) -> None:
-        for store, values in ((self.tokens, tokens), (self.logprobs, logprobs)):
-            column = values.new_zeros(len(self.slots))
-            column[self.active] = values
-            store.append(column)
-
-    def _finish(
-        self, finished: torch.Tensor, stopped: torch.Tensor
-    ) -> Iterator[tuple[int, int, Sample]]:
-        rows = self.active[finished]
-        tokens = torch.stack([column[rows] for column in self.tokens], dim=1).tolist()
-        logprobs = torch.stack([column[rows] for column in self.logprobs], dim=1).tolist()
-        reasons: list[FinishReason] = [
-            "stop" if stop else "length" for stop in stopped[finished].tolist()
-        ]
-        for row, ids, values, reason in zip(rows.tolist(), tokens, logprobs, reasons, strict=True):
-            request, sample = self.slots[row]
-            yield request, sample, self._sample(row, tuple(ids), tuple(values), reason)
-
-    def _sample(
-        self, row: int, ids: tuple[int, ...], logprobs: tuple[float, ...], reason: FinishReason
-    ) -> Sample:
-        return Sample(ids, logprobs, reason)
-
-    def _drop(self, keep: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        index = keep.nonzero()[:, 0]
-        self.active, self.next_position = self.active[index], self.next_position[index]
-        self.mask = None if self.mask is None else self.mask[index]
-        self._select_cache(index)
-        return tokens[index]
-
-    def _select_cache(self, index: torch.Tensor) -> None:
-        for layer in self.cache.layers:
-            layer.reorder_cache(index)
-
-    def _step(self, tokens: torch.Tensor) -> None:
-        if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
-        self.logits = self._forward(tokens[:, None], self.next_position[:, None], self.mask)
-        self.next_position = self.next_position + 1
-
-
-def _new_cache(policy: Policy, caching: Caching) -> Cache:
-    if caching.kind == "model":
-        return DynamicCache(config=policy.causal_lm.config)
-    return Cache(layer_class_to_replicate=GrowingLayer)
-
-
-class _UncachedBatch(_RunningBatch):
-    """Rows whose whole sequence is run for every token, laid out as the learner lays them out."""
-
-    def _prefill(self, prompts: list[tuple[int, ...]]) -> torch.Tensor:
-        width = max(map(len, prompts))
-        rows = [[*prompt, *[0] * (width - len(prompt))] for prompt in prompts]
-        self.ids = torch.tensor(rows, device=self.device)
-        self.next_position = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
-        self.mask = None
-        return self._last_logits()
-
-    def _last_logits(self) -> torch.Tensor:
-        columns = torch.arange(self.ids.shape[1], device=self.device)
-        mask = (columns < self.next_position[:, None]).long()
-        with self.policy.compute():
-            hidden_RLD = self.policy.backbone(
-                input_ids=self.ids,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
-                use_cache=False,
-            ).last_hidden_state
-            last = hidden_RLD[torch.arange(len(self.ids)), self.next_position - 1]
-            logits: torch.Tensor = self.policy.causal_lm.get_output_embeddings()(last)
-        return logits * self.policy.logit_scale
-
-    def _select_cache(self, index: torch.Tensor) -> None:
-        self.ids = self.ids[index]
-
-    def _step(self, tokens: torch.Tensor) -> None:
-        if int(self.next_position.max()) == self.ids.shape[1]:
-            self.ids = torch.cat([self.ids, torch.zeros_like(self.ids[:, :1])], dim=1)
-        self.ids[torch.arange(len(tokens)), self.next_position] = tokens
-        self.next_position = self.next_position + 1
-        self.logits = self._last_logits()
-
-
-class _RoutedBatch(_RunningBatch):
-    """Rows that record the experts to which a mixture sends their tokens."""
-
-    def __init__(self, *arguments: Any) -> None:  # noqa: ANN401
-        self.chosen: list[torch.Tensor] = []
-        super().__init__(*arguments)
-
-    def _prefill(self, prompts: list[tuple[int, ...]]) -> torch.Tensor:
-        logits = super()._prefill(prompts)
-        unique = list(dict.fromkeys(prompts))
-        of_prompts = self.chosen.pop()
-        # Padded on the left: a prompt's own positions are the last ones.
-        self.of_prompt = [
-            of_prompts[unique.index(prompt), of_prompts.shape[1] - len(prompt) :]
-            for prompt in prompts
-        ]
-        return logits
-
-    def _forward(
-        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        routers = self.policy.watch_routers()
-        routers.begin(RoutingRequest())
-        logits = super()._forward(ids, positions, mask)
-        experts_PMK = routers.read(None).experts_NMK
-        by_row = experts_PMK.view(*ids.shape, *experts_PMK.shape[1:]).to("cpu", torch.int16)
-        if self.chosen or hasattr(self, "of_prompt"):  # one step: one position of each running row
-            of_all = by_row.new_full((len(self.slots), *by_row.shape[2:]), ANY)
-            of_all[self.active.cpu()] = by_row[:, 0]
-            by_row = of_all
-        self.chosen.append(by_row)
-        return logits
-
-    def _sample(
-        self, row: int, ids: tuple[int, ...], logprobs: tuple[float, ...], reason: FinishReason
-    ) -> Sample:
-        steps = [of_all[row] for of_all in self.chosen[: len(ids) - 1]]
-        experts = torch.cat(
-            [self.of_prompt[row], torch.stack(steps)] if steps else [self.of_prompt[row]]
-        )
-        return Sample(ids, logprobs, reason, experts)

@@ -33,6 +33,7 @@ from rlvr.rollout.memory_share import engine_share, gpu_memory
 from rlvr.rollout.placement import engine_gpus, engine_variables
 from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.settings import VllmEngineSettings
+from rlvr.rollout.sync_diagnosis import repaired
 from rlvr.rollout.vllm_child import EngineDiedError, EngineProcess
 from rlvr.rollout.weight_store import WeightStore
 from rlvr.rollout.weight_sync import Difference, StaleWeightsError, WeightFolder
@@ -294,7 +295,8 @@ class VllmEngine(Engine):
             if not self._renew(self._process, fresh):
                 return None
             answer = self._process.call("score", tokens=weights.sequence)
-            difference = weights.check(answer["logprobs"])
+            call = self._process.call
+            difference = weights.check(answer["logprobs"], lambda: repaired(call, weights))
             self._loaded, self._version = weights.serial, weights.version
             return difference
 

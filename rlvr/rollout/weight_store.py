@@ -1,6 +1,7 @@
 """The weights that the learner published last: a folder, and the proof for engines that load it."""
 
 import threading
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rlvr.policy.model import Policy
 from rlvr.policy.settings import Precision
 from rlvr.rollout.weight_sync import (
     Difference,
+    StaleWeightsError,
     WeightFolder,
     default_tolerance,
     learner_logprobs,
@@ -19,6 +21,10 @@ from rlvr.rollout.weight_sync import (
     proof_sequence,
     prove,
 )
+
+_BASE = "the base without its adapters"
+_FIRST = "the weights that it began with"
+_BEFORE = "the version before"
 
 DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """What weights are rounded to on their way to engines of a precision."""
@@ -46,6 +52,7 @@ class WeightStore:
         lock: Held while the learner writes the weights or an engine reads them.
         serial: Number of writes, because a version may be published twice with different weights.
         sequence: Token ids whose log-probabilities are the proof.
+        through_folder: Whether the newest weights were written to the folder.
         engine_arguments: Keyword arguments of ``vllm.LLM`` that these weights need.
     """
 
@@ -65,7 +72,10 @@ class WeightStore:
         self.dtype = DTYPES[precision]
         self.engine_arguments: dict[str, Any] = {}
         self._place = place
+        self._policy = policy
+        self._others: dict[str, list[float]] = {}
         self._version: int | None = None
+        self.through_folder = False
         self._folder: WeightFolder | None = None
         self._expected: list[float] = []
 
@@ -97,11 +107,19 @@ class WeightStore:
             folder = self._folder
             if folder is None:
                 folder, files = self._make_folder(policy), True
+            self.through_folder = files
             if files:
                 folder.write(policy, version, self.dtype)
             self._expected = learner_logprobs(policy, self.sequence)
+            self._know_base(policy)
             self._version = version
             self.serial += 1
+
+    def _know_base(self, policy: Policy) -> None:
+        """Note once what the base answers without its adapters; it does not change."""
+        if policy.has_adapters and _BASE not in self._others:
+            with policy.reference():
+                self._others[_BASE] = learner_logprobs(policy, self.sequence)
 
     def _make_folder(self, policy: Policy) -> WeightFolder:
         shapes = weight_shapes(policy, self.dtype)
@@ -113,15 +131,51 @@ class WeightStore:
         """What is to be logged of the newest weights."""
         return {}
 
-    def check(self, logprobs: list[float]) -> Difference:
+    def check(
+        self, logprobs: list[float], repair: Callable[[], str | None] = lambda: None
+    ) -> Difference:
         """Compare an engine's log-probabilities of :attr:`sequence` with the learner's.
 
+        Args:
+            logprobs: The engine's.
+            repair: Called after a failure; says what was wrong if it could be put right.
+
         Raises:
-            StaleWeightsError: They differ too much.
+            StaleWeightsError: They differ too much; the message says what is most likely.
         """
         difference = measure_difference(logprobs, self._expected)
-        prove(difference, self.version, self.precision, self.tolerance)
+        try:
+            prove(difference, self.version, self.precision, self.tolerance)
+        except StaleWeightsError as error:
+            why = repair() or self.diagnosis(logprobs)
+            raise StaleWeightsError(f"{error}. Most likely {why}") from None
+        if _FIRST not in self._others:
+            self._others[_FIRST] = self._expected
+        self._others[_BEFORE] = self._expected
         return difference
+
+    def agrees(self, logprobs: list[float]) -> bool:
+        """Whether an engine's log-probabilities are the learner's."""
+        return measure_difference(logprobs, self._expected).mean <= self.tolerance
+
+    def diagnosis(self, logprobs: list[float]) -> str:
+        """What most likely went wrong where a proof has failed (:mod:`.sync_diagnosis`).
+
+        Args:
+            logprobs: The engine's, of :attr:`sequence`.
+        """
+        from rlvr.rollout import sync_diagnosis as look  # only a failure needs it
+
+        model = self.folder.model
+        fault = look.folder_fault(self._policy, model, self.dtype) if self.through_folder else None
+        if fault is not None:
+            return f"the weights were not sent whole: {fault}"
+        return (
+            look.answers_as(logprobs, self._expected, self._others)
+            or look.rounding_fault(logprobs, self._expected, model, self.sequence, self.dtype)
+            or "it runs another model, or only some of the weights that it was sent: it answers "
+            "as no policy that this run knows"
+        )
 
     def close(self) -> None:
         """Remove the folder; a second call does nothing."""

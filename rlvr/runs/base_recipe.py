@@ -11,6 +11,7 @@ from rlvr.data import Source, TemplateChoice, load_template
 from rlvr.learner.settings import UpdateSettings
 from rlvr.policy.settings import ModelSettings
 from rlvr.rollout.sampling import Sampling
+from rlvr.runs.alarm_settings import AlarmSettings
 from rlvr.runs.hub_settings import HubSettings
 from rlvr.runs.tracker_settings import TrackSettings
 from rlvr.settings import Settings
@@ -95,6 +96,8 @@ class BaseRecipe(Settings):
     """Ends a run that hangs; null lets it."""
     log: LogSettings = LogSettings()
     """What is written for people."""
+    alarms: AlarmSettings = AlarmSettings()
+    """Signs that training goes wrong, and what is done about them."""
 
     def launch_faults(self, processes: int, zero_stage: int) -> list[str]:
         """Why so many processes under so much of DeepSpeed cannot carry it out, with remedies.

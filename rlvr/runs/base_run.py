@@ -39,6 +39,7 @@ from rlvr.progress import PlainLines
 from rlvr.ranks import Ranks
 from rlvr.runs.base_recipe import BaseRecipe
 from rlvr.runs.callers import NO_CALLER, CallerObjects
+from rlvr.runs.clock import WallClock
 from rlvr.runs.collectives import on_rank_zero
 from rlvr.runs.interrupt import StopSignals
 from rlvr.runs.log import RunLog, SilentLog, notify
@@ -85,6 +86,8 @@ class BaseRun:
     """Where the run began in this process, if that is a checkpoint of another run."""
     notes: list[str] = field(default_factory=list)
     """What is to be said of what a branch did not take over."""
+    wall: WallClock = field(default_factory=WallClock)
+    """What goes by between the steps."""
     torn: bool = False
     """Whether an update has begun and not ended: the state is that of no step."""
 
@@ -326,6 +329,7 @@ def open_any_run(
         ValueError: Anything the recipe names is missing or unusable, the output folder holds
             another run, or the recipe does not go with the launch.
     """
+    wall = WallClock(caller.began)
     with ExitStack() as stack:
         # Before the processes meet, which begins CUDA.
         exact = recipe.learner.exact
@@ -352,7 +356,7 @@ def open_any_run(
             run = build(
                 RunContext(recipe, launch, checkpoint, console, signals, stack, branch, caller)
             )
-        run.branch, run.caller = branch, caller
+        run.branch, run.caller, run.wall = branch, caller, wall
         stack.callback(run.checkpoints.wait)
         if ranks.count > 1 or launch.zero is not None:
             notify(console, launch.description)
@@ -374,6 +378,8 @@ def open_any_run(
             watchdog = Watchdog(ranks.rank, **recipe.watchdog.model_dump())
             run.watchdog = stack.enter_context(closing(watchdog))
         yield run
+        if run.step > begun:
+            run.log.step(run.step, {"time/finish": wall.unnamed()})
 
 
 def _begin(run: BaseRun, checkpoint: Path | None) -> list[str]:

@@ -25,11 +25,13 @@ class CallerObjects:
         model: A causal LM of transformers that is trained as it is, instead of being loaded.
         callbacks: Called after every step, on the first rank.
         command: How the run was started, for its record; None is the command line.
+        began: When its process began, in seconds since the epoch; None counts from the call.
     """
 
     model: Any = None
     callbacks: tuple[Callback, ...] = ()
     command: tuple[str, ...] | None = None
+    began: float | None = None
 
 
 NO_CALLER = CallerObjects()

@@ -19,6 +19,7 @@ from rlvr.rollout.transformers_engine import TransformersEngine
 from rlvr.runs.base_recipe import ProblemEvaluation
 from rlvr.runs.base_run import RunContext, open_any_run, weights_device
 from rlvr.runs.callers import NO_CALLER, CallerObjects
+from rlvr.runs.clock import other_seconds
 from rlvr.runs.collectives import memory_used, stop_together
 from rlvr.runs.evaluation import HeldOutProblems, evaluate
 from rlvr.runs.interrupt import StopSignals
@@ -97,7 +98,9 @@ def train_step(task: OfflineTask[Any], run: OfflineRun) -> None:
             run.log.phase("updating")
             with clock("update", counted=False), run.watch("update"):
                 metrics = run.learner.update(examples) | chosen
-        metrics["time/step"] = clock.total
+        total = clock.total
+        metrics["time/other"] = other_seconds(total, metrics)
+        metrics |= {"time/step": total, **run.wall.of_step(total)}
         metrics[f"{task.prefix}/epoch"] = task.epoch(run)
         metrics |= memory_used(run.ranks)
         rate = sum(map(len, examples.completion_ids)) / metrics["time/update"]
@@ -149,7 +152,8 @@ def _build_run(task: OfflineTask[Any], context: RunContext) -> OfflineRun:
     if scorer is not None:
         template = asked.template or recipe.data.template
         ends = ends_of(template, tokenizer, [item.ids for own in prompts.values() for item in own])
-        engine = TransformersEngine(policy, stop_token_ids(policy, tokenizer, ends))
+        stop_ids = stop_token_ids(policy, tokenizer, ends)
+        engine = TransformersEngine(policy, stop_ids, exact=recipe.learner.exact)
         if engine.note is not None:
             notify(console, engine.note)
         problems = HeldOutProblems(prompts, engine, scorer, asked.sampling, asked.samples)

@@ -24,6 +24,7 @@ from rlvr.files import (
     write_lines,
 )
 from rlvr.progress import PlainLines, is_watched, live_progress
+from rlvr.runs.ledger import LEDGER
 from rlvr.runs.scoring import ScoredCompletion
 from rlvr.runs.tracker_settings import TrackSettings
 from rlvr.runs.trackers import Trackers
@@ -35,7 +36,9 @@ _RECORDS = (
     "accuracy.jsonl",
     "calibration.jsonl",
     "disputed.jsonl",
+    "alarms.jsonl",
     "uploads.jsonl",
+    LEDGER,
 )
 _MOST_DISPUTED = 32
 """Disputed completions of a step that are recorded; the counts in the metrics are of all."""
@@ -182,6 +185,10 @@ class RunLog:
         for row in rows[:_MOST_DISPUTED]:
             append_line(self.folder / "disputed.jsonl", row)
 
+    def alarm(self, row: Mapping[str, Any]) -> None:
+        """Record in ``alarms.jsonl`` that an alarm began or ended."""
+        append_line(self.folder / "alarms.jsonl", dict(row))
+
     def calibration(self, step: int, name: str, found: Mapping[str, Any]) -> None:
         """Record the calibration of a reward model's probabilities in ``calibration.jsonl``."""
         append_line(self.folder / "calibration.jsonl", {"step": step, "set": name, **found})
@@ -226,6 +233,9 @@ class SilentLog(RunLog):
         """Nothing."""
 
     def calibration(self, step: int, name: str, found: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def alarm(self, row: Mapping[str, Any]) -> None:
         """Nothing."""
 
     def evaluated(self, step: int) -> bool:

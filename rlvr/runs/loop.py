@@ -3,12 +3,13 @@
 import os
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from rlvr.learner.bad_updates import DivergedError
 from rlvr.learner.checkpoint import CheckpointError
 from rlvr.policy.finite import NonFiniteWeightsError
+from rlvr.runs.alarms import Asked, RunAlarms
 from rlvr.runs.base_run import BaseRun
 from rlvr.runs.callers import wants_to_stop
 from rlvr.runs.clock import Clock
@@ -25,7 +26,7 @@ def run_steps(
     evaluate: Callable[[], None],
     save: Callable[[], object],
     *,
-    settle: Callable[[], None] = lambda: None,
+    settle: Callable[[], None] | None = None,
 ) -> None:
     """Take the run's steps that are left.
 
@@ -33,8 +34,8 @@ def run_steps(
         run: In progress.
         step: Trains on the next data and records it.
         evaluate: Called before the first step and after each; see :func:`evaluate_if_due`.
-        save: Writes a checkpoint; also called where a callback ends the run.
-        settle: Brings to rest, between two steps, what goes on beside them.
+        save: Writes a checkpoint; also called where a callback or an alarm ends the run.
+        settle: Brings to rest, before a checkpoint, what goes on beside the steps; None is nothing.
 
     Raises:
         Stopped: A signal came; a checkpoint was written first.
@@ -43,17 +44,21 @@ def run_steps(
             of an update.
     """
     every = run.recipe.checkpoint.every
+    run.wall.begin_steps()
     try:
         evaluate()
-        while not run.finished:
+        alarms = RunAlarms(run)
+        asked = alarms.resume()
+        _keep(run, asked)
+        ended = asked.stop
+        while not run.finished and not ended:
             step()
             evaluate()
-            ended = _ended_by_callback(run) or run.finished
-            if run.step % every == 0 or ended:
-                settle()
-                _save(run, save)
-            if ended:
-                break
+            asked = alarms.check()
+            ended = _ended_by_callback(run) or run.finished or asked.stop
+            if run.step % every == 0 or ended or asked.save:
+                _save(run, save, settle)
+            _keep(run, asked)
         run.learner.bad_updates.check_end()
     except Stopped:
         if run.step and not run.torn:
@@ -87,8 +92,13 @@ def evaluate_if_due(
     if run.ranks.broadcast(run.log.evaluated(run.step)):
         return
     clock = step_clock(run, run.step)
-    with beside or nullcontext(), clock("evaluate"), run.watch("evaluation"):
-        metrics, rows = measure()
+    with ExitStack() as stack:
+        if beside is not None:
+            with clock("evaluate_wait"):
+                stack.enter_context(beside)
+        with clock("evaluate"), run.watch("evaluation"):
+            metrics, rows = measure()
+    run.wall.name(*clock.seconds.values())
     with run.signals.shield():
         run.log.completions("evaluations", run.step, rows)
         run.log.step(run.step, metrics | clock.seconds)
@@ -109,6 +119,12 @@ def _ended_by_callback(run: BaseRun) -> bool:
     )
 
 
+def _keep(run: BaseRun, asked: Asked) -> None:
+    """Keep the checkpoint of this step for good, where an alarm asks for it."""
+    if asked.save:
+        run.checkpoints.keep_for_good(run.step, f"alarm {', '.join(asked.save)}")
+
+
 def _save_after(run: BaseRun, error: Exception, save: Callable[[], object]) -> None:
     """Keep the finished steps of a run that fails, where its state is that of a step."""
     if not run.step or run.torn or isinstance(error, CheckpointError | NonFiniteWeightsError):
@@ -123,10 +139,16 @@ def _save_after(run: BaseRun, error: Exception, save: Callable[[], object]) -> N
         save()
 
 
-def _save(run: BaseRun, save: Callable[[], object]) -> None:
+def _save(
+    run: BaseRun, save: Callable[[], object], settle: Callable[[], None] | None = None
+) -> None:
     clock = step_clock(run, run.step)
+    if settle is not None:
+        with clock("settle"):
+            settle()
     with run.signals.shield():
         run.log.phase("saving")
         with clock("checkpoint"), run.watch("checkpoint"):
             save()
+        run.wall.name(*clock.seconds.values())
         run.log.step(run.step, clock.seconds)

@@ -1,5 +1,6 @@
 """The problems of a run, encoded, without those that cannot be graded or are too long."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,10 +50,12 @@ def usable_prompts(
     limit: int,
     scorer: Scorer,
     console: Console,
+    refused: Counter[str] | None = None,
 ) -> list[Prompt]:
     """The encoded prompts of one set, without problems that cannot be graded.
 
-    Where nothing reads verdicts, such problems stay, and get none.
+    Where nothing reads verdicts, such problems stay, and get none. ``refused`` is told how many
+    were left out: ``ungradable`` and ``too_long``.
 
     Raises:
         ValueError: No problem is left.
@@ -73,6 +76,9 @@ def usable_prompts(
     if not usable:
         raise ValueError(f"{name}: none of {len(problems)} reference answers can be graded")
     encoded = encode_prompts(usable, template, tokenizer, limit)
+    if refused is not None:
+        left_out = {"ungradable": len(problems) - len(usable), "too_long": encoded.dropped}
+        refused.update({why: count for why, count in left_out.items() if count})
     if encoded.notice:
         notify(console, f"{name}: {encoded.notice}")
     return list(encoded.prompts)

@@ -29,7 +29,7 @@ from rlvr.settings import Settings, load_settings, read_recipe, to_yaml
 
 # Settings that may differ between a run and its continuation, because they affect no gradient.
 MAY_CHANGE = frozenset(
-    {"steps", "epochs", "evaluation", "checkpoint", "watchdog", "log", "output", "hub"}
+    {"steps", "epochs", "evaluation", "checkpoint", "watchdog", "log", "output", "hub", "alarms"}
 )
 INPUTS = "inputs"
 """Folder of what a Python program gave in memory, written for whoever runs the recipe again."""

@@ -192,7 +192,9 @@ def _is_asynchronous(values: dict[str, Any]) -> bool:
     return bool(values.get("rollout", {}).get("max_staleness"))
 
 
-def _copying_engine(_settings: object, policy: Any, stop_ids: Any, *_: object) -> CopyEngine:
+def _copying_engine(
+    _settings: object, policy: Any, stop_ids: Any, *_: object, **__: object
+) -> CopyEngine:
     """An engine with weights of its own, as vLLM's, in this process."""
     return CopyEngine(policy, stop_ids, lambda: None)
 

@@ -37,6 +37,7 @@ from rlvr.objective.reducers import TokenMean
 from rlvr.objective.regularisers.kl import KL
 from rlvr.objective.regularisers.lp_reg import LpReg
 from rlvr.policy.batching import padded_inputs
+from rlvr.policy.fingerprint import fingerprint
 from rlvr.policy.loading import load_policy
 from rlvr.policy.saving import policy_writer
 from rlvr.policy.settings import LoraSettings, ModelSettings
@@ -452,6 +453,17 @@ def sharding(model, folder, launch):
     everyone = launch.ranks.gather(found)
     if launch.ranks.first:
         (folder / "sharding.json").write_text(json.dumps(everyone))
+
+
+def fingerprints(model, folder, launch):
+    """The fingerprints of all weights and of adapters and their base, on every rank."""
+    found = []
+    for lora in (None, LoraSettings(rank=2)):
+        policy = build(model, launch, PLAIN, lora).policy
+        found += [fingerprint(policy, trained=kind, most=2**12) for kind in (True, False)]
+    everyone = launch.ranks.gather(found)
+    if launch.ranks.first:
+        (folder / "fingerprints.json").write_text(json.dumps(everyone))
 
 
 def mixture(model, folder, launch):

@@ -116,10 +116,10 @@ def test_skipping_completions_of_zero_advantage_changes_no_gradient(exact_policy
     batch = make_batch([1.0, 0, 0, 1, 1, 1, 1, 1])
     run = gradients(learner_of(exact_policy, plain, skip_zero_advantage=False), batch)
     learner = learner_of(exact_policy, plain, skip_zero_advantage=True)
-    assert learner._rows_to_run(batch) == [0, 1, 2, 3]
+    assert learner.rows_to_run(batch) == [0, 1, 2, 3]
     for name, value in gradients(learner, batch).items():
         assert torch.allclose(value, run[name], atol=1e-13, rtol=1e-9), name
-    assert learner_of(exact_policy, FULL)._rows_to_run(batch) == list(range(8))
+    assert learner_of(exact_policy, FULL).rows_to_run(batch) == list(range(8))
 
 
 def test_several_updates_of_one_rollout_move_away_from_the_old_policy(exact_policy):

@@ -207,3 +207,13 @@ def test_moments_and_weights_in_host_memory_change_nothing(alone, tiny_folder, t
     run_job("zero3_offload", "train", tiny_folder, tmp_path)
     one, two = both(alone, tmp_path, "train")
     assert furthest(one, two, "model.") < 1e-6
+
+
+@pytest.mark.deepspeed
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_rank_has_the_fingerprints_of_one_process(config, tiny_folder, tmp_path):
+    jobs.run_case("fingerprints", tiny_folder, tmp_path, Launch(jobs.Alone()))
+    (alone,) = json.loads((tmp_path / "fingerprints.json").read_text())
+    assert len(set(alone)) == 4, "weights, no frozen ones, adapters, base"
+    run_job(config, "fingerprints", tiny_folder, tmp_path)
+    assert json.loads((tmp_path / "fingerprints.json").read_text()) == [alone, alone]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reward import Grade
-from rlvr.data import Prompt
+from rlvr.data import ProblemSampler, Prompt
 from rlvr.objective.advantages.group import GroupAdvantage
 from rlvr.ranks import Ranks
 from rlvr.rl.batch import build_batch
@@ -81,7 +81,7 @@ def fake_run(
     problems = [
         Problem(str(n), (Message(role="user", content="x"),), "1", "test") for n in range(size)
     ]
-    order = iter(index % size for index in range(10_000))
+    sampler = ProblemSampler(size, 0, shuffle=False)
     rollout = SimpleNamespace(
         prompts_per_step=prompts_per_step,
         samples_per_prompt=4,
@@ -100,7 +100,8 @@ def fake_run(
         share=range,
         scorer=EveryThirdIsFlat(),
         log=SimpleNamespace(phase=lambda *_: None),
-        next_prompts=lambda count: [Prompt(problems[next(order)], (1,)) for _ in range(count)],
+        sampler=sampler,
+        next_prompts=lambda count: [Prompt(problems[n], (1,)) for n in sampler.next(count)],
     )
 
 

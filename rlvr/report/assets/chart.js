@@ -127,7 +127,7 @@ Report.Chart = class {
     this.y = (value) => box.bottom - ((place(value) - place(low)) / (place(high) - place(low))) * (box.bottom - box.top);
     Report.set(this.canvas, { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}` });
     this.cursor = Report.svg("g", { class: "cursor" });
-    this.canvas.replaceChildren(...this.axes(labels), ...this.clipped(this.marks()), this.cursor);
+    this.canvas.replaceChildren(...this.axes(labels), ...this.clipped([...this.alarms(), ...this.marks()]), this.cursor);
     this.moveCursor();
   }
 
@@ -201,6 +201,32 @@ Report.Chart = class {
   marks() {
     if (this.plan.kind === "stack") return this.bars();
     return [...this.series].reverse().flatMap((item) => this.line(item));
+  }
+
+  /* Shades where an alarm about this chart held. */
+  alarms() {
+    const run = this.view.runs[0];
+    const xs = run[this.view.axis];
+    const [first, last] = this.view.domain();
+    const { left, right, top, bottom } = this.box;
+    return (this.plan.alarms || []).flatMap((name) => {
+      const held = run.columns[name] || [];
+      const shades = [];
+      for (let from = 0; from < held.length; from += 1) {
+        if (held[from] !== 1) continue;
+        let to = from;
+        while (held[to + 1] === 1) to += 1;
+        const low = Math.max(left, this.x(xs[from]));
+        const high = Math.min(right, this.x(xs[Math.min(to + 1, xs.length - 1)]));
+        if (xs[from] <= last && xs[to] >= first) {
+          const shade = Report.svg("rect", { class: "alarm", x: low, y: top, width: Math.max(2, high - low), height: bottom - top });
+          shade.append(Report.svg("title", {}, `${name}: steps ${run.steps[from]} to ${run.steps[to]}`));
+          shades.push(shade);
+        }
+        from = to;
+      }
+      return shades;
+    });
   }
 
   /* Stretches of a list of points without a value that is not finite in between. */

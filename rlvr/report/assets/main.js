@@ -47,8 +47,10 @@
     recipe,
   );
   Report.curves = new Report.Curves(document.getElementById("curves"), report);
+  Report.alarms(document.getElementById("alarms"), report.alarms);
   Report.reliabilities(document.getElementById("reliability"), report.calibration);
   Report.disputes(document.getElementById("disputes"), report.disputes);
+  Report.books(document.getElementById("books"), report.books);
   Report.timeline = new Report.Timeline(document.getElementById("timeline"), report.timeline);
   Report.problems = new Report.Problems(document.getElementById("problem"), Report.data("problems"), report, Report.curves);
   Report.browser = new Report.Browser(document.getElementById("completions"), report);
