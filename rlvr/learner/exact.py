@@ -181,7 +181,7 @@ class GradientSum:
             if level == NOTHING:
                 continue
             if own is None:
-                own = ExactSum(_whole(self.named[name]))
+                own = ExactSum(self.named[name])
             own.raise_to(level)
             if self.ranks.count > 1 and ZERO < level < NOT_FINITE:
                 dist.all_reduce(own.high_N)
@@ -218,9 +218,3 @@ def exact_norm(tensors: Iterator[torch.Tensor]) -> float:
         return math.nan
     square = math.fsum(parts)
     return math.sqrt(square) if square <= torch.finfo(torch.float32).max else math.inf
-
-
-def _whole(parameter: torch.Tensor) -> torch.Tensor:
-    """A tensor of the parameter's whole shape; DeepSpeed's stage 3 says it apart."""
-    shape = getattr(parameter, "ds_shape", parameter.shape)
-    return torch.empty(shape, device=parameter.device)
