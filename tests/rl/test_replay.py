@@ -67,8 +67,8 @@ def test_without_training_forward_only_versions_at_hand_are_sampled(finished, mo
 
 def test_an_audit_samples_again_where_weights_are_at_hand(finished, monkeypatch):
     closed = call("audit", finished, "--replay", 6)
-    assert closed.code == 0, closed.text
-    assert "replay: 6 completions sampled again" in closed.text
+    assert closed.returncode == 0, closed.stderr
+    assert "replay: 6 completions sampled again" in closed.stdout
 
     def otherwise(folder, ids, retrain):
         return [Replayed(ids[0], 0, None, True, False, 3, 0.25)]
