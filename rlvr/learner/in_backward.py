@@ -94,7 +94,7 @@ class BackwardStore(LocalStore):
             result = super().step(fraction, moving)
             self._forget()
             return result
-        norms, bad = self._norms(), self._bad
+        norms, bad = self._measured_norms(), self._bad
         self.clear()
         moved = self.optimizer.take_changed()
         return StepResult.of(
@@ -107,11 +107,11 @@ class BackwardStore(LocalStore):
         self._largest = ("nothing", -1.0)
         self._squares = dict.fromkeys(self.sizes, 0.0)
 
-    def _norms(self) -> dict[str, float]:
+    def _measured_norms(self) -> dict[str, float]:
         return {model: square**0.5 for model, square in self._squares.items()}
 
     def _prepare(self) -> bool:
-        return prepare_step(self.optimizer, self.settings, self._norms(), *self._planned)
+        return prepare_step(self.optimizer, self.settings, self._measured_norms(), *self._planned)
 
     def _run(self, loss: torch.Tensor, visit: Any, *, retain: bool = False) -> None:  # noqa: ANN401
         """A backward pass that hands each complete gradient to ``visit``, and drops it."""

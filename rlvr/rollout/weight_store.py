@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,12 @@ class WeightStore:
             self.serial += 1
 
     def _know_base(self, policy: Policy) -> None:
-        """Note once what the base answers without its adapters; it does not change."""
-        if policy.has_adapters and _BASE not in self._others:
+        """Note once what the base answers without its adapters; it does not change.
+
+        Not where weights are sharded: other processes would have to take part.
+        """
+        sharded = policy.gathered is not nullcontext
+        if policy.has_adapters and not sharded and _BASE not in self._others:
             with policy.reference():
                 self._others[_BASE] = learner_logprobs(policy, self.sequence)
 

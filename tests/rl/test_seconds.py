@@ -22,7 +22,7 @@ from tests.rl.test_rollouts import CopyEngine
 from tests.training import run
 
 BETWEEN = ("step", "record", "evaluate", "evaluate_wait", "settle", "checkpoint", "start", "finish")
-LEARNER = ("wait", "statistics", "update", "sync", "other")
+LEARNER = ("wait", "statistics", "update", "sync", "ledger", "other")
 ENGINE = ("generate", "verify", "load")
 
 

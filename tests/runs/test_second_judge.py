@@ -263,8 +263,13 @@ def test_settings_that_check_nothing_are_refused(override, words):
 
 
 def figures(rows):
-    skipped = ("time/", "throughput/", "memory/", "check/")
-    return [{k: v for k, v in row.items() if not k.startswith(skipped)} for row in rows]
+    """What has nothing to do with time and the second judge, by step."""
+    skipped = ("time/", "throughput/", "memory/", "check/", "alarm/disputed")
+    steps = {}
+    for row in rows:
+        own = {key: value for key, value in row.items() if not key.startswith(skipped)}
+        steps.setdefault(row["step"], {}).update(own)
+    return steps
 
 
 def opinions(rows):
