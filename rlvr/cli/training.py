@@ -128,7 +128,8 @@ def _check_launch(recipe: Any) -> None:  # noqa: ANN401  (of any task)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true", "yes")
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0") if deepspeed else "0"
-    for fault in recipe.launch_faults(processes, int(stage) if stage.isdigit() else 0):
+    launched = recipe.zero_stage(int(stage) if stage.isdigit() else 0)
+    for fault in recipe.launch_faults(processes, launched):
         raise ValueError(fault)
 
 

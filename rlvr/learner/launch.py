@@ -10,7 +10,7 @@ Nothing in a recipe says which: the launch configuration does (launch/accelerate
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -40,6 +40,13 @@ class Launch:
         if self.zero is None:
             return "one process" if self.ranks.count == 1 else f"data parallel x {self.ranks.count}"
         return f"ZeRO {self.zero['stage']} x {self.ranks.count}"
+
+    def whole(self) -> "Launch":
+        """The same with whole weights in every process: ZeRO 2 in place of 3."""
+        if self.zero is None or self.zero["stage"] != 3:
+            return self
+        kept = {key: own for key, own in self.zero.items() if key != "offload_param"}
+        return replace(self, zero={**kept, "stage": 2})
 
 
 def join(timeout_s: float = 1800.0) -> Launch:

@@ -79,6 +79,7 @@ class Learner:
         # Tried before the store takes the parameters apart.
         packed = packs(policy, settings)
         launch = launch or Launch(Ranks())
+        launch = launch.whole() if settings.exact else launch
         self.ranks = launch.ranks
         models = {h.trains: h.model for h in hooks if h.trains is not None and h.model is not None}
         rates: dict[str, OptimizerSettings] = {POLICY: settings}

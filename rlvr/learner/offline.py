@@ -153,6 +153,7 @@ class OfflineLearner:
         self.total_updates = total_updates
         self.updates, self.bad_updates = 0, BadUpdates(settings.max_bad_updates)
         others, launch = auxiliary or {}, launch or Launch(Ranks())
+        launch = launch.whole() if settings.exact else launch
         # Tried before the store takes the parameters apart.
         packed = (settings.layout == "packed" or packing) and packs(policy, settings)
         self.ranks = launch.ranks

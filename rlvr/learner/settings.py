@@ -74,7 +74,7 @@ class UpdateSettings(OptimizerSettings):
     an update is one micro-batch; with more, gradients are added up as without it. One process."""
     exact: bool = False
     """Give the same bits however a step is split: for any tokens_per_micro_batch and layout, which
-    both lose their effect, for 1, 2 or more processes, with or without ZeRO 1 or 2, resumed by
+    both lose their effect, for 1, 2 or more processes, with or without ZeRO, resumed by
     another number of them. Every completion runs alone, gradients are added up exactly, and on a
     CPU each process has one thread (docs/exactness.md). Slower, and 20 bytes a trained weight
     more."""

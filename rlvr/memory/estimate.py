@@ -18,7 +18,7 @@ and a bucket of gradients; stage 3 also the weights of the layers that it has ga
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rlvr.memory.shape import ModelShape
@@ -139,6 +139,8 @@ def estimate(
         machine: What each process runs on; a GPU of unknown size by default.
     """
     launched, where = processes or Processes(), machine or Machine()
+    if work.storage.exact:  # weights are whole beside the whole sums of their gradients
+        launched = replace(launched, stage=min(launched.stage, 2))
     learner = (
         *_weights(work, launched),
         *_optimizer(work, launched, where),

@@ -99,6 +99,13 @@ class BaseRecipe(Settings):
     alarms: AlarmSettings = AlarmSettings()
     """Signs that training goes wrong, and what is done about them."""
 
+    def zero_stage(self, launched: int) -> int:
+        """The stage of DeepSpeed that a launch with one comes to; 0 is none.
+
+        Exact sums of gradients are whole in every process, and so are the weights beside them.
+        """
+        return min(launched, 2) if self.learner.exact else launched
+
     def launch_faults(self, processes: int, zero_stage: int) -> list[str]:
         """Why so many processes under so much of DeepSpeed cannot carry it out, with remedies.
 

@@ -335,7 +335,8 @@ def open_any_run(
         exact = recipe.learner.exact
         stack.enter_context(deterministic_algorithms(recipe.deterministic or exact))
         stack.enter_context(one_thread(exact))
-        launch = join()
+        joined = join()
+        launch = joined.whole() if exact else joined
         if not torch.cuda.is_available():
             give_back_freed_memory()  # before weights are read in float32 and rounded
         ranks = launch.ranks
@@ -360,6 +361,8 @@ def open_any_run(
         stack.callback(run.checkpoints.wait)
         if ranks.count > 1 or launch.zero is not None:
             notify(console, launch.description)
+        if launch is not joined:
+            notify(console, "learner.exact keeps weights whole in every process: ZeRO 2, not 3")
         for line in _begin(run, checkpoint):
             notify(console, line)
         run.prepare(console)

@@ -97,7 +97,7 @@ def layouts() -> list[Layout]:
     ]
     several = [
         Layout(config=config, processes=count, tokens=tokens, layout=layout)
-        for config in ("multi_cpu", "zero1", "zero2")
+        for config in ("multi_cpu", "zero1", "zero2", "zero3")
         for count, tokens, layout in ((2, 64, "packed"), (2, 4096, "padded"), (4, 100, "padded"))
     ]
     killed = [

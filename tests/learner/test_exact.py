@@ -12,6 +12,7 @@ from torch.optim.adamw import adamw
 from rlvr.learner.deterministic import one_thread
 from rlvr.learner.exact import NOT_FINITE, ExactSum, GradientSum, exact_norm, level_of
 from rlvr.learner.exact_zero import ExactZeroStore
+from rlvr.learner.launch import Launch
 from rlvr.learner.optimizer import _adamw_evenly
 from rlvr.rl.recipe import RLRecipe
 from rlvr.settings import load_settings
@@ -240,9 +241,19 @@ def test_a_run_has_one_thread_on_a_cpu_and_gives_the_others_back():
         assert torch.get_num_threads() == 2
 
 
-def test_sharded_weights_and_an_offloaded_optimizer_are_refused():
-    with pytest.raises(ValueError, match="ZeRO 3"):
-        ExactZeroStore(None, {}, jobs.Alone(), {"stage": 3})
+def test_a_launch_that_shards_weights_keeps_them_whole(tmp_path):
+    section = {"stage": 3, "offload_param": {"device": "cpu"}, "reduce_bucket_size": 5}
+    whole = Launch(jobs.Alone(), section).whole()
+    assert whole.zero == {"stage": 2, "reduce_bucket_size": 5}
+    assert whole.whole() is whole
+    recipe = small_recipe("nowhere", tmp_path / "run")
+    for exact, stage in ((True, 2), (False, 3)):
+        found = load_settings(RLRecipe, recipe, [f"learner.exact={exact}"])
+        assert found.zero_stage(3) == stage
+        assert bool(found.launch_faults(2, found.zero_stage(3))) != exact
+
+
+def test_an_offloaded_optimizer_is_refused():
     with pytest.raises(ValueError, match="offload_optimizer"):
         ExactZeroStore(None, {}, jobs.Alone(), {"stage": 2, "offload_optimizer": {"device": "cpu"}})
 
@@ -279,7 +290,7 @@ def alone(tiny_folder, tmp_path_factory):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("config", "processes"),
-    [("multi_cpu", 2), ("multi_cpu", 4), ("zero1", 4), ("zero2", 2)],
+    [("multi_cpu", 2), ("multi_cpu", 4), ("zero1", 4), ("zero2", 2), ("zero3", 2)],
 )
 def test_processes_give_the_bits_of_one(alone, tiny_folder, tmp_path, config, processes):
     """Also those that go on from its checkpoint."""
