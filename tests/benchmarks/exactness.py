@@ -215,10 +215,12 @@ def digests(output: Path) -> dict[str, Any]:
     for file in sorted((output / "model").glob("*.safetensors")):
         for name, tensor in sorted(load_file(file).items()):
             weights.update(name.encode() + tensor.contiguous().numpy().tobytes())
-    rows = [
-        {key: value for key, value in row.items() if not key.startswith(TIMES)}
-        for row in read_lines(output / "metrics.jsonl").objects
-    ]
+    # A step has several lines, and those of a killed run are parted otherwise; readers merge them.
+    steps: dict[int, dict[str, Any]] = {}
+    for row in read_lines(output / "metrics.jsonl").objects:
+        own = {key: value for key, value in row.items() if not key.startswith(TIMES)}
+        steps.setdefault(row["step"], {}).update(own)
+    rows = [row for _, row in sorted(steps.items())]
     text = "\n".join(json.dumps(row, sort_keys=True) for row in rows)
     return {
         "weights": weights.hexdigest(),
