@@ -258,7 +258,7 @@ def _verdicts(books: Books, run: Path, recipe: RLRecipe, sample: int, seed: int)
     chosen = [pair for pair in pairs if pair[1]["verdict"] is not None]
     if len(chosen) > sample:
         chosen = random.Random(seed).sample(chosen, sample)
-    again, given_up = _graded_again(chosen, graders, recipe)
+    again, given_up = _graded_again(chosen, graders, _with_own_tokenizer(recipe, run))
     note = f"of {given_up} more the verifier gave up, now or in the run" if given_up else ""
     count = len(chosen) - given_up
     return Check("verdicts", count, "answers graded again", (*faults, *again), note)
@@ -277,6 +277,15 @@ def _replays(books: Books, run: Path, count: int, seed: int) -> Check:
     faults = tuple(str(result) for result in found if not result.same)
     note = "" if able else "no weights are at hand that any was sampled with"
     return Check("replay", len(found), "completions sampled again", faults, note)
+
+
+def _with_own_tokenizer(recipe: RLRecipe, run: Path) -> RLRecipe:
+    """The recipe with the tokenizer that a finished run left: its model may be somewhere else."""
+    own = run / "model"
+    if not (own / "tokenizer_config.json").is_file():
+        return recipe
+    model = recipe.model.model_copy(update={"tokenizer": str(own)})
+    return recipe.model_copy(update={"model": model})
 
 
 def _kept_faults(one: Row, row: Row) -> Iterator[str]:

@@ -1,8 +1,11 @@
 """Completions are sampled again from the files of a run alone, which stays as it is."""
 
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 import rlvr.rl.run
 from rlvr.rl import replay
@@ -63,6 +66,16 @@ def test_without_training_forward_only_versions_at_hand_are_sampled(finished, mo
     found = replay_completions(finished, chosen(finished), retrain=False)
     assert [result.same for result in found] == [result.version != 1 for result in found]
     assert all(r.fault == "the run has no checkpoint of version 1" for r in found if not r.same)
+
+
+def test_an_audit_needs_the_files_of_a_run_alone(finished, tmp_path):
+    moved = Path(shutil.copytree(finished, tmp_path / "moved"))
+    recipe = yaml.safe_load((moved / "recipe.yaml").read_text())
+    recipe["model"]["path"] = "gone"
+    (moved / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    found = audit(moved)
+    assert found.closed, found.faults
+    assert {check.name: check.count for check in found.checks}["verdicts"] > 0
 
 
 def test_an_audit_samples_again_where_weights_are_at_hand(finished, monkeypatch):
