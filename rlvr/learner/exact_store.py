@@ -6,16 +6,16 @@ import torch
 
 from rlvr.learner.exact import GradientSum, exact_norm
 from rlvr.learner.models import Models
-from rlvr.learner.parameter_store import LocalStore
+from rlvr.learner.parameter_store import DataParallelStore
 from rlvr.learner.settings import OptimizerSettings
 from rlvr.ranks import Ranks
 
 
-class ExactStore(LocalStore):
+class ExactStore(DataParallelStore):
     """One process or several that hold everything; units of gradient are added up exactly.
 
     Args:
-        models: As :class:`LocalStore`, with equal weights on every rank.
+        models: As :class:`DataParallelStore`.
         settings: Rates and clipping by model.
         ranks: The processes.
         seed: Of the run.
@@ -31,8 +31,7 @@ class ExactStore(LocalStore):
         ranks: Ranks,
         seed: int = 0,
     ) -> None:
-        super().__init__(models, settings, seed)
-        self.ranks = ranks
+        super().__init__(models, settings, ranks, seed)
         self.sums = GradientSum(self.named, ranks)
         self.optimizer.evenly = True
 
@@ -56,7 +55,3 @@ class ExactStore(LocalStore):
 
     def _norms(self) -> dict[str, float]:
         return {model: exact_norm(iter(own)) for model, own in self._gradients().items()}
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """The moments, on the first rank: they are the same on all."""
-        return super().state() if self.ranks.first else {}

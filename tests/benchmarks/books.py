@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 from reward.worker import _die_with_parent
-from rlvr.files import append_line, read_lines
 from rlvr.rl.audit import audit
 from rlvr.runs.ledger import LEDGER, read_ledger
 from tests.benchmarks.kills import (
@@ -41,6 +40,7 @@ from tests.benchmarks.kills import (
     _written,
     attempt,
     cases,
+    record_kills,
     undisturbed,
 )
 from tests.training import small_recipe
@@ -170,20 +170,14 @@ def main() -> None:
     out = given.out.absolute()
     (out / "data").mkdir(parents=True, exist_ok=True)
     chosen = [c for c in book_cases(out / "data") if not given.case or c.name in given.case]
-    results = out / "results.jsonl"
-    rows = list(read_lines(results, ended=True).objects)
-    number = 0
-    while sum(row["kills"] for row in rows) < given.kills:
-        for case in chosen:
-            if any((row["case"], row["number"]) == (case.name, number) for row in rows):
-                continue
-            row = run_with_audits(case, number, given.seed, out)
-            append_line(results, row)
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-            if sum(row["kills"] for row in rows) >= given.kills:
-                break
-        number += 1
+    if not chosen:
+        raise SystemExit(f"--case: the cases are {[c.name for c in book_cases(out / 'data')]}")
+    rows = record_kills(
+        chosen,
+        given.kills,
+        out,
+        lambda case, number: run_with_audits(case, number, given.seed, out),
+    )
     print("\n".join(table(rows)))
     sys.exit(any(row["faults"] for row in rows))
 

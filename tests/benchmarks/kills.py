@@ -25,7 +25,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -410,6 +410,30 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
             yield f"{row['case']} {row['number']}: {'; '.join(row['differences'][:6])}"
 
 
+def record_kills(
+    chosen: Sequence[Case],
+    wanted: int,
+    out: Path,
+    run: Callable[[Case, int], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Run cases in turn until so many kills are recorded in ``results.jsonl``; all its rows."""
+    results = out / "results.jsonl"
+    rows = list(read_lines(results, ended=True).objects)
+    number = 0
+    while sum(row["kills"] for row in rows) < wanted:
+        for case in chosen:
+            if any((row["case"], row["number"]) == (case.name, number) for row in rows):
+                continue
+            row = run(case, number)
+            append_line(results, row)
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+            if sum(row["kills"] for row in rows) >= wanted:
+                break
+        number += 1
+    return rows
+
+
 def main() -> None:
     """Kill until ``--count`` kills are recorded."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -424,20 +448,9 @@ def main() -> None:
     if not chosen:
         raise SystemExit(f"--case: the cases are {[case.name for case in cases(out / 'data')]}")
     (out / "cases.yaml").write_text(yaml.safe_dump([case.name for case in chosen]))
-    results = out / "results.jsonl"
-    rows = list(read_lines(results, ended=True).objects)
-    number = 0
-    while sum(row["kills"] for row in rows) < given.count:
-        for case in chosen:
-            if any((row["case"], row["number"]) == (case.name, number) for row in rows):
-                continue
-            row = run_with_kills(case, number, given.seed, out)
-            append_line(results, row)
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-            if sum(row["kills"] for row in rows) >= given.count:
-                break
-        number += 1
+    rows = record_kills(
+        chosen, given.count, out, lambda case, number: run_with_kills(case, number, given.seed, out)
+    )
     print("\n".join(table(rows)))
     sys.exit(any(row["differences"] for row in rows))
 

@@ -267,7 +267,7 @@ def test_a_run_logs_and_leaves_the_same_bits_in_another_layout(tiny_folder, tmp_
         ("b", ["learner.tokens_per_micro_batch=9"]),
     ):
         recipe = small_recipe(tiny_folder, tmp_path / name)
-        folder, rows = run(recipe, "steps=2", "learner.exact=true", own)
+        folder, rows = run(recipe, "steps=2", "learner.exact=true", *own)
         kept = [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows]
         found.append((kept, load_file(folder / "model" / "model.safetensors")))
     assert found[0][0] == found[1][0]
