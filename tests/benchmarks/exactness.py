@@ -1,6 +1,7 @@
 """The same bits whatever the layout: runs of one recipe with ``learner.exact`` in many layouts.
 
     python -m tests.benchmarks.exactness --out build/exactness
+    python -m tests.benchmarks.exactness --out build/exactness --shape smollm2
     python -m tests.benchmarks.exactness --out build/exactness --cost
 
 Every layout is a run of its own, started as users start one: ``rlvr train``, or ``accelerate
@@ -8,6 +9,9 @@ launch`` with a file of launch/accelerate. Some are killed after their second st
 by another number of processes. Compared are the SHA-256 of the weights (bytes of all tensors, by
 name) and of ``metrics.jsonl`` without times, rates and sizes of memory. OUT/results.jsonl has a
 line for each run; the same command goes on from there, and prints the tables.
+
+``--shape smollm2`` does so for fewer layouts and 3 steps with a model of SmolLM2-135M's shape and
+random weights, in OUT/smollm2.jsonl. It needs 12 GiB of memory.
 
 ``--cost`` measures instead what an update takes with and without it, in turn in one process, on a
 model of SmolLM2-135M's shape with random weights: 8 completions in two groups, in seconds of the
@@ -31,7 +35,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from rlvr.files import append_line, read_lines, write_lines
 from rlvr.learner.checkpoint import checkpoint_path
@@ -40,7 +45,7 @@ from tests.learner.launching import command
 from tests.training import small_recipe
 
 TIMES = ("time/", "throughput/", "memory/", "phase/")
-STEPS = 4
+STEPS, LARGE_STEPS = 4, 3
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Layout:
         resumed: Configuration and processes that it goes on with after a kill.
         exact: ``learner.exact``.
         model: More settings, of the model.
+        large: Whether the model has SmolLM2's shape.
     """
 
     task: str = "rl"
@@ -68,6 +74,7 @@ class Layout:
     resumed: tuple[str | None, int] | None = None
     exact: bool = True
     model: dict[str, Any] = field(default_factory=dict)
+    large: bool = False
 
     @property
     def name(self) -> str:
@@ -129,9 +136,25 @@ def layouts() -> list[Layout]:
     return [one for some in zip_longest(*kinds) for one in some if one is not None]
 
 
+def large_layouts() -> list[Layout]:
+    """Those of the larger model: what differs between them differs in the grid of the tiny one."""
+    several = [("multi_cpu", 64, "packed"), ("zero1", 4096, "padded"), ("zero2", 64, "padded"),
+               ("zero3", 4096, "packed")]  # fmt: skip
+    return [
+        Layout(large=True),
+        Layout(tokens=64, layout="packed", rows=5, large=True),
+        *(Layout("rl", c, 2, tokens, layout, large=True) for c, tokens, layout in several),
+        Layout(config="multi_cpu", processes=2, resumed=(None, 1), large=True),
+        Layout(resumed=("zero2", 2), layout="packed", tokens=64, large=True),
+        Layout(exact=False, large=True),
+        Layout(exact=False, large=True, config="multi_cpu", processes=2),
+    ]
+
+
 def recipe_of(layout: Layout, data: Path, output: Path) -> dict[str, Any]:
     """The recipe of a run."""
-    model, learner = str(data / "model"), {"lr": 3e-3, "exact": layout.exact}
+    model = str(data / ("smollm2" if layout.large else "model"))
+    learner: dict[str, Any] = {"lr": 3e-3, "exact": layout.exact}
     learner |= {"tokens_per_micro_batch": layout.tokens, "layout": layout.layout}
     checkpoint = {"every": 2, "keep": 2}
     if layout.task == "sft":
@@ -152,6 +175,14 @@ def recipe_of(layout: Layout, data: Path, output: Path) -> dict[str, Any]:
     recipe["model"] |= layout.model
     recipe["learner"] |= learner
     recipe["rollout"]["engine"] = {"name": "transformers", "max_rows": layout.rows}
+    return smaller(recipe) if layout.large else recipe
+
+
+def smaller(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Three short steps of a larger model, of two updates with two units each."""
+    recipe |= {"steps": LARGE_STEPS, "evaluation": {}, "checkpoint": {"every": 1, "keep": 1}}
+    recipe["rollout"] |= {"prompts_per_step": 4, "samples_per_prompt": 4}
+    recipe["learner"]["lr"] = 1e-4
     return recipe
 
 
@@ -178,7 +209,7 @@ def finish(process: subprocess.Popen[bytes], name: str) -> None:
     Raises:
         SystemExit: It failed.
     """
-    _, said = process.communicate(timeout=1200)
+    _, said = process.communicate(timeout=3600)
     if process.returncode:
         raise SystemExit(f"{name}: {said.decode()[-3000:]}")
 
@@ -192,7 +223,7 @@ def run(layout: Layout, data: Path, folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     process = start(layout.config, layout.processes, str(path))
     if layout.resumed is not None:
-        kill_after(process, checkpoint_path(output / "checkpoints", 2))
+        kill_after(process, checkpoint_path(output / "checkpoints", 1 if layout.large else 2))
         process = start(*layout.resumed, str(path), "--resume")
     finish(process, layout.name)
     found = {"name": layout.name, **digests(output), "seconds": time.perf_counter() - began}
@@ -247,6 +278,25 @@ def write_data(data: Path) -> None:
     rows = [{"prompt": f"{a}+{b}=", "response": str(a + b) * (1 + a % 3)} for a in range(8)
             for b in range(6)]  # fmt: skip
     write_lines(data / "traces.jsonl", rows)
+
+
+def write_large(folder: Path) -> None:
+    """A model of SmolLM2's shape that writes characters, and sometimes the end."""
+    if folder.exists():
+        return
+    from tests.benchmarks.memory_options import write_model
+
+    write_model(folder)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    rows = len(AutoTokenizer.from_pretrained(folder))
+    # Untrained, it would draw from 49,152 ids evenly, nearly none of which the tokenizer knows.
+    tensors["model.embed_tokens.weight"][:rows] *= LOUDER
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+LOUDER = 12
+"""Times the rows of characters in the embedding."""
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -316,6 +366,7 @@ def main() -> None:
     """Run what was not run yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("build/exactness"))
+    parser.add_argument("--shape", choices=["tiny", "smollm2"], default="tiny")
     parser.add_argument("--cost", action="store_true", help="measure the cost instead")
     parser.add_argument("--rounds", type=int, default=3, help="of the cost")
     given = parser.parse_args()
@@ -324,13 +375,16 @@ def main() -> None:
     if given.cost:
         cost(out, given.rounds)
         return
+    large = given.shape == "smollm2"
     write_data(out / "data")
-    results = out / "results.jsonl"
+    if large:
+        write_large(out / "data" / "smollm2")
+    results = out / ("smollm2.jsonl" if large else "results.jsonl")
     done = list(read_lines(results, ended=True).objects) if results.exists() else []
-    for layout in layouts():
+    for layout in large_layouts() if large else layouts():
         if any(row["name"] == layout.name for row in done):
             continue
-        done.append(run(layout, out / "data", out / "runs"))
+        done.append(run(layout, out / "data", out / f"runs_{given.shape}"))
         append_line(results, done[-1])
         print(
             f"{layout.name}: {done[-1]['weights'][:12]} in {done[-1]['seconds']:.0f} s", flush=True

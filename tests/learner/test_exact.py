@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch.optim.adamw import adamw
 
+from rlvr.files import write_lines
 from rlvr.learner.deterministic import one_thread
 from rlvr.learner.exact import NOT_FINITE, ExactSum, GradientSum, exact_norm, level_of
 from rlvr.learner.exact_zero import ExactZeroStore
@@ -261,17 +262,68 @@ def test_an_offloaded_optimizer_is_refused():
 @pytest.mark.slow
 def test_a_run_logs_and_leaves_the_same_bits_in_another_layout(tiny_folder, tmp_path):
     """Through the command's own path; the engine's batches are the same in both."""
-    found = []
-    for name, own in (
-        ("a", ["learner.layout=packed"]),
-        ("b", ["learner.tokens_per_micro_batch=9"]),
-    ):
-        recipe = small_recipe(tiny_folder, tmp_path / name)
-        folder, rows = run(recipe, "steps=2", "learner.exact=true", *own)
+    one, two = in_two_layouts(small_recipe(tiny_folder, tmp_path / "run"), tmp_path)
+    assert one[0] == two[0]
+    assert same(one[1], two[1])
+
+
+def in_two_layouts(recipe, folder, *overrides):
+    """Metrics and weights of two steps, packed and in micro-batches of one completion."""
+    for name, own in {"a": "layout=packed", "b": "tokens_per_micro_batch=9"}.items():
+        recipe["output"] = str(folder / name)
+        run_folder, rows = run(recipe, "learner.exact=true", f"learner.{own}", *overrides)
         kept = [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows]
-        found.append((kept, load_file(folder / "model" / "model.safetensors")))
-    assert found[0][0] == found[1][0]
-    assert same(found[0][1], found[1][1])
+        yield kept, load_file(run_folder / "model" / "model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "precision"),
+    [
+        ("rl", "bfloat16"),
+        ("sft", "float32"),
+        ("preference", "float32"),
+        ("preference", "bfloat16"),
+        ("prm", "float32"),
+        ("reward_model", "float32"),
+    ],
+)
+def test_every_task_gives_the_same_bits_in_another_layout(task, precision, tiny_folder, tmp_path):
+    recipe = small_recipe(tiny_folder, tmp_path / "run") if task == "rl" else {
+        "task": task,
+        "steps": 2,
+        "model": {"path": str(tiny_folder)},
+        "data": rows_of(task, tmp_path / "rows.jsonl"),
+        "learner": {"lr": 3e-3},
+    }  # fmt: skip
+    recipe["steps"] = 2
+    if task == "preference":
+        recipe["losses"] = [{"name": "sigmoid"}]
+    one, two = in_two_layouts(recipe, tmp_path, f"model.precision={precision}")
+    assert one[0] == two[0]
+    assert same(one[1], two[1])
+
+
+def rows_of(task, path):
+    """Answers to sums, right and wrong, of several lengths."""
+    sums = [(a, b) for a in range(6) for b in range(4)]
+    if task == "sft":
+        rows = [{"prompt": f"{a}+{b}=", "response": str(a + b) * (1 + a % 3)} for a, b in sums]
+    elif task == "preference":
+        rows = [
+            {"prompt": f"{a}+{b}=", "chosen": str(a + b), "rejected": str(a + b + 1) * (1 + a % 3)}
+            for a, b in sums
+        ]
+    else:
+        rows = [
+            {"prompt": f"{a}+{b}=", "response": str(a + b + wrong) * (1 + a % 3),
+             "label": not wrong}
+            for a, b in sums for wrong in (0, 1)
+        ]  # fmt: skip
+    write_lines(path, rows)
+    if task == "preference":
+        return {"source": {"name": "file", "path": str(path)}, "template": "plain", "per_step": 10}
+    return {"sources": [str(path)], "per_step": 10}
 
 
 CASES = "train,ppo,outcome,onwards"
