@@ -51,7 +51,8 @@ class RewardInput:
     ``columns`` is the row of the data, ``metadata`` the columns chosen by the data's settings.
     ``step`` is the training step that the completion is sampled for; in an evaluation, the number
     of finished ones. ``group`` holds all completions of the prompt, this one at ``sample``.
-    ``grader`` is the name of what gave the verdict.
+    ``grader`` is the name of what gave the verdict. ``episode_reward`` is what an environment gave
+    for the episode; ``response`` is then what the model wrote in its last turn.
     """
 
     response: str
@@ -73,6 +74,7 @@ class RewardInput:
     columns: Mapping[str, Any] = field(default_factory=dict)
     grader: str = "rlvr"
     sample: int = 0
+    episode_reward: float | None = None
     group: Sequence["RewardInput"] = field(default=(), compare=False, repr=False)
 
     @property
@@ -209,6 +211,17 @@ def length(
     return weight * (1 - part)
 
 
+def environment(item: RewardInput) -> float:
+    """Give what the environment gave for the episode.
+
+    Raises:
+        ValueError: there was none.
+    """
+    if item.episode_reward is None:
+        raise ValueError("environment: the completion is no episode; set environment in the recipe")
+    return item.episode_reward
+
+
 FUNCTIONS: dict[str, Callable[..., float]] = {
     "accuracy": accuracy,
     "credit": credit,
@@ -217,6 +230,7 @@ FUNCTIONS: dict[str, Callable[..., float]] = {
     "overlong": overlong,
     "repetition": repetition,
     "length": length,
+    "environment": environment,
 }
 
 

@@ -32,7 +32,9 @@ class Message(TypedDict):
     content: str
 
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "turns", "tokens", "seconds", "tool_calls"]
+"""Why a completion ended: by itself; at its limit of tokens; and of episodes of several turns, at
+which of their limits. All but the first cut it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,50 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """What the policy wrote at a time, in an episode of several turns: tokens ``start`` to ``stop``
+    of its completion. ``reward`` is what the environment gave for it, None where it gave none.
+    """
+
+    start: int
+    stop: int
+    finish_reason: FinishReason
+    reward: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an environment says to a turn.
+
+    ``observed`` are the ids with which the next turn begins; ``ended`` says why there is none.
+    ``reward`` is the turn's.
+    """
+
+    observed: tuple[int, ...] = ()
+    ended: FinishReason | None = None
+    reward: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What ends an episode; each is the finish reason of its name.
+
+    ``tokens`` bounds what stands behind the prompt, sampled or not: a turn begins only where all
+    its tokens have room. ``seconds`` count from the first turn; None is no limit.
+    """
+
+    turns: int
+    tokens: int
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One sampled response, as token ids; text is derived from them once and never re-encoded.
+
+    In an episode of several turns these are all ids behind the prompt, with what the environment
+    said between the turns. Only ids within ``turns`` were sampled; the others have log-probability
+    0. Without turns all were. ``reward`` is the environment's for the episode.
 
     ``logprobs`` are the engine's log-probabilities (nats) of ``token_ids`` under the sampling
     temperature. ``token_ids`` ends with the end token if and only if ``finish_reason`` is "stop"
@@ -75,6 +119,25 @@ class Completion:
     policy_version: int
     experts: torch.Tensor | None = None
     draw: int = -1
+    turns: tuple[Turn, ...] = ()
+    reward: float | None = None
+
+    @property
+    def truncated(self) -> bool:
+        """Whether it was cut at a limit."""
+        return self.finish_reason != "stop"
+
+    @property
+    def length(self) -> int:
+        """Number of sampled tokens."""
+        if not self.turns:
+            return len(self.token_ids)
+        return sum(turn.stop - turn.start for turn in self.turns)
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Where the sampled tokens stand: (start, stop) of each turn."""
+        return tuple((turn.start, turn.stop) for turn in self.turns) or ((0, len(self.token_ids)),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +152,10 @@ class Group:
 class Batch:
     """Columns for one optimizer phase: B completions of G-sized groups, padded to T tokens.
 
-    ``mask_BT`` is 1 on every completion token, the end token included, and 0 on padding; it comes
-    from lengths, so a tokenizer whose padding token is its end token changes nothing.
+    ``mask_BT`` is 1 on every sampled token, the end token included, and 0 on padding and on what an
+    environment said; it comes from places, so a tokenizer whose padding token is its end token
+    changes nothing. Where an environment said something, the column ``spans`` has the places of
+    each completion's sampled tokens.
     ``rollout_logprobs_BT`` are the engine's log-probabilities of what it sampled,
     ``old_logprobs_BT`` the learner's under the weights that the update starts from,
     ``reference_logprobs_BT`` those of the frozen reference; each where something needs them.

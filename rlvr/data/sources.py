@@ -7,6 +7,7 @@ from pydantic import Field
 
 from rlvr.data.arithmetic import ArithmeticSource, load_arithmetic
 from rlvr.data.consistency import prompt_key
+from rlvr.data.episodes import EpisodeSource, load_episodes
 from rlvr.data.gym import GymSource, load_gym
 from rlvr.data.hub import HubSource, load_hub
 from rlvr.data.local_file import FileSource, load_file
@@ -14,12 +15,14 @@ from rlvr.data.rows import ANSWERS, RowsWanted
 from rlvr.types import Problem
 
 Source = Annotated[
-    HubSource | FileSource | GymSource | ArithmeticSource, Field(discriminator="name")
+    HubSource | FileSource | GymSource | ArithmeticSource | EpisodeSource,
+    Field(discriminator="name"),
 ]
 
 
 def load_problems(
-    source: HubSource | FileSource | GymSource | ArithmeticSource, wanted: RowsWanted = ANSWERS
+    source: HubSource | FileSource | GymSource | ArithmeticSource | EpisodeSource,
+    wanted: RowsWanted = ANSWERS,
 ) -> list[Problem]:
     """Load, check and deduplicate the problems of a source.
 
@@ -40,6 +43,8 @@ def load_problems(
         return load_file(source, wanted)
     if isinstance(source, GymSource):
         return load_gym(source)
+    if isinstance(source, EpisodeSource):
+        return load_episodes(source)
     return load_arithmetic(source)
 
 

@@ -144,7 +144,7 @@ class Template:
         if self.settings.mode == "text":
             return self._as_text(turns) + self.settings.prefill
         self.check(tokenizer)
-        return self._framed(turns, tokenizer, prompt=True) + self.settings.prefill
+        return self.framed(turns, tokenizer) + self.settings.prefill
 
     def render_answered(
         self,
@@ -158,10 +158,20 @@ class Template:
             ValueError: As for :meth:`render`, which see; the template is plain text.
         """
         assert self.settings.mode == "chat", "plain text has no turns"
-        return self._framed([*self.messages(messages), response], tokenizer, prompt=False)
+        return self.framed([*self.messages(messages), response], tokenizer, prompt=False)
 
-    def _framed(self, turns: Sequence[Message], tokenizer: Any, *, prompt: bool) -> str:  # noqa: ANN401
-        """What the chat template makes of turns, ready for a response where ``prompt`` is set."""
+    def framed(
+        self,
+        turns: Sequence[Message],
+        tokenizer: Any,  # noqa: ANN401
+        *,
+        prompt: bool = True,
+    ) -> str:
+        """What the chat template makes of turns, ready for a response where ``prompt`` is set.
+
+        Raises:
+            ValueError: It refuses them.
+        """
         from jinja2 import TemplateError
 
         try:

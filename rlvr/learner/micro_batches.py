@@ -11,6 +11,7 @@ from rlvr.learner.parameter_store import ParameterStore
 from rlvr.learner.partition import Rows, partition
 from rlvr.policy.batching import (
     ModelInputs,
+    Spans,
     packed_inputs,
     padded_inputs,
     plan_packed,
@@ -60,10 +61,16 @@ class MicroBatches:
         units = self._units(rows_of, items) if self.exact else []
         return frozenset(unit[-1] for unit in units)
 
-    def inputs(self, prompts: Sequence[Ids], completions: Sequence[Ids], rows: Rows) -> ModelInputs:
-        """The given rows as the model sees them."""
+    def inputs(
+        self,
+        prompts: Sequence[Ids],
+        completions: Sequence[Ids],
+        rows: Rows,
+        spans: Spans | None = None,
+    ) -> ModelInputs:
+        """The given rows as the model sees them; with ``spans`` only these tokens are predicted."""
         lay_out = packed_inputs if self.packed else padded_inputs
-        return lay_out(prompts, completions, rows)
+        return lay_out(prompts, completions, rows, spans)
 
     def figures(self, rows_of: RowsOf, items: Sequence[int]) -> dict[str, float]:
         """How well the items filled the micro-batches of all ranks; see docs/metrics.md."""

@@ -85,10 +85,11 @@ class Passes:
             more: Asked of the policy in any case.
         """
         prompts, completions, rows = batch.prompt_ids, batch.completion_ids, micro
+        spans = batch.columns.get("spans")
         if not micro:
-            prompts, completions, rows = (batch.prompt_ids[0][:1],), ((0,),), (0,)
+            prompts, completions, rows, spans = (batch.prompt_ids[0][:1],), ((0,),), (0,), None
         device = self.store.models.policy.device
-        inputs = self.micro_batches.inputs(prompts, completions, rows).to(device)
+        inputs = self.micro_batches.inputs(prompts, completions, rows, spans).to(device)
         asked = {"temperature": self.temperature, "chunk_tokens": self.chunk_tokens, **more}
         if micro and options is not None:
             asked |= options(inputs)

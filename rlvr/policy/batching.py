@@ -67,6 +67,8 @@ class ModelInputs:
 
 
 Sequences = Sequence[Sequence[int]]
+Spans = Sequence[Sequence[tuple[int, int]]]
+"""Of each completion, the places (start, stop) of the tokens that count."""
 
 
 def plan_padded(lengths: Sequence[int], token_budget: int) -> list[tuple[int, ...]]:
@@ -123,8 +125,13 @@ def _first_fit(pieces: list[tuple[int, list[int]]], budget: int) -> list[tuple[i
     return [tuple(rows) for _, rows in bins]
 
 
-def padded_inputs(prompts: Sequences, completions: Sequences, rows: Sequence[int]) -> ModelInputs:
-    """Lay ``rows`` of the batch out one a row, padded on the right (with id 0, masked)."""
+def padded_inputs(
+    prompts: Sequences, completions: Sequences, rows: Sequence[int], spans: Spans | None = None
+) -> ModelInputs:
+    """Lay ``rows`` of the batch out one a row, padded on the right (with id 0, masked).
+
+    With ``spans`` only completion tokens within them are predicted.
+    """
     sequences = [[*prompts[row], *completions[row]] for row in rows]
     width = max(len(sequence) for sequence in sequences)
     input_ids = torch.zeros(len(rows), width, dtype=torch.long)
@@ -135,13 +142,18 @@ def padded_inputs(prompts: Sequences, completions: Sequences, rows: Sequence[int
     builder = _TargetBuilder()
     for slot, row in enumerate(rows):
         start = slot * width + len(prompts[row])
-        builder.add(slot, completions[row], first=start - 1, rest=start)
+        builder.add(slot, completions[row], start - 1, start, None if spans is None else spans[row])
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
     return builder.build(input_ids, positions, mask, rows)
 
 
-def packed_inputs(prompts: Sequences, completions: Sequences, rows: Sequence[int]) -> ModelInputs:
-    """Lay ``rows`` out on one row, equal prompts shared by the completions that follow them."""
+def packed_inputs(
+    prompts: Sequences, completions: Sequences, rows: Sequence[int], spans: Spans | None = None
+) -> ModelInputs:
+    """Lay ``rows`` out on one row, equal prompts shared by the completions that follow them.
+
+    With ``spans`` only completion tokens within them are predicted.
+    """
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for slot, row in enumerate(rows):
         by_prompt.setdefault(tuple(prompts[row]), []).append(slot)
@@ -157,11 +169,12 @@ def packed_inputs(prompts: Sequences, completions: Sequences, rows: Sequence[int
         blocks.append((prompt_start, prompt_stop, prompt_start, prompt_start))
         for slot in slots:
             completion = completions[rows[slot]]
+            own = None if spans is None else spans[rows[slot]]
             start = len(ids)
             ids.extend(completion)
             positions.extend(range(len(prompt), len(prompt) + len(completion)))
             blocks.append((start, len(ids), prompt_start, prompt_stop))
-            builder.add(slot, completion, first=prompt_stop - 1, rest=start)
+            builder.add(slot, completion, prompt_stop - 1, start, own)
     mask = _tree_mask(len(ids), blocks)
     inputs = builder.build(torch.tensor([ids]), torch.tensor([positions]), mask[None, None], rows)
     return replace(inputs, blocks=tuple(blocks))
@@ -187,16 +200,23 @@ class _TargetBuilder:
     column: list[int] = field(default_factory=list)
     last: dict[int, int] = field(default_factory=dict)
 
-    def add(self, slot: int, completion: Sequence[int], first: int, rest: int) -> None:
-        """``first`` predicts the first token, ``rest`` onwards the others."""
+    def add(
+        self,
+        slot: int,
+        completion: Sequence[int],
+        first: int,
+        rest: int,
+        spans: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        """``first`` predicts the first token, ``rest`` onwards the others; None is all of them."""
         count = len(completion)
         self.last[slot] = rest + count - 1 if count else first
-        if count == 0:
-            return
-        self.predict.extend((first, *range(rest, rest + count - 1)))
-        self.targets.extend(completion)
-        self.row.extend([slot] * count)
-        self.column.extend(range(count))
+        for start, stop in ((0, count),) if spans is None else spans:
+            places = range(start, stop)
+            self.predict.extend(rest + place - 1 if place else first for place in places)
+            self.targets.extend(completion[start:stop])
+            self.row.extend([slot] * len(places))
+            self.column.extend(places)
 
     def build(
         self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]

@@ -156,7 +156,7 @@ def _figures(books: Books, step: int) -> dict[str, float]:
         "reward/mean": fmean(row["reward"] for row in rows),
         "completion/length_mean": fmean(lengths),
         "completion/length_max": max(lengths),
-        "completion/truncated": fmean(row["finish"] == "length" for row in rows),
+        "completion/truncated": fmean(row["finish"] != "stop" for row in rows),
         "completion/logprob_mean": math.fsum(row["logprob_sum"] for row in rows)
         / max(1, sum(lengths)),
         "rollout/rounds": end["rounds"],
@@ -288,12 +288,18 @@ def _with_own_tokenizer(recipe: RLRecipe, run: Path) -> RLRecipe:
     return recipe.model_copy(update={"model": model})
 
 
+def _sampled(one: Row) -> int:
+    """Tokens of a kept completion that the policy wrote."""
+    turns = one.get("turns") or [[0, len(one["tokens"])]]
+    return sum(stop - start for start, stop, *_ in turns)
+
+
 def _kept_faults(one: Row, row: Row) -> Iterator[str]:
     correct = None if row["verdict"] is None else row["verdict"]["correct"]
     for name, kept, told in (
         ("reward", one["reward"], row["reward"]),
         ("verdict", one["correct"], correct),
-        ("length", len(one["tokens"]), row["tokens"]),
+        ("length", _sampled(one), row["tokens"]),
         ("end", one["finish_reason"], row["finish"]),
     ):
         if kept != told:

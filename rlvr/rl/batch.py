@@ -1,5 +1,6 @@
 """From scored groups to the learner's columns, and the numbers that describe a rollout."""
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, Literal
@@ -55,9 +56,11 @@ def build_batch(
     rollout_BT = torch.zeros(len(rows), width)
     for row, item in enumerate(rows):
         length = len(item.completion.token_ids)
-        cut = truncated == "mask" and item.completion.finish_reason == "length"
-        mask_BT[row, :length] = 0.0 if cut else 1.0
         rollout_BT[row, :length] = torch.tensor(item.completion.logprobs)
+        if truncated == "mask" and item.completion.truncated:
+            continue
+        for start, stop in item.completion.spans:
+            mask_BT[row, start:stop] = 1.0
     return Batch(
         prompt_ids=tuple(item.completion.prompt_ids for item in rows),
         completion_ids=tuple(item.completion.token_ids for item in rows),
@@ -71,8 +74,11 @@ def build_batch(
 
 
 def _columns(rows: Sequence[ScoredCompletion]) -> dict[str, Any]:
-    """What else methods may ask for: the verdicts, and a mixture's choices if the engine tells."""
+    """What else methods may ask for: the verdicts, a mixture's choices if the engine tells, and
+    which tokens were sampled where an environment said others."""
     columns: dict[str, Any] = {}
+    if any(item.completion.turns for item in rows):
+        columns["spans"] = tuple(item.completion.spans for item in rows)
     if all(item.grade is not None for item in rows):
         columns["labels"] = torch.tensor([float(bool(item.correct)) for item in rows])
     experts = tuple(x for item in rows if (x := item.completion.experts) is not None)
@@ -87,7 +93,7 @@ def rollout_metrics(scored: Sequence[Sequence[ScoredCompletion]]) -> dict[str, f
     """Rewards, lengths and truncation of a rollout (docs/metrics.md)."""
     rows = [item for group in scored for item in group]
     rewards = torch.tensor([item.reward for item in rows], dtype=torch.float64)
-    lengths = [len(item.completion.token_ids) for item in rows]
+    lengths = [item.completion.length for item in rows]
     flat = [max(r) == min(r) for group in scored if (r := [item.reward for item in group])]
     return {
         "reward/mean": float(rewards.mean()),
@@ -96,12 +102,27 @@ def rollout_metrics(scored: Sequence[Sequence[ScoredCompletion]]) -> dict[str, f
         "reward/zero_variance_groups": fmean(flat),
         "completion/length_mean": fmean(lengths),
         "completion/length_max": float(max(lengths)),
-        "completion/truncated": fmean(item.completion.finish_reason == "length" for item in rows),
+        "completion/truncated": fmean(item.completion.truncated for item in rows),
         "completion/logprob_mean": sum(sum(item.completion.logprobs) for item in rows)
         / max(1, sum(lengths)),
+        **_episode_metrics(rows),
         **term_metrics(rows),
         **uncertainty_metrics(rows),
         **logged_metrics(rows),
+    }
+
+
+def _episode_metrics(rows: Sequence[ScoredCompletion]) -> dict[str, float]:
+    """Turns, what environments said, and which limits ended episodes."""
+    episodes = [item.completion for item in rows if item.completion.turns]
+    if not episodes:
+        return {}
+    ends = Counter(one.finish_reason for one in episodes)
+    return {
+        "episode/turns_mean": fmean(len(one.turns) for one in episodes),
+        "episode/turns_max": float(max(len(one.turns) for one in episodes)),
+        "episode/observed_tokens_mean": fmean(len(one.token_ids) - one.length for one in episodes),
+        **{f"episode/ended/{why}": count / len(episodes) for why, count in sorted(ends.items())},
     }
 
 

@@ -55,7 +55,7 @@ def _same(drawn: Groups, trained: Groups) -> bool:
 
 
 def _length(item: ScoredCompletion) -> float:
-    return float(len(item.completion.token_ids))
+    return float(item.completion.length)
 
 
 def _correct(item: ScoredCompletion) -> float:

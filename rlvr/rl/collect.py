@@ -257,6 +257,7 @@ def _own_share(
                 finished=score,
                 share=share,
                 first_draw=first_draw,
+                environment=run.environments,
             )
         with clock("verify"):
             show("verifying", 0, None)

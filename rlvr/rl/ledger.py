@@ -36,7 +36,7 @@ from rlvr.runs.ledger import (
     token_hash,
 )
 from rlvr.runs.run_folder import read_lineage, versions
-from rlvr.runs.scoring import ScoredCompletion
+from rlvr.runs.scoring import ScoredCompletion, scored_from_state
 from rlvr.types import Batch
 
 Scored = list[ScoredCompletion]
@@ -152,7 +152,7 @@ _LINEAGE = ("folder", "step", "digest")
 
 def _carried(group: Sequence[Mapping[str, Any]]) -> Row:
     first = group[0]["completion"]
-    lengths = [len(item["completion"]["token_ids"]) for item in group]
+    lengths = [scored_from_state(item).completion.length for item in group]
     names = ("draw", "group_id", "problem_id", "policy_version")
     draw, label, problem, version = (first[name] for name in names)
     return {
@@ -173,6 +173,11 @@ def _engine_row(run: Run, frozen: str) -> Row:
         "engine": rollout.engine.model_dump(mode="json"),
         "sampling": rollout.sampling.model_dump(mode="json"),
         "samples_per_prompt": rollout.samples_per_prompt,
+        **(
+            {}
+            if recipe.environment is None
+            else {"environment": recipe.environment.model_dump(mode="json")}
+        ),
         "seed": recipe.seed,
         "precision": recipe.model.precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -209,7 +214,7 @@ def _drawn_rows(run: Run, rollout: Rollout, batch: Batch) -> Iterator[Row]:
             continue  # waits on
         stale = any(group is old for old in rollout.stale)
         fate = {"fate": "stale"} if stale else trained.get(draw, {"fate": "surplus"})
-        lengths = [len(item.completion.token_ids) for item in group]
+        lengths = [item.completion.length for item in group]
         yield {"kind": "fate", **_names(group), "lengths": lengths, **fate}
 
 
@@ -291,7 +296,7 @@ def _completion_row(run: Run, item: ScoredCompletion) -> Row:
     row = {
         "kind": "completion",
         "id": completion_id(item),
-        "tokens": len(completion.token_ids),
+        "tokens": completion.length,
         "ids_hash": token_hash(completion.token_ids),
         "logprobs_hash": logprob_hash(completion.logprobs),
         "logprob_sum": fsum(completion.logprobs),
@@ -341,4 +346,4 @@ def _step_row(
 def _lengths(rollout: Rollout) -> dict[int, list[int]]:
     """Tokens of each completion, by draw."""
     groups = (*rollout.sampled, *rollout.carried, *rollout.stale)
-    return {g[0].completion.draw: [len(item.completion.token_ids) for item in g] for g in groups}
+    return {g[0].completion.draw: [item.completion.length for item in g] for g in groups}

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from rlvr.data import Prompt, RowsWanted, load_problems, load_template, overlap
+from rlvr.environments import Environments, opened_all
 from rlvr.policy.model import Policy
 from rlvr.policy.vocabulary import check_token_ids
 from rlvr.rl.recipe import RLRecipe
@@ -27,14 +28,16 @@ def check_context(recipe: RLRecipe, policy: Policy, prompts: Sequence[Sequence[P
     """
     samplings = [recipe.rollout.sampling, *[recipe.evaluation_sampling] * (len(prompts) - 1)]
     limit = policy.context_length
+    episode = None if recipe.environment is None else recipe.environment.max_tokens
     for members, sampling in zip(prompts, samplings, strict=True):
         check_token_ids(policy, ((f"problem {p.problem.id!r}", p.ids) for p in members))
         longest = max(members, key=lambda prompt: len(prompt.ids))
-        if limit is not None and len(longest.ids) + sampling.max_tokens > limit:
+        behind = episode or sampling.max_tokens
+        if limit is not None and len(longest.ids) + behind > limit:
             raise ValueError(
                 f"problem {longest.problem.id!r} has a prompt of {len(longest.ids)} tokens, which "
-                f"with max_tokens {sampling.max_tokens} exceeds the model's context of {limit}; "
-                "lower max_tokens or data.max_prompt_tokens"
+                f"with {'environment.' if episode else ''}max_tokens {behind} exceeds the model's "
+                f"context of {limit}; lower max_tokens or data.max_prompt_tokens"
             )
 
 
@@ -44,6 +47,7 @@ def load_prompts(
     scorer: Scorer,
     console: Console,
     refused: Counter[str] | None = None,
+    environments: Environments | None = None,
 ) -> tuple[list[Prompt], dict[str, list[Prompt]]]:
     """Training prompts and evaluation prompts by set, without problems that cannot be graded.
 
@@ -55,7 +59,8 @@ def load_prompts(
     def usable(
         name: str, problems: list[Problem], refused: Counter[str] | None = None
     ) -> list[Prompt]:
-        return usable_prompts(name, problems, template, tokenizer, limit, scorer, console, refused)
+        begun = opened_all(problems, environments)
+        return usable_prompts(name, begun, template, tokenizer, limit, scorer, console, refused)
 
     problems, sets = load_data(recipe, scorer.functions)
     for line in check_problems(recipe.reward.check, problems):
@@ -64,7 +69,8 @@ def load_prompts(
     held_out = {name: usable(name, problems) for name, problems in sets.items()}
     for name, prompts in held_out.items():
         shared = overlap((p.problem for p in training), (p.problem for p in prompts))
-        if shared:
+        # Of an environment's own tasks the prompt does not show what is to be found.
+        if shared and recipe.evaluation.sets[name].name != "episodes":
             notify(
                 console,
                 f"{name}: {len(shared)} problems are also trained on, the first {shared[0]!r}",

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from rlvr.data import Source, TemplateChoice, load_template
+from rlvr.environments.settings import EnvironmentSettings
 from rlvr.learner.methods.critic import CriticSettings
 from rlvr.learner.methods.prime import PrimeSettings
 from rlvr.learner.methods.router import RouterSettings
@@ -29,7 +30,7 @@ from rlvr.runs.base_recipe import (
     impossible_names,
     nothing_frozen,
 )
-from rlvr.runs.rewards import RewardSettings
+from rlvr.runs.rewards import RewardSettings, RewardTerm
 from rlvr.settings import Settings
 from rlvr.settings.outside import is_place
 
@@ -139,6 +140,9 @@ class RLRecipe(BaseRecipe):
     """Sampling of completions."""
     reward: RewardSettings = RewardSettings()
     """What a completion is worth."""
+    environment: EnvironmentSettings | None = None
+    """What answers the policy, in episodes of several turns; null ends every completion after one.
+    Rewards are then the environment's, unless reward.functions says more."""
     advantage: Advantage = GroupAdvantage()
     """How rewards become advantages."""
     learner: LearnerSettings = LearnerSettings()
@@ -181,6 +185,14 @@ class RLRecipe(BaseRecipe):
             if loss := PreferenceLoss.registry().get(name):
                 return f"{name} is refused in reinforcement learning: {loss.not_from_rewards}"
         return None
+
+    @model_validator(mode="after")
+    def _rewards_of_episodes(self) -> "RLRecipe":
+        """Where an environment is set and no function, the reward is the environment's."""
+        if self.environment is not None and "functions" not in self.reward.model_fields_set:
+            functions = (RewardTerm(function="environment"),)
+            self.__dict__["reward"] = self.reward.model_copy(update={"functions": functions})
+        return self
 
     @model_validator(mode="after")
     def _possible(self) -> "RLRecipe":
@@ -238,6 +250,8 @@ class RLRecipe(BaseRecipe):
     @property
     def longest_sequence(self) -> int:
         """Most tokens that a prompt and its completion may have together."""
+        if self.environment is not None:
+            return self.data.max_prompt_tokens + self.environment.max_tokens
         limits = (self.rollout.sampling.max_tokens, self.evaluation_sampling.max_tokens)
         return self.data.max_prompt_tokens + max(limits)
 
@@ -269,6 +283,31 @@ def _listed(value: object) -> Sequence[object]:
     return value if isinstance(value, list | tuple) else ()
 
 
+def _impossible_episodes(recipe: RLRecipe) -> list[str]:
+    """Faults of several turns."""
+    if recipe.environment is None:
+        if any(term.function == "environment" for term in recipe.reward.functions):
+            return ["reward.functions names environment, and the recipe has none; set environment"]
+        return []
+    faults = []
+    for where, sampling in (
+        ("rollout", recipe.rollout.sampling),
+        ("evaluation", recipe.evaluation_sampling),
+    ):
+        if sampling.max_tokens > recipe.environment.max_tokens:
+            faults.append(
+                f"{where}.sampling.max_tokens = {sampling.max_tokens}, the limit of a turn, is "
+                f"above environment.max_tokens = {recipe.environment.max_tokens}, that of an "
+                "episode; lower the first or raise the second"
+            )
+    if recipe.router is not None and recipe.router.replay:
+        faults.append(
+            "router.replay with environment: engines do not report the experts of tokens that "
+            "an environment said; set router.replay to false"
+        )
+    return faults
+
+
 def _impossible(recipe: RLRecipe) -> list[str]:
     """Combinations of valid settings that cannot work, each with its remedy."""
     rollout, sampling, faults = recipe.rollout, recipe.rollout.sampling, []
@@ -294,6 +333,7 @@ def _impossible(recipe: RLRecipe) -> list[str]:
             f"learner.updates_per_rollout = {recipe.learner.updates_per_rollout} cannot split "
             f"rollout.prompts_per_step = {rollout.prompts_per_step} prompts; lower it"
         )
+    faults += _impossible_episodes(recipe)
     faults += _impossible_filter(rollout) + _impossible_prime(recipe) + _impossible_router(recipe)
     uncertainty = recipe.reward.uncertainty
     if (

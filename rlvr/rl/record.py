@@ -102,7 +102,7 @@ def _watched(run: Run, rollout: Rollout) -> dict[str, float]:
 
 def _rates(run: Run, rollout: Rollout, metrics: dict[str, float], clock: Clock) -> dict[str, float]:
     def tokens(groups: list[list[ScoredCompletion]]) -> int:
-        return sum(len(item.completion.token_ids) for group in groups for item in group)
+        return sum(item.completion.length for group in groups for item in group)
 
     total = clock.total
     rates = {

@@ -10,8 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
-from rlvr.data import ProblemSampler, Prompt
+from rlvr.data import ProblemSampler, Prompt, load_template
 from rlvr.data.templates import ends_of
+from rlvr.environments import Environments
 from rlvr.learner.launch import Launch
 from rlvr.learner.learner import Learner
 from rlvr.objective.objective import Objective
@@ -66,6 +67,8 @@ class Run(BaseRun):
     """Informative groups that wait for a step with room for them."""
     refused: Counter[str] = field(default_factory=Counter)
     """Problems of the data that are never drawn, by why."""
+    environments: Environments | None = None
+    """What answers the policy; None ends every completion after one turn."""
     ledger: Ledger | None = None
     """On the first rank, unless the recipe turns it off."""
     dropped: list[int] = field(default_factory=list)
@@ -120,7 +123,15 @@ class Run(BaseRun):
         greedy, prompts = Sampling(max_tokens=tokens, temperature=0.0), self.prompts[:1]
         seed = self.recipe.seed
         self.scorer.score(
-            sample_groups(self.engine, prompts, 1, greedy, run_seed=seed, step=self.step)
+            sample_groups(
+                self.engine,
+                prompts,
+                1,
+                greedy,
+                run_seed=seed,
+                step=self.step,
+                environment=self.environments,
+            )
         )
 
     def model_writers(self) -> list[Callable[[Path], None]]:
@@ -210,8 +221,21 @@ def _build_run(recipe: RLRecipe, context: RunContext) -> Run:
     scorer = stack.enter_context(Scorer(recipe.reward, tokenizer, limit, recipe.steps, recipe.seed))
     scorer.needs_verdicts |= needs_verdicts(recipe)
     refused: Counter[str] = Counter()
-    prompts, evaluation_prompts = load_prompts(recipe, tokenizer, scorer, context.console, refused)
-    on_rank_zero(ranks, lambda: try_functions(scorer.functions, prompts[0].problem, limit))
+    environments = None
+    if recipe.environment is not None:
+        template = load_template(recipe.data.template)
+        environments = Environments(
+            recipe.environment, template, tokenizer, scorer.decode, scorer.judged
+        )
+        stack.enter_context(closing(environments))
+    prompts, evaluation_prompts = load_prompts(
+        recipe, tokenizer, scorer, context.console, refused, environments
+    )
+    episodes = environments is not None
+    on_rank_zero(
+        ranks,
+        lambda: try_functions(scorer.functions, prompts[0].problem, limit, episodes=episodes),
+    )
     learner = build_learner(recipe, context.checkpoint, context.launch, context.caller.model)
     context.seed_per_rank()
     check_context(recipe, learner.policy, [prompts, *evaluation_prompts.values()])
@@ -243,13 +267,16 @@ def _build_run(recipe: RLRecipe, context: RunContext) -> Run:
         engine=engine,
         learner=learner,
         scorer=scorer,
-        held_out=HeldOutProblems(evaluation_prompts, engine, scorer, sampling, samples),
+        held_out=HeldOutProblems(
+            evaluation_prompts, engine, scorer, sampling, samples, environments
+        ),
         checkpoints=context.checkpoint_writer(),
         ranks=ranks,
         rollout_ranks=ranks.group(),
         signals=context.signals,
         probe=_probe(recipe, {TRAINING: prompts, **evaluation_prompts}, tokenizer),
         refused=refused,
+        environments=environments,
     )
 
 

@@ -16,7 +16,7 @@ import torch
 
 from rlvr.policy.model import Policy
 from rlvr.rollout.sampling import Sampling
-from rlvr.types import FinishReason
+from rlvr.types import FinishReason, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,16 @@ class Sample:
     """One completion of a request; log-probabilities in nats at the sampling temperature.
 
     ``experts`` are the choices [P, M, K] of a mixture of experts at all positions of prompt and
-    completion except the last; only engines that are asked to keep them set it.
+    completion except the last; only engines that are asked to keep them set it. ``turns`` and
+    ``reward`` are those of an episode (:mod:`rlvr.rollout.episodes`).
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
     experts: torch.Tensor | None = None
+    turns: tuple[Turn, ...] = ()
+    reward: float | None = None
 
 
 Progress = Callable[[int, int], None]
@@ -111,6 +114,12 @@ class Engine(Protocol):
     overlaps: bool
     """Whether it holds a separate copy of the weights, so that it may generate while the learner
     updates."""
+
+    @property
+    def interleaves(self) -> bool:
+        """Whether what is generated together may depend on timing: its bits repeat anyway, or do
+        not in any case."""
+        return True
 
     @property
     def policy_version(self) -> int:

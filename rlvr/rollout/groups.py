@@ -2,11 +2,26 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from rlvr.data import Prompt
 from rlvr.rollout.engine import Engine, Progress, Request, Sample
+from rlvr.rollout.episodes import Episode, play
 from rlvr.rollout.sampling import Sampling, sample_seed
-from rlvr.types import Completion, Group
+from rlvr.types import Completion, Group, Limits, Problem
+
+
+class EpisodeSource(Protocol):
+    """An environment as sampling sees it."""
+
+    @property
+    def limits(self) -> Limits:
+        """What ends an episode that does not end by itself."""
+        ...
+
+    def begin(self, problem: Problem, seed: int) -> Episode:
+        """An episode of a problem; ``seed`` is the completion's."""
+        ...
 
 
 def sample_groups(
@@ -22,6 +37,7 @@ def sample_groups(
     finished: Callable[[int, Group], None] | None = None,
     share: range | None = None,
     first_draw: int | None = None,
+    environment: EpisodeSource | None = None,
 ) -> list[Group]:
     """Sample one group per prompt, in order.
 
@@ -42,6 +58,7 @@ def sample_groups(
         share: Indices of the prompts to sample, with the seeds and labels that they have among
             all prompts; other processes sample the rest.
         first_draw: Number of the first prompt among all that the run drew; None is not to number.
+        environment: Answers what the policy writes, and so on; None ends with one turn.
 
     A completion's ``policy_version`` is the version of the weights at the start; completions that
     were generated again after the engine died may come from newer weights.
@@ -68,8 +85,18 @@ def sample_groups(
         if finished is not None:
             finished(index, done[index])
 
-    if share:
-        engine.generate([requests[index] for index in share], sampling, progress, complete)
+    if not share:
+        return []
+    own = [requests[index] for index in share]
+    if environment is None:
+        engine.generate(own, sampling, progress, complete)
+        return [done[index] for index in share]
+
+    def begun(request: int, sample: int) -> Episode:
+        problem = prompts[share[request]].problem
+        return environment.begin(problem, own[request].seeds[sample])
+
+    play(engine, own, begun, sampling, environment.limits, progress, complete)
     return [done[index] for index in share]
 
 
@@ -88,6 +115,8 @@ def _group(
             policy_version=version,
             experts=sample.experts,
             draw=draw,
+            turns=sample.turns,
+            reward=sample.reward,
         )
         for offset, sample in enumerate(samples)
     )

@@ -103,6 +103,11 @@ class TransformersEngine(Engine):
         self._keeps_experts = keep
 
     @property
+    def interleaves(self) -> bool:
+        """Whether rows have the same bits in every batch."""
+        return self.rows != "any"
+
+    @property
     def note(self) -> str | None:
         """What is to be said of a model that is not generated the usual way."""
         family, caching = self.policy.causal_lm.config.model_type, self.caching

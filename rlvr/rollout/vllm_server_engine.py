@@ -18,7 +18,6 @@ from contextlib import closing
 
 from rlvr.policy.model import Policy
 from rlvr.rollout.engine import Assembly, Engine, Finished, Progress, Request, Sample
-from rlvr.rollout.event_loop import EventLoop
 from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.server_key import find_key
 from rlvr.rollout.server_pool import Limits, PendingCompletion, ServerPool
@@ -27,6 +26,7 @@ from rlvr.rollout.vllm_engine import check_context, engine_seed
 from rlvr.rollout.weight_store import WeightStore
 from rlvr.rollout.weight_sync import Difference
 from rlvr.rollout.weight_transfer import PolicySource, check_device
+from rlvr.threads import EventLoop
 
 _TICK_S = 1.0
 

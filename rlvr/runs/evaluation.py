@@ -8,7 +8,7 @@ from typing import Any
 from eval.metrics import REFERENCE, Outcome, ProblemOutcomes, training_metrics
 from rlvr.data import Prompt
 from rlvr.rollout.engine import Engine
-from rlvr.rollout.groups import sample_groups
+from rlvr.rollout.groups import EpisodeSource, sample_groups
 from rlvr.rollout.sampling import Sampling
 from rlvr.runs.base_run import BaseRun
 from rlvr.runs.collectives import gather_or_stop
@@ -35,6 +35,8 @@ class HeldOutProblems:
     sampling: Sampling
     samples: int
     """Completions of each problem."""
+    environments: EpisodeSource | None = None
+    """What answers the policy, in episodes of several turns."""
 
 
 def evaluate(run: BaseRun, problems: HeldOutProblems) -> Measured:
@@ -91,6 +93,7 @@ def _answers(run: BaseRun, problems: HeldOutProblems, name: str) -> list[list[Sc
             step=-1,
             progress=show,
             share=run.share(len(prompts)),
+            environment=problems.environments,
         )
         return problems.scorer.score(
             groups, sampling.max_tokens, step=run.step, tick=run.signals.check
@@ -108,9 +111,9 @@ def problem_outcomes(group: Sequence[ScoredCompletion]) -> ProblemOutcomes:
     """A graded group as evaluation sees it: what was cut at the limit counts as wrong."""
     outcomes = []
     for item in group:
-        cut = item.completion.finish_reason == "length"
+        cut = item.completion.truncated
         right = bool(item.correct) and not cut
         answered = item.grade is not None and item.grade.status != "no_answer"
-        length = len(item.completion.token_ids)
+        length = item.completion.length
         outcomes.append(Outcome(right, cut, answered, length, REFERENCE if right else None))
     return ProblemOutcomes(group[0].completion.problem_id, tuple(outcomes))

@@ -11,9 +11,7 @@ which is quicker.
 
 import asyncio
 import copy
-import queue
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -23,9 +21,9 @@ from typing import Any
 from reward.calls import Call, Notes, plan_call, signature_names
 from reward.functions import RewardError, RewardInput
 from reward.process import WorkerDied, WorkerExpired, WorkerProcess, WorkerUnavailable
-from rlvr.rollout.event_loop import EventLoop
 from rlvr.runs.function_messages import call_message, read_notes
 from rlvr.runs.rewards import RewardTerm
+from rlvr.threads import EventLoop, Threads
 
 _START_TIMEOUT = 120.0
 _LONGEST_PAUSE = 30.0
@@ -156,7 +154,7 @@ class SharedThreads:
         self._loop: EventLoop | None = None
 
     @property
-    def thread(self) -> "Threads":
+    def thread(self) -> Threads:
         """One thread, so that a function is never called twice at a time."""
         if self._thread is None:
             self._thread = Threads(1, "rewards")
@@ -175,44 +173,6 @@ class SharedThreads:
             self._thread.close()
         if self._loop is not None:
             self._loop.close()
-
-
-class Threads:
-    """Threads that take work from one queue; they do not keep the program from ending.
-
-    Args:
-        count: How many.
-        name: Of the threads.
-        make: Makes what each thread has for itself and hands to its work.
-    """
-
-    def __init__(self, count: int, name: str, make: Callable[[], Any] = lambda: None) -> None:
-        self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[Any], Any]] | None]
-        self._work, self._make, self.count = queue.SimpleQueue(), make, count
-        for number in range(count):
-            threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True).start()
-
-    def submit(self, work: Callable[[Any], Any]) -> "Future[Any]":
-        """Have some thread do it."""
-        future: Future[Any] = Future()
-        self._work.put((future, work))
-        return future
-
-    def close(self) -> None:
-        """End every thread after the work that was given."""
-        for _ in range(self.count):
-            self._work.put(None)
-
-    def _run(self) -> None:
-        own = self._make()
-        while (given := self._work.get()) is not None:
-            future, work = given
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(work(own))
-            except BaseException as error:  # the thread's boundary: handed to whoever waits
-                future.set_exception(error)
 
 
 class Processes:

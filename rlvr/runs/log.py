@@ -278,6 +278,8 @@ def completion_row(
         "logprobs": [round(value, 5) for value in completion.logprobs],
         "policy_version": completion.policy_version,
     }
+    if completion.turns:
+        row["turns"] = [[turn.start, turn.stop, turn.reward] for turn in completion.turns]
     if item.second is not None and item.second.grade is not None:
         row |= {"second_opinion": _opinion(item), "second_reason": item.second.grade.reason}
     row |= {name: value for name, value in item.extra.items() if name not in row}

@@ -20,7 +20,7 @@ from rlvr.runs.model_reward import ModelReward
 from rlvr.runs.reward_functions import Begun, RewardFunctions, RowValues
 from rlvr.runs.rewards import RewardSettings
 from rlvr.runs.second_judge import Asked, SecondJudge, SecondOpinion, opinion_from_state
-from rlvr.types import Completion, Group, Problem
+from rlvr.types import Completion, Group, Problem, Turn
 
 _UNGRADED = reward.Grade(False, None, "unknown", "none", "not graded yet")
 _MADE_UP = ("I think the answer is \\boxed{0}.", "Let me think. It is \\boxed{1}, I am sure.")
@@ -76,6 +76,7 @@ def scored_from_state(state: Mapping[str, Any]) -> ScoredCompletion:
     fields = dict(state["completion"])
     for name in ("prompt_ids", "token_ids", "logprobs"):
         fields[name] = tuple(fields[name])
+    fields["turns"] = tuple(Turn(**turn) for turn in fields.get("turns", ()))
     if fields.get("experts") is not None:
         fields["experts"] = torch.tensor(fields["experts"], dtype=torch.int16)
     restored = {
@@ -154,6 +155,10 @@ class Scorer:
         self.pool.close()
         if self.judge is not None:
             self.judge.__exit__()
+
+    def judged(self, text: str, problem: Problem) -> bool:
+        """Whether a text has a problem's reference answer, as the verifier sees it."""
+        return self.pool.submit(text, problem.answer, problem.grader).result().correct
 
     @property
     def rewards_beyond_verdicts(self) -> bool:
@@ -248,16 +253,18 @@ class Scorer:
 
     def _ungraded(self, group: Group, index: int, max_tokens: int, step: int) -> RewardInput:
         completion = group.completions[index]
-        cut = completion.finish_reason == "length"
+        cut = completion.truncated
         item = _input(
             group.problem,
             index,
-            self.decode(completion.token_ids, finished=not cut),
+            self.decode(_last_turn(completion), finished=not cut),
             completion.token_ids,
             completion.finish_reason,
             max_tokens,
             step,
         )
+        if completion.turns:
+            item = replace(item, num_tokens=completion.length, episode_reward=completion.reward)
         opened = self.decode.opened(completion.prompt_ids)
         return replace(item, opened=opened, thoughts=self.decode.thoughts)
 
@@ -319,8 +326,12 @@ class Scorer:
         return scored
 
 
-def try_functions(functions: RewardFunctions, problem: Problem, max_tokens: int) -> None:
+def try_functions(
+    functions: RewardFunctions, problem: Problem, max_tokens: int, *, episodes: bool = False
+) -> None:
     """Have the functions reward made-up completions of a problem.
+
+    ``episodes`` are such that an environment has rewarded.
 
     Raises:
         RewardError: A function fails, or returns no rewards.
@@ -329,12 +340,19 @@ def try_functions(functions: RewardFunctions, problem: Problem, max_tokens: int)
     for index, text in enumerate(_MADE_UP):
         ids = tuple(range(1, 1 + len(text.split())))
         item = _input(problem, index, text, ids, "stop", max_tokens, 1)
+        item = replace(item, episode_reward=float(index) if episodes else None)
         if problem.answer:
             verdict = grader_by_name(problem.grader)(text, problem.answer, reward.DEFAULT)
             items.append(replace(item, grade=verdict))
         else:
             items.append(UngradedInput(**vars(item)))
     functions.try_out(_together(items))
+
+
+def _last_turn(completion: Completion) -> tuple[int, ...]:
+    """The ids that the policy wrote last, which hold its answer."""
+    start, stop = completion.spans[-1]
+    return completion.token_ids[start:stop]
 
 
 def _places(group: Group) -> range:
@@ -355,7 +373,7 @@ def _input(
         response=response,
         gold=problem.answer,
         grade=_UNGRADED,
-        truncated=finish_reason == "length",
+        truncated=finish_reason != "stop",
         num_tokens=len(token_ids),
         max_tokens=max_tokens,
         metadata=problem.metadata,

@@ -22,7 +22,6 @@ from rlvr.policy.loading import load_policy
 from rlvr.policy.settings import ModelSettings
 from rlvr.policy.tiny import TinySettings, write_tiny_model
 from rlvr.rollout.engine import Request
-from rlvr.rollout.event_loop import EventLoop
 from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.serve import serve_command, serve_environment
 from rlvr.rollout.server import Server, ServerRefusedError
@@ -31,6 +30,7 @@ from rlvr.rollout.vllm_engine import VllmEngine
 from rlvr.rollout.vllm_server_engine import VllmServerEngine
 from rlvr.rollout.weight_sync import StaleWeightsError
 from rlvr.runs.log import read_metrics
+from rlvr.threads import EventLoop
 from tests.rollout.test_vllm_engine import (
     GREEDY,
     LONG,

@@ -40,14 +40,27 @@ class Gae(CriticAdvantage):
     def estimate(
         self, rewards_BT: torch.Tensor, values_BT: torch.Tensor, mask_BT: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Advantages and returns, [B, T] each, from token rewards and old values."""
+        """Advantages and returns, [B, T] each, from token rewards and old values.
+
+        What is masked between tokens is passed over: a token's successor is the next one that
+        counts.
+        """
+        order_BT = torch.argsort(mask_BT <= 0, dim=1, stable=True)
+        rewards_BT, values_BT, mask_BT = (
+            column_BT.gather(1, order_BT) for column_BT in (rewards_BT, values_BT, mask_BT)
+        )
         after_BT = torch.nn.functional.pad(values_BT[:, 1:] * mask_BT[:, 1:], (0, 1))
         delta_BT = (rewards_BT + self.gamma * after_BT - values_BT) * mask_BT
         advantages_BT = discounted(delta_BT, self.gamma * self.lam)
         returns_BT = (advantages_BT + values_BT) * mask_BT
         if self.whiten:
             advantages_BT = whiten(advantages_BT, mask_BT)
-        return advantages_BT * mask_BT, returns_BT
+        advantages_BT = advantages_BT * mask_BT
+        empty_BT = torch.zeros_like(returns_BT)
+        return (
+            empty_BT.scatter(1, order_BT, advantages_BT),
+            empty_BT.scatter(1, order_BT, returns_BT),
+        )
 
 
 def discounted(values_BT: torch.Tensor, factor: float) -> torch.Tensor:

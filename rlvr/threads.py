@@ -1,4 +1,4 @@
-"""An event loop in a separate thread.
+"""Threads that do not keep a program from ending, and an event loop in one of them.
 
 A signal handler may raise in the main thread at any instruction. Inside a callback of an event loop
 the exception would be reported and dropped. If the main thread waits here for another thread, the
@@ -83,3 +83,41 @@ class EventLoop:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+
+
+class Threads:
+    """Threads that take work from one queue; they do not keep the program from ending.
+
+    Args:
+        count: How many.
+        name: Of the threads.
+        make: Makes what each thread has for itself and hands to its work.
+    """
+
+    def __init__(self, count: int, name: str, make: Callable[[], Any] = lambda: None) -> None:
+        self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[Any], Any]] | None]
+        self._work, self._make, self.count = queue.SimpleQueue(), make, count
+        for number in range(count):
+            threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True).start()
+
+    def submit(self, work: Callable[[Any], Any]) -> "Future[Any]":
+        """Have some thread do it."""
+        future: Future[Any] = Future()
+        self._work.put((future, work))
+        return future
+
+    def close(self) -> None:
+        """End every thread after the work that was given."""
+        for _ in range(self.count):
+            self._work.put(None)
+
+    def _run(self) -> None:
+        own = self._make()
+        while (given := self._work.get()) is not None:
+            future, work = given
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(work(own))
+            except BaseException as error:  # the thread's boundary: handed to whoever waits
+                future.set_exception(error)
