@@ -24,15 +24,14 @@ class Conversation:
 
     def __init__(self, template: Template, tokenizer: Any) -> None:  # noqa: ANN401
         self.template, self.tokenizer = template, tokenizer
-        self.closing = template.turn_end(tokenizer) if template.settings.mode == "chat" else None
 
     def between(self, messages: Sequence[Message], last: int) -> tuple[int, ...]:
         """The ids between a turn and the next.
 
         Args:
             messages: What the environment says.
-            last: The id that ended the turn. Where it is the one with which the template closes a
-                turn, that stands there already.
+            last: The id that ended the turn. Where the template goes on with the same, as one
+                that closes turns does, it is not repeated.
 
         Raises:
             ValueError: The chat template refuses these messages there, or hides the assistant's.
@@ -41,9 +40,7 @@ class Conversation:
             text = "".join(message["content"] for message in messages)
             return tuple(self._encoded(text + self.template.settings.prefill))
         ids = self._encoded(self._rest(messages) + self.template.settings.prefill)
-        if ids and ids[0] == last == self.closing:
-            ids = ids[1:]
-        return tuple(ids)
+        return tuple(ids[1:] if ids[:1] == [last] else ids)
 
     def _rest(self, messages: Sequence[Message]) -> str:
         """What the chat template writes behind an assistant's words."""
