@@ -31,6 +31,7 @@ from rlvr.rl.rollouts import Rollouts, sampling_rollouts
 from rlvr.rl.run import Run, open_run
 from rlvr.rl.train import train_step
 from rlvr.rollout.engine import Request, Sample
+from rlvr.rollout.episodes import play
 from rlvr.rollout.transformers_engine import TransformersEngine
 from rlvr.runs.interrupt import StopSignals
 from rlvr.runs.ledger import LedgerCompletion, LedgerRows, logprob_hash, read_ledger, token_hash
@@ -241,9 +242,7 @@ def _at_version(
     found: dict[str, Replayed] = {}
     names = {item.id for item in asked}
     for call in _calls(run, ledger, groups, names):
-        requests = [_request(run, group) for group in call]
-        outputs = run.engine.generate(requests, run.recipe.rollout.sampling)
-        for group, samples in zip(call, outputs, strict=True):
+        for group, samples in zip(call, _sampled(run, call), strict=True):
             for item, sample in zip(group, samples, strict=True):
                 if item.id in names:
                     found[item.id] = compared(item, sample)
@@ -286,9 +285,26 @@ def _processes(run: Run, ledger: LedgerRows, step: int) -> int:
     return 1 if run.central or engine is None else int(engine["processes"])
 
 
-def _request(run: Run, group: Group) -> Request:
-    prompt = run.prompts[run.places[group[0].prompt["problem"]]]
-    return Request(tuple(prompt.ids), tuple(int(item.row["seed"], 16) for item in group))
+def _sampled(run: Run, call: Sequence[Group]) -> list[list[Sample]]:
+    """What the engine, and the environment, make of the groups' prompts and seeds."""
+    prompts = [run.prompts[run.places[group[0].prompt["problem"]]] for group in call]
+    requests = [
+        Request(tuple(prompt.ids), tuple(int(item.row["seed"], 16) for item in group))
+        for prompt, group in zip(prompts, call, strict=True)
+    ]
+    sampling, environments = run.recipe.rollout.sampling, run.environments
+    if environments is None:
+        return run.engine.generate(requests, sampling)
+    found: dict[int, list[Sample]] = {}
+    play(
+        run.engine,
+        requests,
+        lambda r, s: environments.begin(prompts[r].problem, requests[r].seeds[s]),
+        sampling,
+        environments.limits,
+        finished=lambda r, samples: found.update({r: samples}),
+    )
+    return [found[index] for index in range(len(requests))]
 
 
 def compared(item: LedgerCompletion, sample: Sample) -> Replayed:

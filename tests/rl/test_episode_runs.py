@@ -8,6 +8,7 @@ from rlvr.environments import Done, Environment, Observation
 from rlvr.files import read_lines
 from rlvr.rl.audit import audit
 from rlvr.rl.recipe import RLRecipe
+from rlvr.rl.replay import replay_completions
 from rlvr.settings import load_settings
 from tests.training import column, run, small_recipe
 
@@ -77,6 +78,9 @@ def test_a_run_learns_from_episodes_and_its_books_close(recipe, tmp_path):
         assert row["reward"] == pytest.approx(sum(reward or 0 for *_, reward in row["turns"]))
     found = audit(folder)
     assert not found.faults, found.faults
+    ids = [row["id"] for row in read_lines(folder / "ledger.jsonl").objects
+           if row["kind"] == "completion" and row["id"].startswith("5/")]  # fmt: skip
+    assert all(one.same for one in replay_completions(folder, ids))
     assert {row["finish"] for row in read_lines(folder / "ledger.jsonl").objects
             if row["kind"] == "completion"} <= {"stop", "length", "turns", "tokens"}  # fmt: skip
 
