@@ -22,7 +22,7 @@ def rl_work(recipe: RLRecipe, shape: ModelShape, device: Device) -> Work:
         shape: Of ``recipe.model``.
         device: What the learner runs on.
     """
-    longest = recipe.data.max_prompt_tokens + recipe.rollout.sampling.max_tokens
+    longest = recipe.data.max_prompt_tokens + recipe.longest_completion
     work = work_of(recipe, shape, device, sequence=longest, extra=_extra(recipe, shape))
     engine = _engine(recipe)
     return replace(work, update=_update_tokens(recipe), engine=engine)
@@ -35,7 +35,7 @@ def _update_tokens(recipe: RLRecipe) -> int:
     completions = prompts * rollout.samples_per_prompt
     runs = completions if recipe.learner.layout == "padded" else prompts
     limit = recipe.data.max_prompt_tokens
-    return runs * limit + completions * rollout.sampling.max_tokens
+    return runs * limit + completions * recipe.longest_completion
 
 
 def _extra(recipe: RLRecipe, shape: ModelShape) -> tuple[ExtraModel, ...]:

@@ -9,6 +9,8 @@ from functools import partial
 from typing import Any
 
 from rlvr.data import encode_prompts, load_template
+from rlvr.data.decoding import ResponseDecoder
+from rlvr.environments import Environments, opened_all
 from rlvr.memory import ENGINE, Estimate, ModelShape, estimate, memory_lines
 from rlvr.policy.loading import model_notes
 from rlvr.policy.shape import read_shape
@@ -37,7 +39,8 @@ def render_plan(recipe: RLRecipe) -> str:
     with closing(RewardFunctions(recipe.reward.functions, recipe.steps)) as functions:
         problems, _ = load_data(recipe, functions)
         checked = check_problems(recipe.reward.check, problems)
-        try_functions(functions, problems[0], recipe.rollout.sampling.max_tokens)
+        episodes, limit = recipe.environment is not None, recipe.rollout.sampling.max_tokens
+        try_functions(functions, problems[0], limit, episodes=episodes)
     updates = recipe.steps * recipe.learner.updates_per_rollout
     advice = [*checked, *_advice(recipe), *notices(recipe, 0, updates)]
     lines = [*_work(recipe, len(problems)), *advice, *_model(recipe, problems)]
@@ -58,13 +61,20 @@ def _model(recipe: RLRecipe, problems: Sequence[Problem]) -> list[str]:
 
 def _prompts(recipe: RLRecipe, problems: Sequence[Problem], tokenizer: Any) -> list[str]:  # noqa: ANN401
     template, limit = load_template(recipe.data.template), recipe.data.max_prompt_tokens
+    if recipe.environment is not None:
+        decode = ResponseDecoder(tokenizer, recipe.reward.thoughts)
+        # No episode goes beyond its first prompt here, so that there is nothing to judge.
+        environments = Environments(
+            recipe.environment, template, tokenizer, decode, lambda *_: False
+        )
+        problems = opened_all(problems, environments)
     return prompts_shown(encode_prompts(problems, template, tokenizer, limit), tokenizer)
 
 
 def _work(recipe: RLRecipe, problems: int) -> list[str]:
     rollout = recipe.rollout
     completions = recipe.completions_per_step
-    tokens = completions * rollout.sampling.max_tokens
+    tokens = completions * recipe.longest_completion
     epochs = recipe.steps * rollout.prompts_per_step / problems
     updates = recipe.steps * recipe.learner.updates_per_rollout
     return [
@@ -90,7 +100,7 @@ def _advice(recipe: RLRecipe) -> list[str]:
 
 def _tokens(recipe: RLRecipe) -> int:
     """Most tokens that the run samples."""
-    return recipe.steps * recipe.completions_per_step * recipe.rollout.sampling.max_tokens
+    return recipe.steps * recipe.completions_per_step * recipe.longest_completion
 
 
 def _memory(recipe: RLRecipe, shape: ModelShape) -> list[str]:

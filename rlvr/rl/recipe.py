@@ -248,12 +248,17 @@ class RLRecipe(BaseRecipe):
         return self.rollout.prompts_per_step * self.rollout.samples_per_prompt
 
     @property
+    def longest_completion(self) -> int:
+        """Most tokens of a completion of training, or behind the prompt of an episode."""
+        if self.environment is not None:
+            return self.environment.max_tokens
+        return self.rollout.sampling.max_tokens
+
+    @property
     def longest_sequence(self) -> int:
         """Most tokens that a prompt and its completion may have together."""
-        if self.environment is not None:
-            return self.data.max_prompt_tokens + self.environment.max_tokens
-        limits = (self.rollout.sampling.max_tokens, self.evaluation_sampling.max_tokens)
-        return self.data.max_prompt_tokens + max(limits)
+        longest = max(self.longest_completion, self.evaluation_sampling.max_tokens)
+        return self.data.max_prompt_tokens + longest
 
 
 def stale_warnings(recipe: RLRecipe) -> list[str]:

@@ -143,6 +143,7 @@ class FakeRun:
         self.engine, self.scorer = SeededEngine(), SeededScorer()
         self.ranks = self.rollout_ranks = Ranks()
         self.share, self.data_digest = range, "0" * 16
+        self.environments = None
         self.carry_over, self.rollouts_state = [], {}
         self.refused, self.dropped, self.ledger = Counter({"too_long": 1}), [], None
         self.log = SimpleNamespace(phase=lambda *_, **__: None, span=lambda *_: None)

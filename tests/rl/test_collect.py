@@ -97,6 +97,7 @@ def fake_run(
         engine=CountingEngine(),
         rollout_ranks=Ranks(),
         carry_over=[],
+        environments=None,
         share=range,
         scorer=EveryThirdIsFlat(),
         log=SimpleNamespace(phase=lambda *_: None),
