@@ -10,7 +10,7 @@ from typing import Any
 
 from rlvr.data import encode_prompts, load_template
 from rlvr.data.decoding import ResponseDecoder
-from rlvr.environments import Environments, opened_all
+from rlvr.environments.episode import Environments, opened_all
 from rlvr.memory import ENGINE, Estimate, ModelShape, estimate, memory_lines
 from rlvr.policy.loading import model_notes
 from rlvr.policy.shape import read_shape

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from rlvr.data import Prompt, RowsWanted, load_problems, load_template, overlap
-from rlvr.environments import Environments, opened_all
+from rlvr.environments.episode import Environments, opened_all
 from rlvr.policy.model import Policy
 from rlvr.policy.vocabulary import check_token_ids
 from rlvr.rl.recipe import RLRecipe

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from rlvr.data import ProblemSampler, Prompt, load_template
 from rlvr.data.templates import ends_of
-from rlvr.environments import Environments
+from rlvr.environments.episode import Environments
 from rlvr.learner.launch import Launch
 from rlvr.learner.learner import Learner
 from rlvr.objective.objective import Objective

@@ -9,8 +9,9 @@ import trl
 
 from rlvr.data.decoding import ResponseDecoder
 from rlvr.data.templates import Template, TemplateSettings
-from rlvr.environments import Done, Environment, Environments, EnvironmentSettings, Observation
+from rlvr.environments import Done, Environment, EnvironmentSettings, Observation
 from rlvr.environments.conversation import Conversation
+from rlvr.environments.episode import Environments
 from rlvr.policy.batching import packed_inputs, padded_inputs
 from rlvr.policy.loading import load_policy
 from rlvr.policy.settings import ModelSettings

@@ -10,12 +10,10 @@ from rlvr.environments import (
     Action,
     Done,
     Environment,
-    Environments,
     EnvironmentSettings,
     Observation,
-    environment_class,
-    opened_all,
 )
+from rlvr.environments.episode import Environments, environment_class, opened_all
 from rlvr.environments.games import Grid, GuessNumber
 from rlvr.environments.self_correction import SelfCorrection
 from rlvr.policy.tiny import character_tokenizer
