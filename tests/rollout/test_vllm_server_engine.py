@@ -201,7 +201,7 @@ def test_a_server_that_answers_with_another_model_fails_the_proof(engine, policy
     perturb(policy, 0.1)
     monkeypatch.setattr(Server, "_generate", elsewhere)
     kept, second.loaded = second.loaded, engine._weights.serial + 1  # it has no part in this sync
-    with pytest.raises(StaleWeightsError, match=r"version 4 .*it answers as the version before"):
+    with pytest.raises(StaleWeightsError, match=r"version 4 .*it answers as the weights that it"):
         engine.sync(policy, 4)
     monkeypatch.setattr(Server, "_generate", generate)
     second.loaded = kept
