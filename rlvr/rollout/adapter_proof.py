@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from rlvr.policy.settings import Precision
+from rlvr.rollout.arrival import listed
 from rlvr.rollout.weight_sync import measure_difference
 
 Fingerprint = tuple[float, float]
@@ -27,7 +28,6 @@ RESOLUTION: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 0.25}
 _SAME = 1e-9
 # Of a norm: a matrix that was scaled before it was rounded, and one that was scaled afterwards.
 _SCALED = 1e-3
-_MOST_NAMES = 3
 
 
 def fingerprint(matrix: torch.Tensor) -> Fingerprint:
@@ -120,9 +120,3 @@ def _common_factor(pairs: Sequence[tuple[Fingerprint, Fingerprint | None]]) -> f
     factor = held[0] / sent[0]
     scaled = all(_same((factor * own[0], factor * own[1]), got, _SCALED) for own, got in pairs)
     return factor if scaled else None
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first of some names, and how many there are besides."""
-    more = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -36,10 +36,10 @@ from rlvr.rollout.adapter_proof import (
     Fingerprint,
     distance,
     fingerprint,
-    listed,
     other_answer,
     tensor_fault,
 )
+from rlvr.rollout.arrival import listed
 from rlvr.rollout.weight_store import WeightStore
 from rlvr.rollout.weight_sync import Difference, StaleWeightsError, learner_logprobs
 
@@ -160,8 +160,8 @@ class AdapterStore(WeightStore):
         with torch.no_grad(), filled_adapters(policy, scale=scale):
             return distance(learner_logprobs(policy, self.sequence), self._base)
 
-    def install(self, call: Callable[..., dict[str, Any]], *, fresh: bool) -> None:
-        """Give the newest adapter to an engine process.
+    def install(self, call: Callable[..., dict[str, Any]], *, fresh: bool) -> int:
+        """Give the newest adapter to an engine process; blocks of the old cache that are left.
 
         Args:
             call: Sends one request to the process: (method, keyword arguments).
@@ -175,9 +175,9 @@ class AdapterStore(WeightStore):
         if fresh and self._probe is not None:
             self._give(call, self._probe)
             self._check_probe(self._probe, call("score", tokens=self.sequence)["logprobs"])
-        self._give(call, self.newest)
+        return self._give(call, self.newest)
 
-    def _give(self, call: Callable[..., dict[str, Any]], adapter: Adapter) -> None:
+    def _give(self, call: Callable[..., dict[str, Any]], adapter: Adapter) -> int:
         """Have the process take an adapter, and see that it holds its matrices and no other's."""
         answer = call(
             "adapt",
@@ -198,6 +198,8 @@ class AdapterStore(WeightStore):
             fault = f"it holds the adapters {answer['kept']} where it should hold one"
         if fault is not None:
             raise self._stale(adapter, f"does not hold the learner's adapter: {fault}")
+        cached: int = answer["cached"]
+        return cached
 
     def _check_probe(self, probe: Adapter, logprobs: list[float]) -> None:
         """See that the engine computes with a random adapter as the learner does."""
@@ -212,7 +214,10 @@ class AdapterStore(WeightStore):
             )
 
     def check(
-        self, logprobs: list[float], repair: Callable[[], str | None] = lambda: None
+        self,
+        logprobs: list[float],
+        repair: Callable[[], str | None] = lambda: None,
+        cached: int = 0,
     ) -> Difference:
         """Compare an engine's log-probabilities of :attr:`sequence` with the learner's.
 
@@ -227,7 +232,7 @@ class AdapterStore(WeightStore):
         answers = other_answer(logprobs, adapter.logprobs, others, RESOLUTION[self.precision])
         if answers is not None:
             raise self._stale(adapter, f"answers as {answers}")
-        difference = super().check(logprobs, repair)
+        difference = super().check(logprobs, repair, cached)
         self.proven = adapter
         return difference
 

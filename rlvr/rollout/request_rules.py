@@ -26,7 +26,10 @@ _PROMPT = 2**24
 _SHAPES = 2**26
 
 # The methods of the workers that may be called, with the name of the path that each takes.
-_METHODS = {"sees_weights": "folder", "reload_weights": "weights_path", "repack_output_heads": None}
+_METHODS = {
+    **{"sees_weights": "folder", "reload_weights": "weights_path"},
+    **dict.fromkeys(("note_weights", "noted_weights", "repack_output_heads")),
+}
 _NUMBERS = ("temperature", "top_p", "top_k", "max_tokens", "seed")
 _FLAGS = ("ignore_eos", "detokenize")
 _INIT = {

@@ -93,6 +93,7 @@ def serve_command(
     command += [
         *("--tokens-only", "--skip-tokenizer-init", "--generation-config", "vllm"),
         *("--logprobs-mode", "processed_logprobs", "--enable-prefix-caching"),
+        "--enable-prompt-tokens-details",
         *("--worker-extension-cls", _REPAIR, "--middleware", _FILTER, "--enforce-eager"),
         *("--no-enable-log-requests", "--uvicorn-log-level", "warning"),
     ]

@@ -145,7 +145,7 @@ class Server:
             )
 
     async def reload(self, folder: str) -> None:
-        """Load the weights of a Hugging Face folder; call :meth:`settle` afterwards.
+        """Load the weights of a Hugging Face folder; :meth:`repack` and drop the cache afterwards.
 
         Raises:
             ServerRefusedError: It cannot see the folder.
@@ -158,11 +158,46 @@ class Server:
             )
         await self._remote("reload_weights", weights_path=folder)
 
-    async def settle(self, *, repair: bool) -> None:
-        """After new weights: pack the output heads again and drop the prefix cache of the old
-        ones."""
-        if repair:
-            await self._remote("repack_output_heads")
+    async def note_weights(self) -> None:
+        """Have its workers note what they are given; before :meth:`reload` or a transfer."""
+        await self._remote("note_weights")
+
+    async def noted_weights(self) -> list[dict[str, Any]]:
+        """What each of its workers has noted (``WeightRepair.noted_weights``)."""
+        found = await self._call_workers("noted_weights")
+        for answer in found:
+            sound = isinstance(answer, dict) and isinstance(answer.get("tensors"), dict)
+            if not sound or not isinstance(answer.get("missed"), list):
+                raise self._garbage("noted_weights", answer)
+        return found
+
+    async def cached_tokens(self, tokens: list[int]) -> int:
+        """How many of a prompt's tokens its prefix cache answers; their blocks must be whole.
+
+        Raises:
+            ServerRefusedError: It does not say.
+        """
+        fields = {"temperature": 0.0, "max_tokens": 1, "detokenize": False, "ignore_eos": True}
+        answer = await self._generate(tokens, fields)
+        details = (answer.get("usage") or {}).get("prompt_tokens_details") or {}
+        count = details.get("cached_tokens")
+        if not isinstance(count, int):
+            raise self._refused(
+                "it does not say which tokens came from its cache (--enable-prompt-tokens-details "
+                "is missing)"
+            )
+        return count
+
+    async def repack(self) -> None:
+        """After new weights: pack the output heads again."""
+        await self._remote("repack_output_heads")
+
+    async def drop_cache(self) -> None:
+        """Drop the prefix cache, which old weights have filled.
+
+        Raises:
+            ServerFailedError: It is in use.
+        """
         answer = await self._call("POST", "/reset_prefix_cache", timeout_s=self._timeout_s)
         if answer.get("success") is not True:
             raise ServerFailedError(f"{self.address}: its prefix cache is in use during a reload")
@@ -210,12 +245,16 @@ class Server:
 
     async def _remote(self, method: str, **arguments: str) -> Any:  # noqa: ANN401
         """Call a method of its workers; return the first worker's result as text."""
+        return (await self._call_workers(method, **arguments))[0]
+
+    async def _call_workers(self, method: str, **arguments: str) -> list[Any]:
+        """Call a method of its workers; return all results, dictionaries or text."""
         body = {"method": method, "kwargs": arguments}
         answer = await self._call("POST", "/collective_rpc", body, timeout_s=self._timeout_s)
-        try:
-            return answer["results"][0]
-        except (KeyError, IndexError, TypeError) as error:
-            raise self._garbage(method, answer) from error
+        found = answer.get("results")
+        if not isinstance(found, list) or not found:
+            raise self._garbage(method, answer)
+        return found
 
     async def _call(
         self,

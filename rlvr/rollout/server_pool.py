@@ -169,11 +169,26 @@ class ServerPool:
         await server.health(min(silence_s, _BRIEF_S) if given_up else silence_s)
         if not server.examined:
             await server.examine()
+        await server.note_weights()
         await self._give_weights(server)
-        await server.settle(repair=self.repair)
-        difference = self.weights.check(await server.score(self.weights.sequence))
+        difference = await self._prove(server)
         server.loaded, server.strikes = self._wanted, 0
         return difference
+
+    async def _prove(self, server: Server) -> Difference:
+        """The proof that it has the newest weights, and no cache of others.
+
+        A score fills the cache and reads none of it. So it comes before the cache is dropped, and
+        the same tokens show whether it was, whatever completions had filled it.
+        """
+        sequence = self.weights.sequence
+        if self.repair:
+            await server.repack()
+        logprobs = await server.score(sequence)
+        await server.drop_cache()
+        cached = await server.cached_tokens(sequence)
+        self.weights.check_arrival(await server.noted_weights(), lambda: logprobs)
+        return self.weights.check(logprobs, cached=cached)
 
     async def _give_weights(self, server: Server) -> None:
         if self.source is None:

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
-from transformers.core_model_loading import revert_weight_conversion
 
-from rlvr.policy.merging import merged_buckets
 from rlvr.policy.model import Policy
-from rlvr.rollout.adapter_proof import distance, listed
+from rlvr.rollout.adapter_proof import distance
+from rlvr.rollout.arrival import listed
+from rlvr.rollout.weight_sync import sent_tensors
 
 if TYPE_CHECKING:
     from rlvr.rollout.weight_store import WeightStore
@@ -97,10 +97,8 @@ def folder_fault(policy: Policy, model: Path, dtype: torch.dtype) -> str | None:
 
 
 def _sent(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """The policy's tensors under the names of published checkpoints, on the CPU."""
-    for bucket in merged_buckets(policy, dtype):
-        for name, tensor in revert_weight_conversion(policy.causal_lm, bucket).items():
-            yield name, tensor.cpu()
+    for name, tensor in sent_tensors(policy, dtype):
+        yield name, tensor.cpu()
 
 
 class _Written:

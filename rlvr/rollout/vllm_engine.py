@@ -292,16 +292,23 @@ class VllmEngine(Engine):
             fresh = self._process is None
             if self._process is None:
                 self._process = self._start(weights.folder)
-            if not self._renew(self._process, fresh):
+            cached = self._renew(self._process, fresh)
+            if cached is None:
                 return None
-            answer = self._process.call("score", tokens=weights.sequence)
-            call = self._process.call
-            difference = weights.check(answer["logprobs"], lambda: repaired(call, weights))
+            call, logprobs = self._process.call, self._scored(self._process)
+            difference = weights.check(logprobs, lambda: repaired(call, weights), cached)
             self._loaded, self._version = weights.serial, weights.version
             return difference
 
-    def _renew(self, process: EngineProcess, fresh: bool) -> bool:
-        """Wake the engine and give it the newest weights; return whether they were new to it.
+    def _scored(self, process: EngineProcess) -> list[float]:
+        logprobs: list[float]
+        logprobs = process.call("score", tokens=self._weights.sequence)["logprobs"]
+        return logprobs
+
+    def _renew(self, process: EngineProcess, fresh: bool) -> int | None:
+        """Wake the engine and give it the newest weights; None if they were not new to it.
+
+        Otherwise it returns how many blocks of the old version are left in the prefix cache.
 
         This takes two steps, so that the cache and the old and new weights are never in memory at
         once.
@@ -309,9 +316,7 @@ class VllmEngine(Engine):
         through_folder = self.settings.weight_transfer == "folder"
         news = fresh or self._loaded != self._weights.serial
         if isinstance(self._weights, AdapterStore):
-            if news:
-                self._weights.install(process.call, fresh=fresh)
-            return news
+            return self._weights.install(process.call, fresh=fresh) if news else None
         lost = self._asleep and self.sleep == 2
         if self._asleep:
             # What the learner caches is free to it alone, and the engine needs the room.
@@ -329,8 +334,10 @@ class VllmEngine(Engine):
             process.call("wake", tags=["kv_cache"])
             self._asleep = False
         if lost or (news and not (fresh and through_folder)):
-            process.call("settle", repair=self._repair)
-        return news or lost
+            settled = process.call("settle", repair=self._repair)
+            self._weights.check_arrival(settled["noted"], lambda: self._scored(process))
+            return int(settled["cached"])
+        return 0 if news else None
 
     def _fall_asleep(self) -> None:
         if self.sleep and self._process is not None:

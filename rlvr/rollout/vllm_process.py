@@ -5,10 +5,11 @@ It reads one message with the engine's settings, then serves requests one at a t
     generate  {prompts, jobs: [[id, prompt index, seed], ...], sampling}
               -> {event: sample, ...} as they finish, {event: busy} in between, {event: done}
     reload    -> {event: done}                  the folder's weights, which have changed
-    adapt     {number, folder, names} -> {event: done, missing, refused, held, kept}
+    adapt     {number, folder, names} -> {event: done, missing, refused, held, kept, cached}
               an adapter, which all later requests use
     transfer  {step, info} -> {event: done}     see rlvr.rollout.weight_transfer
-    settle    {repair} -> {event: done}         to be called after new weights
+    settle    {repair} -> {event: done, packed, noted, cached}
+              to be called after new weights; see EngineService.on_settle
     sleep     {level} -> {event: done}
     wake      {tags} -> {event: done}
     score     {tokens} -> {event: done, logprobs}
@@ -126,6 +127,7 @@ class EngineService:
 
     def on_reload(self) -> dict[str, Any]:
         """Load the folder's weights; the parent then calls settle."""
+        self.llm.collective_rpc("note_weights")
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": self.folder})
         return {}
 
@@ -133,8 +135,8 @@ class EngineService:
         """Take an adapter in place of the one before; tell what the engine then holds.
 
         ``missing`` are matrices that the folder lacks, ``refused`` is why vLLM does not take it,
-        ``held`` are fingerprints of the matrices ``names``, and ``kept`` the numbers of all
-        adapters that it holds.
+        ``held`` are fingerprints of the matrices ``names``, ``kept`` the numbers of all adapters
+        that it holds, and ``cached`` how many blocks of the prefix cache are left.
         """
         from safetensors import safe_open
         from vllm.lora.request import LoRARequest
@@ -152,12 +154,15 @@ class EngineService:
         (held, *_) = self.llm.collective_rpc("held_adapter", args=(number, names))
         assert self.llm.reset_prefix_cache(), "the prefix cache was in use while an adapter changed"
         kept = sorted(engine.list_loras())
-        return {"missing": [], "refused": None, "held": held, "kept": kept}
+        cached = self._cached_blocks()
+        return {"missing": [], "refused": None, "held": held, "kept": kept, "cached": cached}
 
     def on_transfer(self, step: str, info: Any) -> dict[str, Any]:  # noqa: ANN401
         """One step of a transfer by vLLM's engine; the parent calls settle after the last one."""
         from rlvr.rollout.weight_transfer import decode
 
+        if step == "start":
+            self.llm.collective_rpc("note_weights")
         steps = {
             "init": lambda: self.llm.init_weight_transfer_engine({"init_info": info}),
             "start": self.llm.start_weight_update,
@@ -169,10 +174,23 @@ class EngineService:
 
     def on_settle(self, repair: bool) -> dict[str, Any]:
         """After new weights: pack the output heads again and drop the prefix cache of the old
-        ones."""
+        ones.
+
+        ``noted`` is what each worker was given since the reload or transfer began, and ``cached``
+        is how many blocks of the old cache are left, which must be none.
+        """
         packed = self.llm.collective_rpc("repack_output_heads") if repair else [0]
         assert self.llm.reset_prefix_cache(), "the prefix cache was in use during a reload"
-        return {"packed": packed[0]}
+        noted = self.llm.collective_rpc("noted_weights")
+        return {"packed": packed[0], "noted": noted, "cached": self._cached_blocks()}
+
+    def _cached_blocks(self) -> int:
+        """How many blocks of the cache a new prompt may be answered from.
+
+        They are counted where the scheduler looks them up, because a score reads none of them.
+        """
+        scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
+        return len(scheduler.kv_cache_manager.block_pool.cached_block_hash_to_block)
 
     def on_sleep(self, level: int) -> dict[str, Any]:
         """Drop the cache, and move (1) or drop (2) the weights."""

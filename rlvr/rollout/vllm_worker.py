@@ -13,10 +13,37 @@ class WeightRepair:
     """Mixed into vLLM's worker class; its methods are called by name with ``collective_rpc``."""
 
     model_runner: Any
+    _arrivals: Any = None
 
     def sees_weights(self, folder: str) -> bool:
         """Whether ``folder`` holds a model; reloading from an empty folder would end the engine."""
         return (Path(folder) / "config.json").is_file()
+
+    def note_weights(self) -> None:
+        """Note from now on what the model's ``load_weights`` is given, by whatever route."""
+        from rlvr.rollout.arrival import Arrivals
+
+        if self._arrivals is None:
+            model = self.model_runner.get_model()
+            self._arrivals = Arrivals(self._parameters)
+            model.load_weights = self._arrivals.watch(model.load_weights)
+        self._arrivals.begin()
+
+    def noted_weights(self) -> dict[str, Any]:
+        """What was noted of each tensor since :meth:`note_weights`, and what was not filled.
+
+        Only parameters that count before and after a reload are told as ``missed``: during one a
+        tied output head stands apart, and after one a layer may have other parameters.
+        """
+        if self._arrivals is None:  # a process that has loaded no other weights yet
+            return {"tensors": {}, "missed": []}
+        return {
+            "tensors": self._arrivals.tensors,
+            "missed": self._arrivals.missed(self._parameters()),
+        }
+
+    def _parameters(self) -> set[str]:
+        return {name for name, _ in self.model_runner.get_model().named_parameters()}
 
     def repack_output_heads(self) -> int:
         """Pack embeddings, output heads and experts from their current weights; their number.

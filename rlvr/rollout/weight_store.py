@@ -1,7 +1,7 @@
 """The weights that the learner published last: a folder, and the proof for engines that load it."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from math import prod
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from rlvr.policy.merging import weight_shapes
 from rlvr.policy.model import Policy
 from rlvr.policy.settings import Precision
+from rlvr.rollout.arrival import arrival_fault, listed, noted
 from rlvr.rollout.weight_sync import (
     Difference,
     StaleWeightsError,
@@ -21,6 +22,7 @@ from rlvr.rollout.weight_sync import (
     measure_difference,
     proof_sequence,
     prove,
+    sent_tensors,
 )
 
 _BASE = "the base without its adapters"
@@ -37,6 +39,20 @@ def proof_of(policy: Policy, limit: int | None) -> list[int]:
     most = min(limits, default=None)
     vocab_size = policy.causal_lm.config.get_text_config().vocab_size
     return proof_sequence(vocab_size, most and most - 1)
+
+
+def check_cache(version: int, cached: int) -> None:
+    """See that an engine's prefix cache was dropped with the weights that filled it.
+
+    Raises:
+        StaleWeightsError: It was not.
+    """
+    if cached:
+        raise StaleWeightsError(
+            f"after the sync of version {version} the engine's prefix cache still holds the "
+            f"version before ({cached} left), and would begin completions from it; install the "
+            "version of vLLM that this project pins, or use rollout.engine.name=transformers"
+        )
 
 
 class WeightStore:
@@ -79,6 +95,8 @@ class WeightStore:
         self.through_folder = False
         self._folder: WeightFolder | None = None
         self._expected: list[float] = []
+        self._sent: dict[str, str] = {}
+        self._sent_before: dict[str, str] = {}
 
     @property
     def folder(self) -> WeightFolder:
@@ -109,8 +127,11 @@ class WeightStore:
             if folder is None:
                 folder, files = self._make_folder(policy), True
             self.through_folder = files
+            self._sent_before = self._sent
             if files:
-                folder.write(policy, version, self.dtype)
+                self._sent = folder.write(policy, version, self.dtype)
+            else:
+                self._sent = {name: noted(t) for name, t in sent_tensors(policy, self.dtype)}
             self._expected = learner_logprobs(policy, self.sequence)
             self._know_base(policy)
             self._version = version
@@ -137,16 +158,21 @@ class WeightStore:
         return {}
 
     def check(
-        self, logprobs: list[float], repair: Callable[[], str | None] = lambda: None
+        self,
+        logprobs: list[float],
+        repair: Callable[[], str | None] = lambda: None,
+        cached: int = 0,
     ) -> Difference:
         """Compare an engine's log-probabilities of :attr:`sequence` with the learner's.
 
         Args:
             logprobs: The engine's.
             repair: Called after a failure; says what was wrong if it could be put right.
+            cached: Blocks or tokens of the old version that are left in its prefix cache.
 
         Raises:
-            StaleWeightsError: They differ too much; the message says what is most likely.
+            StaleWeightsError: They differ too much, and the message says what is most likely; or
+                the cache was not dropped.
         """
         difference = measure_difference(logprobs, self._expected)
         try:
@@ -154,10 +180,41 @@ class WeightStore:
         except StaleWeightsError as error:
             why = repair() or self.diagnosis(logprobs)
             raise StaleWeightsError(f"{error}. Most likely {why}") from None
+        check_cache(self.version, cached)
         if _FIRST not in self._others:
             self._others[_FIRST] = self._expected
         self._others[_BEFORE] = self._expected
         return difference
+
+    def check_arrival(
+        self, noted_by_workers: Sequence[Mapping[str, Any]], score: Callable[[], list[float]]
+    ) -> None:
+        """See that an engine was given the tensors that the learner sent.
+
+        Args:
+            noted_by_workers: What each worker has noted (``WeightRepair.noted_weights``).
+            score: The engine's log-probabilities of :attr:`sequence`; called after a failure.
+
+        Raises:
+            StaleWeightsError: It was not; the message names the tensor.
+        """
+        for answer in noted_by_workers:
+            fault = arrival_fault(self._sent, answer["tensors"], self._sent_before)
+            if fault is None and answer["missed"]:
+                fault = f"its model did not take {listed(answer['missed'])}"
+            if fault is not None:
+                raise self._not_arrived(fault, score())
+
+    def _not_arrived(self, fault: str, logprobs: list[float]) -> StaleWeightsError:
+        from rlvr.rollout.sync_diagnosis import answers_as
+
+        why = (self.through_folder and self._folder_fault()) or fault
+        whose = answers_as(logprobs, self._expected, self._others)
+        return StaleWeightsError(
+            f"after the sync of version {self.version} the engine does not have the learner's "
+            f"weights: {why}{f'; {whose}' if whose else ''}; continue the run from its newest "
+            "checkpoint, or use rollout.engine.name=transformers"
+        )
 
     def agrees(self, logprobs: list[float]) -> bool:
         """Whether an engine's log-probabilities are the learner's."""
@@ -172,15 +229,21 @@ class WeightStore:
         from rlvr.rollout import sync_diagnosis as look  # only a failure needs it
 
         model = self.folder.model
-        fault = look.folder_fault(self._policy, model, self.dtype) if self.through_folder else None
+        fault = self._folder_fault() if self.through_folder else None
         if fault is not None:
-            return f"the weights were not sent whole: {fault}"
+            return fault
         return (
             look.answers_as(logprobs, self._expected, self._others)
             or look.rounding_fault(logprobs, self._expected, model, self.sequence, self.dtype)
             or "it runs another model, or only some of the weights that it was sent: it answers "
             "as no policy that this run knows"
         )
+
+    def _folder_fault(self) -> str | None:
+        from rlvr.rollout.sync_diagnosis import folder_fault
+
+        fault = folder_fault(self._policy, self.folder.model, self.dtype)
+        return fault and f"the weights were not sent whole: {fault}"
 
     def close(self) -> None:
         """Remove the folder; a second call does nothing."""

@@ -24,7 +24,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from rlvr.policy.merging import BUCKET_BYTES, merged_buckets
 from rlvr.policy.model import Policy
 from rlvr.policy.settings import Precision
 from rlvr.ranks import Ranks
+from rlvr.rollout.arrival import noted
 from rlvr.rollout.settings import SHARED_MEMORY, WEIGHTS_PREFIX
 
 _LOCK = "lock"
@@ -83,15 +84,24 @@ class WeightFolder:
 
     def write(
         self, policy: Policy, version: int, dtype: torch.dtype, *, adapters: bool = True
-    ) -> None:
+    ) -> dict[str, str]:
         """Replace the weights; the engine must not be reading them.
 
         If ``adapters`` is false, those of the base model are written.
+
+        Returns:
+            What was noted of each tensor (:func:`rlvr.rollout.arrival.noted`), by name.
         """
         self.version = None
         shutil.rmtree(self.model, ignore_errors=True)
-        write_model(policy, self.model, dtype, adapters=adapters)
+        sent: dict[str, str] = {}
+
+        def note(name: str, tensor: torch.Tensor) -> None:
+            sent[name] = noted(tensor)
+
+        write_model(policy, self.model, dtype, adapters=adapters, note=note)
         self.version = version
+        return sent
 
     def remove(self) -> None:
         """Delete the folder and release the lock; a second call does nothing."""
@@ -108,12 +118,13 @@ def write_model(
     most: int = BUCKET_BYTES,
     *,
     adapters: bool = True,
+    note: Callable[[str, torch.Tensor], None] | None = None,
 ) -> None:
     """Write the merged policy as a Hugging Face folder, one file per bucket of ``most`` bytes.
 
     Memory holds at most one bucket besides the policy. The names are those of the published
     checkpoints, which transformers may have changed on loading. If ``adapters`` is false, the base
-    model is written instead.
+    model is written instead. ``note`` is called with each name and tensor.
 
     Raises:
         NonFiniteWeightsError: A weight is not finite, or is not once merged or rounded.
@@ -127,6 +138,9 @@ def write_model(
         bad = bad or first_bad(bucket.items())
         files.append(f"model-{len(files) + 1:05d}.safetensors")
         tensors = revert_weight_conversion(causal_lm, bucket)
+        if note is not None:
+            for name, tensor in tensors.items():
+                note(name, tensor)
         save_file(tensors, folder / files[-1], metadata={"format": "pt"})
         where |= dict.fromkeys(tensors, files[-1])
     # Only now, as other processes take part in every bucket; without a config it is no model yet.
@@ -141,6 +155,12 @@ def write_model(
     config.architectures = [type(causal_lm).__name__]
     config.save_pretrained(folder)
     causal_lm.generation_config.save_pretrained(folder)
+
+
+def sent_tensors(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """The merged weights by the names of published checkpoints; each lasts as its bucket does."""
+    for bucket in merged_buckets(policy, dtype):
+        yield from revert_weight_conversion(policy.causal_lm, bucket).items()
 
 
 def export_model(

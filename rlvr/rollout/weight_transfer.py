@@ -23,8 +23,9 @@ from typing import Any, Protocol
 import torch
 from transformers.core_model_loading import revert_weight_conversion
 
-from rlvr.policy.merging import merged_buckets, shape_buckets
+from rlvr.policy.merging import shape_buckets
 from rlvr.policy.model import Policy
+from rlvr.rollout.weight_sync import sent_tensors
 
 # Bytes of the buffer into which weights are packed for sending.
 _BUFFER_BYTES = 2**28
@@ -79,10 +80,8 @@ class PolicySource:
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Copies of the tensors, because the sender may pack them after their bucket is gone."""
-        for bucket in merged_buckets(self.policy, self.dtype):
-            tensors = revert_weight_conversion(self.policy.causal_lm, bucket)
-            for name, tensor in tensors.items():
-                yield name, tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in sent_tensors(self.policy, self.dtype):
+            yield name, tensor.clone(memory_format=torch.contiguous_format)
 
     def largest(self) -> int:
         """Size of the largest tensor in bytes."""

@@ -5,7 +5,14 @@ import hashlib
 import pytest
 import torch
 
-from rlvr.policy.fingerprint import _ROW, checksum, fingerprint
+from rlvr.policy.fingerprint import (
+    _ROW,
+    _multipliers,
+    _row_sums,
+    _row_sums_on_cpu,
+    checksum,
+    fingerprint,
+)
 from rlvr.policy.loading import load_policy
 from rlvr.policy.settings import LoraSettings, ModelSettings
 
@@ -46,6 +53,14 @@ def splitmix(place, stream):
 )
 def test_it_is_the_sum_that_the_docstring_says(tensor):
     assert checksum(tensor) == slow_checksum(tensor)
+
+
+def test_several_rows_at_once_as_on_other_devices_add_up_to_the_same():
+    generator = torch.Generator().manual_seed(0)
+    rows_IJ = torch.randint(-(2**62), 2**62, (5, _ROW), generator=generator)
+    multipliers_J = _multipliers(_ROW, 0)
+    sums_I = _row_sums(rows_IJ, multipliers_J)
+    assert torch.equal(_row_sums_on_cpu(rows_IJ, multipliers_J), sums_I)
 
 
 def test_what_changes_places_or_signs_changes_it():

@@ -8,6 +8,11 @@ import random
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from rlvr.rollout.arrival import noted
 
 
 class FakeServer:
@@ -25,6 +30,8 @@ class FakeServer:
         self.pause_s = 0.0
         self.extension = True
         self.sees = True
+        self.noted, self.overlooks = {}, None  # an overlooked tensor does not arrive
+        self.cached = 0
         self.calls = []
         self.completed = []
         self.busy = self.most_busy = 0
@@ -68,9 +75,15 @@ class FakeServer:
 
     def rpc(self, body):
         method = body["method"]
-        if not self.extension and method in ("sees_weights", "repack_output_heads"):
+        if not self.extension and method in ("sees_weights", "note_weights", "repack_output_heads"):
             return 500, {"error": {"message": f"'CPUWorker' object has no attribute '{method}'"}}
         self.calls.append(method)
+        if method == "reload_weights" and self.sees:
+            tensors = load_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors")
+            tensors.pop(self.overlooks, None)
+            self.noted = {name: noted(tensor) for name, tensor in tensors.items()}
+        if method == "noted_weights":
+            return 200, {"results": [{"tensors": self.noted, "missed": []}]}
         return 200, {"results": [str(self.sees)]}
 
     def generate(self, body):
@@ -80,6 +93,8 @@ class FakeServer:
             scores = self.scores if len(tokens) == len(self.scores) + 1 else fixed
             rows = [{str(t): {"logprob": v}} for t, v in zip(tokens[1:], scores, strict=True)]
             return 200, {"prompt_logprobs": [None, *rows]}
+        if sampling["temperature"] == 0.0:
+            return 200, {"usage": {"prompt_tokens_details": {"cached_tokens": self.cached}}}
         if sampling["temperature"] == 0.01:
             return 200, completion([5] * 8, [-2.0 if self.raw_logprobs else -0.001] * 8)
         return self.sample(sampling)

@@ -70,6 +70,8 @@ class PeftEngine:
         """Says that it took an adapter, and computes as before."""
         self.stuck = False
         """Keeps the adapter that it has."""
+        self.cached = 0
+        """Blocks of the prefix cache that it did not drop."""
 
     def call(self, method, **arguments):
         return getattr(self, f"on_{method}")(**arguments)
@@ -83,7 +85,8 @@ class PeftEngine:
         held = self.held(self.model if self.stuck else taken)
         assert set(names) == set(held)
         self.kept = [number]
-        return {"missing": [], "refused": None, "held": held, "kept": self.kept}
+        found = {"held": held, "kept": self.kept, "cached": self.cached}
+        return {"missing": [], "refused": None, **found}
 
     def held(self, model):
         found = {}
@@ -106,8 +109,9 @@ class PeftEngine:
     def sync(self, policy, version):
         """What the engine does for every version."""
         self.store.write(policy, version)
-        self.store.install(self.call, fresh=not self.kept)
-        return self.store.check(self.on_score(self.store.sequence)["logprobs"])
+        cached = self.store.install(self.call, fresh=not self.kept)
+        logprobs = self.on_score(self.store.sequence)["logprobs"]
+        return self.store.check(logprobs, cached=cached)
 
 
 @pytest.fixture
@@ -208,6 +212,13 @@ def test_a_stale_adapter_is_told_by_its_matrices(engine, policy, scale):
     move(policy, scale, 1)
     engine.stuck = True
     with pytest.raises(StaleWeightsError, match=r"version 1 .* still holds the version before"):
+        engine.sync(policy, 1)
+
+
+def test_a_prefix_cache_that_was_kept_is_told(engine, policy):
+    engine.sync(policy, 0)
+    engine.cached = 2
+    with pytest.raises(StaleWeightsError, match=r"version 1 .*prefix cache still holds"):
         engine.sync(policy, 1)
 
 

@@ -10,12 +10,13 @@ import torch
 from rlvr.policy.loading import load_policy
 from rlvr.policy.settings import ModelSettings
 from rlvr.rollout import nccl_transfer
+from rlvr.rollout.arrival import noted
 from rlvr.rollout.build import build_engine
 from rlvr.rollout.nccl_transfer import NcclSender
 from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.server import ServerFailedError
 from rlvr.rollout.settings import VllmServerEngineSettings
-from rlvr.rollout.weight_sync import learner_logprobs, proof_sequence
+from rlvr.rollout.weight_sync import StaleWeightsError, learner_logprobs, proof_sequence
 from rlvr.rollout.weight_transfer import PolicySource
 from tests.rollout.fake_server import FakeServer
 from tests.rollout.test_vllm_server_faults import assert_complete, requests
@@ -59,8 +60,8 @@ class TransferServer(FakeServer):
 class Trainer:
     """vLLM's sender, whose broadcast waits for the server as NCCL does: for ever."""
 
-    def __init__(self, client, server):
-        self.client, self.server = client, server
+    def __init__(self, client, server, source):
+        self.client, self.server, self.source = client, server, source
         self.aborted = threading.Event()
         self.fault = None
 
@@ -83,6 +84,9 @@ class Trainer:
             if self.aborted.is_set():
                 raise RuntimeError("NCCL error: unhandled system error")
         self.server.joined.clear()
+        whole = {name: noted(tensor) for name, tensor in self.source}
+        whole.pop(self.server.overlooks, None)
+        self.server.noted = whole
 
     def shutdown(self):
         self.aborted.set()
@@ -111,7 +115,7 @@ def trainers(servers, monkeypatch):
         assert arguments["world_size"] == 3
         client.init_weight_transfer_engine({"world_size": 3})
         (server,) = (s for s in servers if s.address == client.address)
-        made.append(Trainer(client, server))
+        made.append(Trainer(client, server, source))
         return made[-1]
 
     monkeypatch.setattr(nccl_transfer, "connect", connect)
@@ -156,11 +160,20 @@ def test_every_server_gets_a_group_once_and_the_weights_each_time(
         assert engine.sync(policy, version)["engine/servers"] == 2
     assert len(trainers) == 2
     for server in servers:
-        steps = [call for call in server.calls if "weight" in call and call != "sees_weights"]
+        around = ("sees_weights", "note_weights", "noted_weights")
+        steps = [call for call in server.calls if "weight" in call and call not in around]
         assert steps == ["init_weight_transfer_engine", *UPDATE, *UPDATE]
         assert server.headers["Authorization"] == "Bearer a key for both servers"
     engine.close()
     assert all(trainer.aborted.wait(5) for trainer in trainers)
+
+
+def test_a_tensor_that_a_broadcast_leaves_out_is_named(policy, servers, make):
+    engine = make()
+    engine.sync(policy, 0)
+    servers[1].overlooks = "model.layers.0.self_attn.q_proj.weight"
+    with pytest.raises(StaleWeightsError, match=r"0\.self_attn\.q_proj\.weight did not arrive"):
+        engine.sync(policy, 1)
 
 
 def test_a_server_that_fails_at_an_update_ends_the_broadcast_at_once(

@@ -156,9 +156,10 @@ def test_requests_of_nccl_pass_only_where_that_was_agreed(folder):
         assert door.passes("GET", "/get_world_size") == nccl
 
 
-def test_only_three_methods_of_the_workers_can_be_called(door, folder):
+def test_only_five_methods_of_the_workers_can_be_called(door, folder):
     model = str(folder / "rlvr-weights-x" / "model")
-    assert door.passes("POST", "/collective_rpc", rpc("repack_output_heads"))
+    for name in ("note_weights", "noted_weights", "repack_output_heads"):
+        assert door.passes("POST", "/collective_rpc", rpc(name))
     assert door.passes("POST", "/collective_rpc", rpc("sees_weights", folder=""))
     assert door.passes("POST", "/collective_rpc", rpc("sees_weights", folder=model))
     assert door.passes("POST", "/collective_rpc", rpc("reload_weights", weights_path=model))
@@ -187,7 +188,7 @@ def test_only_three_methods_of_the_workers_can_be_called(door, folder):
     for body in refused:
         answer = door.ask("POST", "/collective_rpc", b"null" if body is None else body)
         assert answer.status_code == 400, body
-    assert len(door.application.arrived) == 4
+    assert len(door.application.arrived) == 6
 
 
 def test_weights_come_only_from_the_agreed_folder(door, folder, tmp_path):

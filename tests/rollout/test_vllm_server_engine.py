@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from rlvr.policy.loading import load_policy
 from rlvr.policy.settings import ModelSettings
@@ -187,6 +188,54 @@ def test_a_head_left_stale_on_the_servers_fails_the_proof(
         stale.sync(policy, 3)
     stale.close()
     assert engine.sync(policy, 3)["sync/difference_max"] < 1e-5
+
+
+def test_a_server_that_answers_with_another_model_fails_the_proof(engine, policy, monkeypatch):
+    """As behind an address that leads to several: one loads the weights, another one answers."""
+    generate = Server._generate
+    first, second = engine._pool.servers
+
+    def elsewhere(server, prompt, fields):
+        return generate(second if server is first else server, prompt, fields)
+
+    perturb(policy, 0.1)
+    monkeypatch.setattr(Server, "_generate", elsewhere)
+    kept, second.loaded = second.loaded, engine._weights.serial + 1  # it has no part in this sync
+    with pytest.raises(StaleWeightsError, match=r"version 4 .*it answers as the weights that it"):
+        engine.sync(policy, 4)
+    monkeypatch.setattr(Server, "_generate", generate)
+    second.loaded = kept
+    assert engine.sync(policy, 5)["sync/difference_max"] < 1e-5
+
+
+def test_a_prefix_cache_that_the_servers_keep_fails_the_proof(engine, policy, monkeypatch):
+    async def nothing(server):
+        pass
+
+    drop_cache = Server.drop_cache
+    perturb(policy, 0.1)
+    monkeypatch.setattr(Server, "drop_cache", nothing)
+    with pytest.raises(StaleWeightsError, match=r"prefix cache still holds .* \(32 left\)"):
+        engine.sync(policy, 6)
+    monkeypatch.setattr(Server, "drop_cache", drop_cache)
+    assert engine.sync(policy, 7)["sync/difference_max"] < 1e-5
+
+
+def test_a_tensor_that_the_servers_were_not_given_is_named(engine, policy, monkeypatch):
+    name = "model.layers.1.mlp.down_proj.weight"
+    reload = Server.reload
+
+    def without(server, folder):
+        path = Path(folder) / "model.safetensors"
+        save_file({n: t for n, t in load_file(path).items() if n != name}, path)
+        return reload(server, folder)
+
+    perturb(policy, 0.1)
+    monkeypatch.setattr(Server, "reload", without)
+    with pytest.raises(StaleWeightsError, match=f"{name} was not written"):
+        engine.sync(policy, 8)
+    monkeypatch.setattr(Server, "reload", reload)
+    assert engine.sync(policy, 9)["sync/difference_max"] < 1e-5
 
 
 def test_a_wrong_key_is_refused(engine, policy, servers, weights, monkeypatch):

@@ -96,8 +96,8 @@ def test_every_server_gets_the_weights_and_its_share_of_the_work(policy, servers
     assert sorted(whole) == [(index, 4) for index in range(10)]
     for server in servers:
         assert server.calls == [
-            *("sees_weights", "sees_weights", "reload_weights"),
-            *("repack_output_heads", "reset_prefix_cache"),
+            *("sees_weights", "note_weights", "sees_weights", "reload_weights"),
+            *("repack_output_heads", "reset_prefix_cache", "noted_weights"),
         ]
         assert len(server.completed) >= 4, "how many depends on what else the machine does"
         assert server.most_busy <= 3
@@ -135,7 +135,7 @@ def test_a_server_that_dies_in_the_midst_comes_back_with_the_weights(policy, ser
     (back,) = again
     back.stop()
     assert_complete(requests(40), outputs)
-    assert back.calls[:3] == ["sees_weights", "sees_weights", "reload_weights"]
+    assert back.calls[:4] == ["sees_weights", "note_weights", "sees_weights", "reload_weights"]
     assert back.completed, "it must have been given work again"
     assert not set(back.completed) & set(servers[1].completed)
 
@@ -193,6 +193,7 @@ def test_a_sync_goes_on_without_a_server_that_was_there_before(policy, servers, 
     [
         ("version", "0.31.1", r"runs vLLM 0\.31\.1 but this side needs 0\.32\.0"),
         ("raw_logprobs", True, "processed_logprobs is missing.*rlvr serve MODEL --port"),
+        ("cached", None, "--enable-prompt-tokens-details is missing.*rlvr serve MODEL --port"),
         ("extension", False, "workers lack --worker-extension-cls.*rlvr serve"),
         ("missing_paths", ("/collective_rpc",), "has no /collective_rpc"),
         ("missing_paths", ("/inference/v1/generate",), "has no /inference/v1/generate"),
@@ -232,6 +233,24 @@ def test_one_server_with_other_weights_stops_the_run(policy, servers, make):
     with pytest.raises(StaleWeightsError, match="after the sync of version 1 "):
         engine.sync(policy, 1)
     assert engine.policy_version == 0
+
+
+def test_a_tensor_that_a_server_was_not_given_is_named(policy, servers, make):
+    engine = make(servers)
+    engine.sync(policy, 0)
+    servers[1].overlooks = "model.layers.1.mlp.down_proj.weight"
+    with pytest.raises(
+        StaleWeightsError, match=r"layers\.1\.mlp\.down_proj\.weight did not arrive"
+    ):
+        engine.sync(policy, 1)
+
+
+def test_a_server_that_keeps_its_prefix_cache_stops_the_run(policy, servers, make):
+    engine = make(servers)
+    engine.sync(policy, 0)
+    servers[0].cached = 32
+    with pytest.raises(StaleWeightsError, match=r"prefix cache still holds .*\(32 left\)"):
+        engine.sync(policy, 1)
 
 
 def test_a_server_is_not_let_in_with_newer_weights_than_the_others_have(policy, servers, make):
