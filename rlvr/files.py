@@ -123,10 +123,10 @@ def read_new_lines(path: Path, since: LinePosition, most: int = 8_000_000) -> Ne
     return NewLines(objects, LinePosition(status.st_ino, start + len(whole)), not goes_on)
 
 
-def enumerate_(numbers: Sequence[int], most: int = 8) -> str:
+def enumerate_(items: Sequence[object], most: int = 8) -> str:
     """``1, 2, 3`` with the tail told as a count."""
-    head = ", ".join(str(number) for number in numbers[:most])
-    return head if len(numbers) <= most else f"{head} and {len(numbers) - most} more"
+    head = ", ".join(str(item) for item in items[:most])
+    return head if len(items) <= most else f"{head} and {len(items) - most} more"
 
 
 def _object(line: bytes) -> Row | None:

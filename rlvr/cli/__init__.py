@@ -59,6 +59,10 @@ for room in (
     app.add_typer(room.app)
 
 
+_GOES_ON = {"train": "; go on with --resume", "quickstart": "; the same command goes on"}
+"""How the verbs that a signal stops are gone on with; others only read."""
+
+
 def main() -> None:
     """Entry point: faults of the user's making end in one line and exit code 2."""
     # Tensors in huge pages: a freshly allocated gradient costs a third of the time in page faults
@@ -79,7 +83,8 @@ def main() -> None:
             _fail(error.format_message(), 2)
         if not hasattr(error, "signal_number"):
             raise
-        _fail("stopped; go on with --resume", 128 + error.signal_number)
+        verb = sys.argv[1] if len(sys.argv) > 1 else ""
+        _fail("stopped" + _GOES_ON.get(verb, ""), 128 + error.signal_number)
     else:
         sys.exit(code if isinstance(code, int) else 0)
 

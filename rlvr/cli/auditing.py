@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from rlvr.cli.quiet import quiet_libraries
+
 app = typer.Typer(rich_markup_mode=None)
 
 
@@ -34,6 +36,7 @@ def audit(
 
     Example: rlvr audit runs/grpo --sample 200 --replay 20
     """
+    quiet_libraries()
     from rlvr.rl.audit import audit as audit_run
 
     found = audit_run(run, sample=sample, replay=replay)

@@ -16,6 +16,7 @@ from rlvr.learner.checkpoint import find_fault
 from rlvr.policy.settings import ModelSettings
 from rlvr.report.history import History, read_history
 from rlvr.rl.recipe import RLRecipe
+from rlvr.runs.run_folder import not_a_run
 from rlvr.settings import load_settings
 from rlvr.tasks.preference import PreferenceRecipe
 from rlvr.tasks.prm import PrmRecipe
@@ -152,8 +153,6 @@ def recipe_of(run: Path) -> AnyRecipe:
         check_task(task_of(written).name, run)
         recipe: AnyRecipe = load_settings(task_of(written).schema, written)  # type: ignore[assignment]
         return recipe
-    if not run.is_dir():
-        raise ValueError(f"{str(run)!r} is not a folder; name the output folder of a run")
     checkpoint = _CHECKPOINT.fullmatch(run.name)
     if checkpoint and (run / "state.json").is_file():
         whole = run.resolve().parent.parent
@@ -161,11 +160,7 @@ def recipe_of(run: Path) -> AnyRecipe:
             f"{str(run)!r} is a checkpoint; name its run: rlvr export {whole} --step "
             f"{int(checkpoint[1])}"
         )
-    inside = sorted(path.parent.name for path in run.glob("*/recipe.yaml"))
-    hint = f"; it contains the runs {_listed(inside)}" if inside else ""
-    raise ValueError(
-        f"{str(run)!r} is not a run (it has no recipe.yaml){hint}; name the output folder of a run"
-    )
+    raise ValueError(not_a_run(run))
 
 
 def check_task(task: str, run: Path) -> None:

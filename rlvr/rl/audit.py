@@ -8,28 +8,22 @@ Neither the model nor the data are loaded. docs/audit.md says what that proves a
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import reward
-from reward.graders import graded_text
-from reward.thoughts import left_open
-from rlvr.data.decoding import thought_markers
-from rlvr.files import Row, enumerate_, read_lines
-from rlvr.learner.checkpoint import checkpoints_of, find_fault, latest_checkpoint, load_state
-from rlvr.policy.loading import load_tokenizer
+from rlvr.files import Row, enumerate_
+from rlvr.learner.checkpoint import checkpoints_of, find_fault, load_state
 from rlvr.rl.books import Books, Check, check_books
-from rlvr.rl.recipe import RLRecipe
+from rlvr.rl.recorded import recipe_with_ledger
+from rlvr.rl.regrading import check_verdicts
 from rlvr.runs.ledger import LEDGER, logprob_hash, read_ledger, token_hash
 from rlvr.runs.log import read_metrics
-from rlvr.settings import load_settings, read_recipe
 
 _DIGITS = 1e-8
 """Relative: metrics are written with nine digits."""
-_GIVEN_UP = {"timeout", "crash", "error"}
-"""States of a verdict that say something about the machine and not about the answer."""
 
 
 @dataclass(frozen=True)
@@ -76,47 +70,116 @@ def audit(run: Path, *, sample: int = 1000, replay: int = 0, seed: int = 0) -> A
     Raises:
         ValueError: The folder holds no such run, or no ledger.
     """
-    recipe = _recipe(run)
+    recipe = recipe_with_ledger(run)
+    written = _written(run)
     ledger = read_ledger(run)
     if not ledger.rows:
         raise ValueError(f"{str(run / LEDGER)!r} holds no finished step yet; wait for the first")
     books = Books(
         ledger, recipe.rollout.model_dump(mode="json"), recipe.learner.updates_per_rollout
     )
-    notes = list(ledger.notes)
+    notes = [*ledger.notes, *written.notes]
     if ledger.cut:
         notes.append(f"{len(ledger.cut)} rows are of a step that was cut short")
     checks = check_books(books)
     if not any(check.faults for check in checks[:1]):
-        checks += [_metrics(books, run), _checkpoints(books, run)]
-        checks += [_hashes(books), _verdicts(books, run, recipe, sample, seed)]
+        checks += [_metrics(books, written), _checkpoints(books, written)]
+        checks += [_hashes(books), check_verdicts(books, run, recipe, sample, seed)]
         if replay:
             checks.append(_replays(books, run, replay, seed))
     return Audit(tuple(checks), tuple(notes))
 
 
-def _recipe(run: Path) -> RLRecipe:
-    path = run / "recipe.yaml"
-    if not path.is_file():
-        raise ValueError(f"{str(run)!r} is not the folder of a run: it has no recipe.yaml")
-    task = read_recipe(path).data.get("task", "rl")
-    if task != "rl":
-        raise ValueError(
-            f"{str(run)!r} is a run of task {task!r}; only runs of task rl keep a ledger"
-        )
-    return load_settings(RLRecipe, path)
+@dataclass(frozen=True)
+class _Saved:
+    """What a checkpoint says of the ledger and of its draws.
+
+    Attributes:
+        head: Number and link of the ledger's last row.
+        drawn: How many problems the sampler had given.
+        queue: Of each rollout that was sampled ahead: the draws that were sampled for it, those of
+            earlier steps that it used up, and those that it leaves waiting.
+        waiting: The draws that were carried over.
+    """
+
+    step: int
+    head: Row
+    drawn: int
+    queue: tuple[tuple[list[int], set[int], set[int]], ...]
+    waiting: set[int]
 
 
-def _metrics(books: Books, run: Path) -> Check:
-    """``metrics.jsonl`` says of each step what its rows say."""
-    logged: dict[int, Row] = {}
+@dataclass(frozen=True)
+class _Written:
+    """What a run left beside its ledger.
+
+    Attributes:
+        saved: By name, of the intact checkpoints that tell of the ledger, oldest first.
+        settled: The step of the newest intact checkpoint; 0 if there is none.
+        metrics: By step.
+        notes: Of checkpoints that could not be read.
+    """
+
+    saved: Mapping[str, _Saved]
+    settled: int
+    metrics: Mapping[int, Row]
+    notes: tuple[str, ...]
+
+
+def _written(run: Path) -> _Written:
+    """Read checkpoints, then metrics: the order in which a step writes them, turned round.
+
+    The ledger, which a step writes first, must be read after them. So whatever they tell of is in
+    it, also where the run goes on meanwhile.
+    """
+    saved: dict[str, _Saved] = {}
+    notes, settled = [], 0
+    for path in reversed(checkpoints_of(run / "checkpoints")):
+        with suppress(FileNotFoundError):  # it was pruned just now
+            fault = find_fault(path)
+            if fault is None:
+                state, _ = load_state(path)
+                settled = state["step"]
+                if "ledger" in state:
+                    saved[path.name] = _saved(state)
+            elif path.is_dir():
+                notes.append(f"checkpoint {path.name} is damaged ({fault}) and was not looked at")
+    metrics: dict[int, Row] = {}
     for row in read_metrics(run / "metrics.jsonl"):
-        logged.setdefault(row["step"], {}).update(row)
+        metrics.setdefault(row["step"], {}).update(row)
+    return _Written(saved, settled, metrics, tuple(notes))
+
+
+def _saved(state: Mapping[str, Any]) -> _Saved:
+    rollouts = state["rollouts"]
+    sampler = rollouts["sampler"]
+    return _Saved(
+        state["step"],
+        state["ledger"],
+        sampler["epoch"] * sampler["size"] + sampler["cursor"] - len(sampler["put_off"]),
+        tuple(
+            (
+                [_draw(group) for group in rollout["sampled"]],
+                {_draw(group) for group in (*rollout["carried"], *rollout["stale"])},
+                set(rollout["held"]),
+            )
+            for rollout in rollouts.get("queue", [])
+        ),
+        {_draw(group) for group in rollouts.get("carry_over", [])},
+    )
+
+
+def _draw(group: Sequence[Mapping[str, Any]]) -> int:
+    return int(group[0]["completion"]["draw"])
+
+
+def _metrics(books: Books, written: _Written) -> Check:
+    """``metrics.jsonl`` says of each step what its rows say."""
+    logged = written.metrics
     trained = {step for step, row in logged.items() if "reward/mean" in row}
     first, told = books.begin["step"], set(books.ledger.steps)
     # Steps after the newest checkpoint are repeated if the run was killed, in the midst of writing
-    # them or of dropping them at a resume.
-    settled = _newest_step(run)
+    # them or of dropping them at a resume. A run that goes on may not have written them yet.
     alone = {
         "metrics.jsonl and not in the ledger": sorted(s for s in trained - told if s > first),
         "the ledger and not in metrics.jsonl": sorted(told - trained),
@@ -125,10 +188,14 @@ def _metrics(books: Books, run: Path) -> Check:
         f"step {step} is in {where}"
         for where, own in alone.items()
         for step in own
-        if step <= settled
+        if step <= written.settled
     ]
-    open_steps = sorted({step for own in alone.values() for step in own if step > settled})
-    note = f"step {enumerate_(open_steps)} is not in both: to be repeated" if open_steps else ""
+    open_steps = sorted({step for own in alone.values() for step in own if step > written.settled})
+    note = (
+        f"step {enumerate_(open_steps)} is not in both: being written, or to be repeated"
+        if open_steps
+        else ""
+    )
     for step in sorted(trained & told):
         for name, value in _figures(books, step).items():
             other = logged[step].get(name)
@@ -138,12 +205,6 @@ def _metrics(books: Books, run: Path) -> Check:
                     f"{value:.9g}"
                 )
     return Check("metrics", len(trained & told), "steps", tuple(faults), note)
-
-
-def _newest_step(run: Path) -> int:
-    """The step of the newest intact checkpoint; 0 if there is none."""
-    newest = latest_checkpoint(run / "checkpoints")
-    return 0 if newest is None else int(newest.name.removeprefix("step_"))
 
 
 def _figures(books: Books, step: int) -> dict[str, float]:
@@ -166,57 +227,43 @@ def _figures(books: Books, step: int) -> dict[str, float]:
     }
 
 
-def _checkpoints(books: Books, run: Path) -> Check:
+def _checkpoints(books: Books, written: _Written) -> Check:
     """Each checkpoint continues the ledger: its last row, and the draws that it holds."""
-    faults: list[str] = []
-    found = [path for path in checkpoints_of(run / "checkpoints") if find_fault(path) is None]
     first = books.begin["step"]
-    looked = 0
-    for path in reversed(found):
-        state, _ = load_state(path)
-        if "ledger" in state and state["step"] >= first:
-            looked += 1
-            faults += [f"{path.name}: {fault}" for fault in _checkpoint_faults(books, state)]
-    return Check("checkpoints", looked, "checkpoints", tuple(faults))
+    looked = {name: saved for name, saved in written.saved.items() if saved.step >= first}
+    faults = tuple(
+        f"{name}: {fault}"
+        for name, saved in looked.items()
+        for fault in _checkpoint_faults(books, saved)
+    )
+    return Check("checkpoints", len(looked), "checkpoints", faults)
 
 
-def _checkpoint_faults(books: Books, state: Mapping[str, Any]) -> Iterator[str]:
-    head, step, rollouts = state["ledger"], state["step"], state["rollouts"]
+def _checkpoint_faults(books: Books, saved: _Saved) -> Iterator[str]:
+    step, row = saved.step, saved.head["row"]
     links = {row["row"]: row["link"] for row in books.ledger.rows}
-    if links.get(head["row"]) != head["link"]:
-        yield f"it was written when row {head['row']} had another link, or the row is gone"
+    if links.get(row) != saved.head["link"]:
+        yield f"it was written when row {row} had another link, or the row is gone"
     if step not in (books.begin["step"], *books.ledger.steps):
         yield f"step {step} is not in the ledger"
         return
-    ahead = [(rollout, g) for rollout in rollouts.get("queue", []) for g in rollout["sampled"]]
-    queued = [_draw(group) for _, group in ahead]
+    ahead = [draw for sampled, _, _ in saved.queue for draw in sampled]
     drawn = max(
         (row["draw"] for row in books.prompts if row["step"] <= step),
         default=books.begin["first_draw"] - 1,
     )
-    if queued != list(range(drawn + 1, drawn + 1 + len(queued))):
-        yield f"draw {drawn} was the last of step {step}, and draws {queued} are in flight"
-    there = _sampler_drawn(rollouts["sampler"])
-    if there != drawn + 1 + len(queued):
+    if ahead != list(range(drawn + 1, drawn + 1 + len(ahead))):
+        yield f"draw {drawn} was the last of step {step}, and draws {ahead} are in flight"
+    if saved.drawn != drawn + 1 + len(ahead):
         yield (
-            f"the sampler gave {there} problems, and the ledger and what is in flight hold "
-            f"{drawn + 1 + len(queued)}"
+            f"the sampler gave {saved.drawn} problems, and the ledger and what is in flight hold "
+            f"{drawn + 1 + len(ahead)}"
         )
     waiting = books.waiting(step)
-    for rollout in rollouts.get("queue", []):
-        used = {_draw(group) for group in (*rollout["carried"], *rollout["stale"])}
-        waiting = (waiting - used) | set(rollout["held"])
-    carried = {_draw(group) for group in rollouts.get("carry_over", [])}
-    if carried != waiting:
-        yield f"draws {sorted(waiting)} wait, and the checkpoint holds {sorted(carried)}"
-
-
-def _draw(group: Sequence[Mapping[str, Any]]) -> int:
-    return int(group[0]["completion"]["draw"])
-
-
-def _sampler_drawn(state: Mapping[str, Any]) -> int:
-    return int(state["epoch"] * state["size"] + state["cursor"] - len(state["put_off"]))
+    for _, used, held in saved.queue:
+        waiting = (waiting - used) | held
+    if saved.waiting != waiting:
+        yield f"draws {sorted(waiting)} wait, and the checkpoint holds {sorted(saved.waiting)}"
 
 
 def _hashes(books: Books) -> Check:
@@ -234,109 +281,26 @@ def _hashes(books: Books) -> Check:
     return Check("hashes", len(kept), "completions with their tokens", tuple(faults))
 
 
-def _verdicts(books: Books, run: Path, recipe: RLRecipe, sample: int, seed: int) -> Check:
-    """Kept completions have the ledger's rewards, and their answers get the same verdicts again."""
-    rows = {row["id"]: row for row in books.ledger.of("completion")}
-    graders = {row["group"]: row.get("grader", "rlvr") for row in books.prompts}
-    last = max(books.ledger.steps, default=0)
-    kept = [
-        one
-        for path in sorted((run / "completions").glob("step_*.jsonl"))
-        for one in read_lines(path).objects
-        if books.begin["step"] < one["step"] <= last
-    ]
-    known = [(one, rows.get(f"{one['group']}/{one['sample']}")) for one in kept]
-    early = {row["group"] for row in books.begin["carried"]}
-    faults = [
-        f"completion {one['group']}/{one['sample']} was kept at step {one['step']} and has no row"
-        for one, row in known
-        if row is None and one["group"] not in early
-    ]
-    pairs = [(one, row) for one, row in known if row is not None]
-    for one, row in pairs:
-        faults += _kept_faults(one, row)
-    chosen = [pair for pair in pairs if pair[1]["verdict"] is not None]
-    if len(chosen) > sample:
-        chosen = random.Random(seed).sample(chosen, sample)
-    again, given_up = _graded_again(chosen, graders, _with_own_tokenizer(recipe, run))
-    note = f"of {given_up} more the verifier gave up, now or in the run" if given_up else ""
-    count = len(chosen) - given_up
-    return Check("verdicts", count, "answers graded again", (*faults, *again), note)
-
-
 def _replays(books: Books, run: Path, count: int, seed: int) -> Check:
     """Completions whose weights are at hand come out the same when they are sampled again."""
     # It loads the model; an audit of the files alone does not.
     from rlvr.rl.replay import replay_completions
 
-    steps = [int(path.name.removeprefix("step_")) for path in checkpoints_of(run / "checkpoints")]
-    ready = {books.begin["step"], *steps}
+    ready = _at_hand(books, run)
     able = [item.id for item in books.ledger.completions() if item.version in ready]
     chosen = random.Random(seed).sample(able, min(count, len(able)))
     found = replay_completions(run, chosen, retrain=False)
-    faults = tuple(str(result) for result in found if not result.same)
+    # A run that goes on prunes checkpoints meanwhile.
+    gone = ready - _at_hand(books, run)
+    done = [result for result in found if result.same or result.version not in gone]
+    faults = tuple(str(result) for result in done if not result.same)
     note = "" if able else "no weights are at hand that any was sampled with"
-    return Check("replay", len(found), "completions sampled again", faults, note)
+    if len(done) < len(found):
+        note = f"the weights of {len(found) - len(done)} more were pruned meanwhile"
+    return Check("replay", len(done), "completions sampled again", faults, note)
 
 
-def _with_own_tokenizer(recipe: RLRecipe, run: Path) -> RLRecipe:
-    """The recipe with the tokenizer that a finished run left: its model may be somewhere else."""
-    own = run / "model"
-    if not (own / "tokenizer_config.json").is_file():
-        return recipe
-    model = recipe.model.model_copy(update={"tokenizer": str(own)})
-    return recipe.model_copy(update={"model": model})
-
-
-def _sampled(one: Row) -> int:
-    """Tokens of a kept completion that the policy wrote."""
-    turns = one.get("turns") or [[0, len(one["tokens"])]]
-    return sum(stop - start for start, stop, *_ in turns)
-
-
-def _kept_faults(one: Row, row: Row) -> Iterator[str]:
-    correct = None if row["verdict"] is None else row["verdict"]["correct"]
-    for name, kept, told in (
-        ("reward", one["reward"], row["reward"]),
-        ("verdict", one["correct"], correct),
-        ("length", _sampled(one), row["tokens"]),
-        ("end", one["finish_reason"], row["finish"]),
-    ):
-        if kept != told:
-            yield (
-                f"row {row['row']}: the {name} of {row['id']} is {told}, and {kept} in the "
-                f"completions kept at step {one['step']}"
-            )
-
-
-def _graded_again(
-    chosen: Sequence[tuple[Row, Row]], graders: Mapping[str, str], recipe: RLRecipe
-) -> tuple[list[str], int]:
-    """Faults, and of how many answers there is no verdict to compare."""
-    if not chosen:
-        return [], 0
-    settings = recipe.reward
-    thoughts = thought_markers(load_tokenizer(recipe.model), settings.thoughts)
-    policy = replace(reward.DEFAULT, thoughts=thoughts, certainty=settings.certainty)
-    asked = []
-    for one, _ in chosen:
-        grader, opened = graders.get(one["group"], "rlvr"), left_open(one["prompt"], thoughts)
-        asked.append((graded_text(one["response"], opened, grader), one["answer"], grader))
-    with reward.VerifierPool(settings.workers, settings.timeout, policy=policy) as pool:
-        grades = pool.grade_many(asked)
-    compared = [
-        (row, grade)
-        for (_, row), grade in zip(chosen, grades, strict=True)
-        if not {grade.status, row["verdict"]["status"]} & _GIVEN_UP
-    ]
-    faults = [
-        f"row {row['row']}: {row['id']} is said to be {_named(row['verdict']['correct'])}, and "
-        f"graded again it is {_named(grade.correct)} ({grade.reason})"
-        for row, grade in compared
-        if grade.correct != row["verdict"]["correct"]
-    ]
-    return faults, len(chosen) - len(compared)
-
-
-def _named(correct: bool) -> str:
-    return "right" if correct else "wrong"
+def _at_hand(books: Books, run: Path) -> set[int]:
+    """Versions of the weights that need no training: of the beginning and of checkpoints."""
+    steps = [int(path.name.removeprefix("step_")) for path in checkpoints_of(run / "checkpoints")]
+    return {books.begin["step"], *steps}

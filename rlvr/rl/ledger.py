@@ -30,6 +30,7 @@ from rlvr.runs.ledger import (
     Ledger,
     LedgerRows,
     Loss,
+    certificate_hash,
     chained,
     logprob_hash,
     read_ledger,
@@ -311,8 +312,20 @@ def _completion_row(run: Run, item: ScoredCompletion) -> Row:
 
 
 def verdict(grade: Grade) -> Row:
-    """What is kept of a verdict: whether the answer is right, and what that rests on."""
-    return {name: getattr(grade, name) for name in ("correct", "path", "certainty", "status")}
+    """What is kept of a verdict: whether the answer is right, and what that rests on.
+
+    ``certificate`` is a hash over the answer that was read from the response, the kind of the
+    reference, the rule that decided, the certainty and the score: whoever grades the response again
+    must come to the same.
+    """
+    kept = {name: getattr(grade, name) for name in ("correct", "path", "certainty", "status")}
+    return {**kept, "certificate": certificate(grade)}
+
+
+def certificate(grade: Grade) -> str:
+    """The hash of what a verdict rests on; its ``reason``, which is worded for people, is not."""
+    names = ("correct", "extracted", "kind", "path", "certainty", "status", "score")
+    return certificate_hash([getattr(grade, name) for name in names])
 
 
 def _step_row(

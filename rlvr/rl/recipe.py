@@ -79,7 +79,8 @@ class RolloutSettings(Settings):
     carry_over_steps: int = Field(0, ge=0)
     """For how many steps groups that teach may wait when their step has no room for them; they come
     first in the next, and fewer problems are drawn. They are as many versions old as they waited
-    (beyond max_staleness). 0 sets them aside for good."""
+    (beyond max_staleness). 0 sets them aside for good; 1 is enough, as fewer wait than a step
+    needs."""
     max_staleness: int = Field(0, ge=0)
     """How many versions older than the policy the weights may be that a rollout is sampled with.
     0 samples and updates in turn; 1 samples the next rollout during the update; more lets the

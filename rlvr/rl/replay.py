@@ -27,6 +27,7 @@ from rlvr.files import write_atomically
 from rlvr.learner.checkpoint import checkpoint_path, checkpoints_of, find_fault
 from rlvr.policy.fingerprint import fingerprint
 from rlvr.rl.recipe import RLLogSettings, RLRecipe
+from rlvr.rl.recorded import recipe_with_ledger
 from rlvr.rl.rollouts import Rollouts, sampling_rollouts
 from rlvr.rl.run import Run, open_run
 from rlvr.rl.train import train_step
@@ -35,7 +36,7 @@ from rlvr.rollout.episodes import play
 from rlvr.rollout.transformers_engine import TransformersEngine
 from rlvr.runs.interrupt import StopSignals
 from rlvr.runs.ledger import LedgerCompletion, LedgerRows, logprob_hash, read_ledger, token_hash
-from rlvr.settings import load_settings, read_recipe, to_yaml
+from rlvr.settings import to_yaml
 
 Group = list[LedgerCompletion]
 """All completions of one prompt, in the order of its request."""
@@ -107,16 +108,19 @@ def replay_completions(
         ValueError: There is no run or no ledger, the ledger has no such completion, or the run
             cannot be opened again.
     """
-    recipe = recipe_of(run_folder)
+    recipe = recipe_with_ledger(run_folder)
     ledger = read_ledger(run_folder)
     groups = list(_groups(ledger))
     known = {item.id: item for group in groups for item in group}
     wanted = {name: known.get(name) or ledger.completion(name) for name in ids}
     quiet = console or Console(quiet=True)
     found: dict[str, Replayed] = {}
-    starts = _starts(run_folder, {item.version for item in wanted.values()})
-    for start, versions in starts.items():
-        ready = versions if retrain else [v for v in versions if v == start]
+    # Of a branch, versions before its first are its parent's.
+    first = min(ledger.weights, default=0)
+    versions = {item.version for item in wanted.values() if item.version >= first}
+    starts = _starts(run_folder, versions, first)
+    for start, reached in starts.items():
+        ready = reached if retrain else [v for v in reached if v == start]
         if ready:
             asked = [item for item in wanted.values() if item.version in ready]
             with TemporaryDirectory(prefix="rlvr-replay-") as folder:
@@ -126,27 +130,6 @@ def replay_completions(
         fault = f"the run has no checkpoint of version {item.version}"
         found.setdefault(name, Replayed(name, item.version, fault))
     return [found[name] for name in ids]
-
-
-def recipe_of(run_folder: Path) -> RLRecipe:
-    """The recipe of a run of reinforcement learning.
-
-    Raises:
-        ValueError: The folder holds no such run.
-    """
-    path = run_folder / "recipe.yaml"
-    if not path.is_file():
-        raise ValueError(
-            f"{str(run_folder)!r} is not a run (it has no recipe.yaml); name the output folder of "
-            "a run"
-        )
-    task = read_recipe(path).data.get("task", "rl")
-    if task != "rl":
-        raise ValueError(
-            f"the run in {str(run_folder)!r} has task = {task!r}, which samples no completions to "
-            "learn from; name a run of reinforcement learning (task: rl)"
-        )
-    return load_settings(RLRecipe, path)
 
 
 def _groups(ledger: LedgerRows) -> Iterator[Group]:
@@ -160,10 +143,10 @@ def _groups(ledger: LedgerRows) -> Iterator[Group]:
         yield group
 
 
-def _starts(run_folder: Path, versions: set[int]) -> dict[int, list[int]]:
-    """Versions in order, by the step that they are reached from: of a checkpoint, or 0."""
+def _starts(run_folder: Path, versions: set[int], first: int) -> dict[int, list[int]]:
+    """Versions in order, by the step that they are reached from: of a checkpoint, or the first."""
     intact = [path for path in checkpoints_of(run_folder / "checkpoints") if not find_fault(path)]
-    steps = [0, *sorted(int(path.name.removeprefix("step_")) for path in intact)]
+    steps = [first, *sorted(int(path.name.removeprefix("step_")) for path in intact)]
     found: dict[int, list[int]] = {}
     for version in sorted(versions):
         start = max(step for step in steps if step <= version)
@@ -177,7 +160,7 @@ def _copied(run_folder: Path, recipe: RLRecipe, folder: Path, start: int) -> RLR
     Nothing of what is left out of the recipe has a part in weights or samples.
     """
     (folder / "checkpoints").mkdir(parents=True)
-    if start:
+    if checkpoint_path(run_folder / "checkpoints", start).is_dir():  # not where a run begins
         source, place = (checkpoint_path(f / "checkpoints", start) for f in (run_folder, folder))
         place.symlink_to(source.resolve(), target_is_directory=True)
     copy = recipe.model_copy(

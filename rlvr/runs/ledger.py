@@ -53,6 +53,11 @@ def logprob_hash(logprobs: Sequence[float]) -> str:
     return _hash(array("f", logprobs).tobytes())
 
 
+def certificate_hash(parts: Sequence[object]) -> str:
+    """The first 64 bits of SHA-256 over JSON values: what a verdict rests on."""
+    return hashlib.sha256(line({"certificate": list(parts)}).encode()).hexdigest()[:_HEX]
+
+
 def _hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[: 2 * _HEX]
 
@@ -192,12 +197,15 @@ class LedgerRows:
         Raises:
             ValueError: There is none of that id.
         """
+        ids = []
         for found in self.completions():
             if found.id == completion_id:
                 return found
+            ids.append(found.id)
+        there = f"it has {ids[0]} to {ids[-1]}" if ids else "it has none yet"
         raise ValueError(
-            f"the ledger has no completion {completion_id!r}; an id is STEP/POSITION/SAMPLE, such "
-            "as the column id of its rows of kind completion"
+            f"the ledger has no completion {completion_id!r}; {there} (STEP/POSITION/SAMPLE, the "
+            "column id of its rows of kind completion)"
         )
 
     def completions(self) -> Iterator[LedgerCompletion]:

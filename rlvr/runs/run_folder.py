@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rlvr.files import differences, locked, write_atomically
+from rlvr.files import differences, enumerate_, locked, write_atomically
 from rlvr.install_hints import VLLM_PACKAGES, installed_versions
 from rlvr.learner.checkpoint import checkpoints_of, latest_checkpoint, written_by
 from rlvr.policy.mixture import model_size
@@ -200,6 +200,19 @@ def _removed_if_unused(
 def contains_run(folder: Path) -> bool:
     """Whether a run was recorded there, finished or not."""
     return (folder / "recipe.yaml").is_file()
+
+
+def not_a_run(folder: Path) -> str:
+    """Why a folder without a recipe is not that of a run, and what to name instead."""
+    if not folder.is_dir():
+        return f"{str(folder)!r} is not a folder; name the output folder of a run"
+    inside = sorted(path.parent.name for path in folder.glob("*/recipe.yaml"))
+    hint = f"; it contains the runs {enumerate_(inside)}" if inside else ""
+    for around in folder.parents[:2]:
+        if (around / "recipe.yaml").is_file():
+            hint = f"; it is part of the run {str(around)!r}"
+    why = f"is not a run (it has no recipe.yaml){hint}"
+    return f"{str(folder)!r} {why}; name the output folder of a run"
 
 
 def check_other_folder(output: Path, parent: Parent) -> None:

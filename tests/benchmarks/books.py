@@ -5,29 +5,36 @@
 Runs with refills, surplus, filters and groups that are carried over, synchronous and one and two
 versions stale, in one process and in two that train together, are started, killed at random moments
 and resumed, until one comes to its end. After each kill the ledger is audited as it was left;
-after the end it is audited with verdicts (as ``rlvr audit`` in a process of its own) and compared
-with the ledger of an undisturbed run, which it must equal byte for byte where timing decides
-nothing (staleness below 2).
+after the end it is audited with verdicts and compared with the ledger of an undisturbed run, which
+it must equal byte for byte where timing decides nothing (staleness below 2).
 
 How runs are killed is that of ``tests/benchmarks/kills.py``. OUT/results.jsonl has a line for every
 run that came to its end; the same command goes on from there.
 """
 
 import argparse
+import contextlib
+import importlib
 import json
 import os
 import random
 import shutil
 import socket
-import subprocess
 import sys
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import reward
+from reward.grading import check_gold
+from reward.pool import Asked, VerifierPool
 from reward.worker import _die_with_parent
+from rlvr.policy.loading import load_policy
+from rlvr.policy.settings import ModelSettings
 from rlvr.rl.audit import audit
 from rlvr.runs.ledger import LEDGER, read_ledger
 from tests.benchmarks.kills import (
@@ -52,6 +59,10 @@ TIMED = "two versions stale"
 def book_cases(data: Path) -> list[Case]:
     """Runs whose prompts take every path, with the model in ``data``."""
     cases(data)  # writes the model
+    # What each attempt would import by itself.
+    load_policy(ModelSettings(path=str(data / "model")))
+    with contextlib.suppress(ImportError):
+        importlib.import_module("deepspeed")
     rl = small_recipe(str(data / "model"), "")
     rl["reward"] = {"functions": [{"function": "accuracy"}, _LENGTH]}
     rl["evaluation"] = {}
@@ -67,13 +78,38 @@ def book_cases(data: Path) -> list[Case]:
         {**rl, "rollout": {**rollout, "max_staleness": k, "engine": {"name": "vllm"}}}
         for k in (1, 2)
     ]
+    runs = [partial(_graded_here, partial(_train, values)) for values in (sync, *stale)]
     return [
-        Case("in turn", partial(_train, sync)),
-        Case("one version stale", partial(_train, stale[0])),
-        Case(TIMED, partial(_train, stale[1])),
-        Case("two processes", partial(_in_two, partial(_train, sync))),
-        Case("two processes, one version stale", partial(_in_two, partial(_train, stale[0]))),
+        Case("in turn", runs[0]),
+        Case("one version stale", runs[1]),
+        Case(TIMED, runs[2]),
+        Case("two processes", partial(_in_two, runs[0])),
+        Case("two processes, one version stale", partial(_in_two, runs[1])),
     ]
+
+
+class _PoolOfThisProcess(VerifierPool):
+    """Grades here, where the grader is loaded already: an attempt starts no other process."""
+
+    def start(self) -> "VerifierPool":
+        return self
+
+    def close(self) -> None:
+        pass
+
+    def grade_many(self, pairs: Sequence[Asked], *_: object) -> list[reward.Grade]:
+        policy = self._settings.policy
+        return [reward.grade(response, gold, policy) for response, gold, *_ in pairs]
+
+    def check_golds(self, golds: Sequence[str], *_: object) -> list[tuple[int, str]]:
+        found = [(index, check_gold(gold)) for index, gold in enumerate(golds)]
+        return [(index, reason) for index, reason in found if reason is not None]
+
+
+def _graded_here(work: Callable[[Path], None], folder: Path) -> None:
+    """Do the work without a verifier process."""
+    with mock.patch("tests.benchmarks.kills.VerifierPool", _PoolOfThisProcess):
+        work(folder)
 
 
 def _in_two(work: Callable[[Path], None], folder: Path) -> None:
@@ -132,15 +168,31 @@ def run_with_audits(case: Case, number: int, seed: int, out: Path) -> dict[str, 
 
 def _faults_at_the_end(case: Case, folder: Path, out: Path) -> list[str]:
     whole = out / "undisturbed" / _folder_name(case) / LEDGER
-    words = [sys.executable, "-m", "rlvr", "audit", str(folder), "--sample", "100", "--json"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode == 1:
-        return [f for check in json.loads(done.stdout)["checks"] for f in check["faults"]]
-    if done.returncode:
-        return [done.stderr[-500:]]
-    if case.name != TIMED and whole.read_bytes() != (folder / LEDGER).read_bytes():
+    faults = _audited_in_a_fork(folder)
+    if not faults and case.name != TIMED and whole.read_bytes() != (folder / LEDGER).read_bytes():
         return ["the ledger is not that of the undisturbed run"]
-    return []
+    return faults
+
+
+def _audited_in_a_fork(folder: Path) -> list[str]:
+    """The faults of an audit with verdicts, of which nothing stays in this process."""
+    found = folder.with_suffix(".audit")
+    parent, child = os.getpid(), os.fork()
+    if child == 0:
+        _die_with_parent(parent)
+        try:
+            with mock.patch("reward.VerifierPool", _PoolOfThisProcess):
+                found.write_text(json.dumps(audit(folder, sample=100).faults))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    if not found.is_file():
+        return ["the audit of the whole run failed"]
+    faults: list[str] = json.loads(found.read_text())
+    found.unlink()
+    return faults
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:

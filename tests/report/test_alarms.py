@@ -85,6 +85,9 @@ def test_the_page_shades_the_steps_and_lists_the_evidence(opened, alarmed):
     assert page.texts("#alarms tbody tr:last-child td")[2] == "holds"
     assert page.all("#alarms img") == []
     page.resize(360, 900)
+    heights = [page.js("return arguments[0].offsetHeight", head)
+               for head in page.all("#alarms thead th")]  # fmt: skip
+    assert 0 < max(heights) < 40, "no word is cut in two"
     assert page.js("return document.documentElement.scrollWidth") <= 360
 
 

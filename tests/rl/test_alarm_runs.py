@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from reward import VerifierPool
 from rlvr.learner.checkpoint import KEPT
 from rlvr.rl import collect
 from rlvr.rl.recipe import RLRecipe
@@ -166,6 +167,25 @@ def test_an_engine_that_reports_other_probabilities(values, monkeypatch):
     monkeypatch.setattr(collect, "sample_groups", off)
     folder, _ = run(values, "steps=4", "learner.skip_zero_advantage=false")
     assert ("mismatch", "begins", 3) in told(folder)
+
+
+def test_a_verifier_that_a_second_judge_contradicts(values, monkeypatch):
+    """It is wrong about every answer with a 1; the judge, another grader, is not."""
+    grade_many = VerifierPool.grade_many
+
+    def wrong(pool, pairs, *more):
+        found = grade_many(pool, pairs, *more)
+        return [
+            replace(one, correct=one.correct != ("1" in pair[0]))
+            for pair, one in zip(pairs, found, strict=True)
+        ]
+
+    monkeypatch.setattr(VerifierPool, "grade_many", wrong)
+    shares = ("rollout.prompts_per_step=12", "rollout.samples_per_prompt=8", "steps=6")
+    folder, rows = run(values, *shares, "reward.check={timeout: 60}")
+    assert "disputed" in begun(folder)
+    assert max(row.get("check/disputed", 0) for row in rows) > 0.2
+    assert (folder / "disputed.jsonl").is_file()
 
 
 def test_masks_that_take_long_completions_out(values, tiny_folder):

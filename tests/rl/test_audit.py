@@ -1,6 +1,7 @@
 """Closed books: they close whatever the settings and wherever a run is killed, and no fault in a
 ledger escapes ``rlvr audit``."""
 
+import importlib
 import json
 import random
 from pathlib import Path
@@ -62,10 +63,32 @@ def test_books_close_at_every_kill_and_at_the_end(tmp_path_factory, drawn):
     go(recipe)
     found = audit(folder)
     assert found.faults == []
+    # docs/audit.md: fewer groups wait than a step takes, and they come first in the next.
+    assert not [row for row in read_ledger(folder).of("prompt", "fate") if row["fate"] == "stale"]
     assert {check.name: check.count for check in found.checks}["metrics"] == values["steps"]
     if values["rollout_max_staleness"] < 2:  # with more, timing decides which weights a rollout has
         go(recipe_of(folder.with_name("whole"), **values))
         assert (folder / LEDGER).read_bytes() == (folder.with_name("whole") / LEDGER).read_bytes()
+
+
+@pytest.mark.parametrize("place", ["find_fault", "load_state", "read_metrics", "read_ledger"])
+def test_a_run_may_go_on_while_it_is_audited(tmp_path, monkeypatch, place):
+    """It takes six more steps, prunes and saves, each time before another file is read."""
+    module = "rlvr.rl.audit"
+    read, before = getattr(importlib.import_module(module), place), []
+    go(recipe_of(tmp_path / "run", steps=4))
+
+    def goes_on(*given):
+        if not before:
+            before.append(4)
+            go(recipe_of(tmp_path / "run", steps=10))
+        return read(*given)
+
+    monkeypatch.setattr(f"{module}.{place}", goes_on)
+    found = audit(tmp_path / "run")
+    assert before
+    assert found.faults == []
+    assert found.notes == ()
 
 
 @pytest.fixture(scope="module")
@@ -306,4 +329,4 @@ def test_the_command_says_what_it_checked_and_ends_with_a_code(rows):
     assert json.loads(done.stdout)["closed"] is False
     done = call("audit", rows.folder.parent)
     assert done.returncode == 2
-    assert "is not the folder of a run" in done.stderr
+    assert "is not a run (it has no recipe.yaml); it contains the runs run" in done.stderr

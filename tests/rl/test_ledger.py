@@ -46,6 +46,19 @@ def relinked(folder, rows):
     write_lines(folder / LEDGER, rows)
 
 
+def with_another_wrong_answer(folder):
+    """The faults where one wrong answer stands in the place of another, so the verdict holds."""
+    kept = folder / "completions" / "step_000001.jsonl"
+    before = kept.read_bytes()
+    texts = list(read_lines(kept).objects)
+    one = next(one for one in texts if one["response"].endswith("}") and not one["correct"])
+    one["response"] = one["response"][:-1] + "7}"
+    write_lines(kept, texts)
+    faults = audit(folder).faults
+    kept.write_bytes(before)
+    return faults
+
+
 def test_the_last_weights_are_the_models_and_a_turned_verdict_is_found(run):
     folder = run("run", *CHOOSES, "steps=2")
     ledger, found = read_ledger(folder), audit(folder)
@@ -59,6 +72,8 @@ def test_the_last_weights_are_the_models_and_a_turned_verdict_is_found(run):
     one = next(c for c in ledger.completions() if c.trained and c.sampled_for == 2)
     assert one == ledger.completion(one.id)
     assert (one.version, one.update, one.loss) == (1, 1, "trained")
+    another = "another certificate than when it is graded again"
+    assert any(another in fault for fault in with_another_wrong_answer(folder))
     # Whoever turns a verdict everywhere it stands cannot turn what the verifier says.
     kept = folder / "completions" / "step_000001.jsonl"
     texts = list(read_lines(kept).objects)
@@ -118,13 +133,13 @@ def test_a_branch_has_books_of_its_own(run, changed):
     assert (taken, dropped) == ((waiting, 0) if "lr" in changed else (0, waiting))
     assert begin["parent"]["step"] == 2
     assert ledger.weights[2]["fingerprint"] == read_ledger(parent).weights[2]["fingerprint"]
-    assert audit(folder).faults == []
+    assert audit(folder, replay=2).faults == [], "its first weights are its parent's"
 
 
 def test_no_ledger_where_none_is_wanted(run):
     folder = run("run", "steps=1", "log.ledger=none")
     assert not (folder / LEDGER).exists()
-    with pytest.raises(ValueError, match=r"or log\.ledger is none"):
+    with pytest.raises(ValueError, match=r"as log\.ledger is none"):
         audit(folder)
 
 

@@ -12,6 +12,7 @@ from rlvr.rl import replay
 from rlvr.rl.audit import audit
 from rlvr.rl.replay import Replayed, replay_completions
 from rlvr.rollout.engine import Sample
+from rlvr.runs.interrupt import Stopped
 from rlvr.runs.ledger import LEDGER, LedgerCompletion, logprob_hash, read_ledger, token_hash
 from tests.command import call, refused
 from tests.rl.test_rollouts import CopyEngine, nothing
@@ -149,7 +150,7 @@ def test_what_differs_is_found_where_and_by_how_much(ids, logprobs, expected, to
 
 
 def test_what_is_not_there_is_named(finished, tmp_path):
-    with pytest.raises(ValueError, match=r"no completion '9/9/9'; an id is STEP/POSITION/SAMPLE"):
+    with pytest.raises(ValueError, match=r"no completion '9/9/9'; it has 1/0/0 to 3/5/5 \(STEP/P"):
         replay_completions(finished, ["9/9/9"])
     with pytest.raises(ValueError, match=r"is not a run \(it has no recipe.yaml\)"):
         replay_completions(tmp_path, ["1/0/0"])
@@ -186,5 +187,18 @@ def test_the_command_says_what_came_of_it(finished):
 
 def test_the_command_refuses_in_a_line(finished, tmp_path):
     assert "no completion '1/1'" in refused("replay", finished, "--completion", "1/1")
-    assert "is not a run" in refused("replay", tmp_path / "typo", "--completion", "1/0/0")
+    assert "is not a folder" in refused("replay", tmp_path / "typo", "--completion", "1/0/0")
+    (tmp_path / "named").symlink_to(finished)
+    assert "it contains the runs named" in refused("replay", tmp_path, "--completion", "1/0/0")
+    inside = finished / "checkpoints" / "step_000003"
+    assert f"is part of the run '{finished}'" in refused("replay", inside, "--completion", "1/0/0")
     assert "--completion" in refused("replay", finished)
+
+
+def test_a_replay_that_is_stopped_is_not_to_be_resumed(finished, monkeypatch):
+    def stopped(*_):
+        raise Stopped(15)
+
+    monkeypatch.setattr(replay, "replay_completions", stopped)
+    done = call("replay", finished, "--completion", "1/0/0")
+    assert (done.returncode, done.stderr) == (143, "rlvr: stopped\n")

@@ -7,12 +7,12 @@ Report.alarms = (host, alarms) => {
   const line = (row) => make(
     "tr",
     {},
-    make("td", {}, row.alarm),
-    make("td", { class: "number" }, `${row.begin}`),
-    make("td", { class: "number" }, row.end === null ? "holds" : `${row.end}`),
+    make("td", { class: "short" }, row.alarm),
+    make("td", { class: "number short" }, `${row.begin}`),
+    make("td", { class: "number short" }, row.end === null ? "holds" : `${row.end}`),
     make("td", {}, row.evidence),
     make("td", {}, row.advice),
-    make("td", {}, row.action),
+    make("td", { class: "short" }, row.action),
   );
   const heads = ["alarm", "begins", "ends", "evidence when it began", "look at", "action"];
   host.append(

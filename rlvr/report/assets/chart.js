@@ -166,7 +166,9 @@ Report.Chart = class {
     if (this.log) return low === high ? [low / 2, high * 2] : [low / 1.1, high * 1.1];
     if (this.plan.format === "fraction" && !this.view.zoom) return [Math.min(0, low), high > 0.5 ? Math.max(1, high) : high * 1.1 || 0.1];
     if (low >= 0 && (low < 0.6 * high || this.plan.format === "count")) low = 0;
-    const pad = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;
+    // Smoothing a constant rounds.
+    const flat = high - low <= 1e-9 * Math.abs(high);
+    const pad = (flat ? 0 : (high - low) * 0.06) || Math.abs(high) * 0.1 || 1;
     high += pad;
     return [low === 0 ? 0 : low - pad, high];
   }
