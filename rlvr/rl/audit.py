@@ -8,7 +8,7 @@ Neither the model nor the data are loaded. docs/audit.md says what that proves a
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,6 +24,7 @@ from rlvr.rl.books import Books, Check, check_books
 from rlvr.rl.recipe import RLRecipe
 from rlvr.runs.ledger import LEDGER, logprob_hash, read_ledger, token_hash
 from rlvr.runs.log import read_metrics
+from rlvr.runs.scoring import policy_of
 from rlvr.settings import load_settings, read_recipe
 
 _DIGITS = 1e-8
@@ -317,7 +318,7 @@ def _graded_again(
         return [], 0
     settings = recipe.reward
     thoughts = thought_markers(load_tokenizer(recipe.model), settings.thoughts)
-    policy = replace(reward.DEFAULT, thoughts=thoughts, certainty=settings.certainty)
+    policy = policy_of(settings, thoughts)
     asked = []
     for one, _ in chosen:
         grader, opened = graders.get(one["group"], "rlvr"), left_open(one["prompt"], thoughts)
