@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any
 
 from reward.domains.base import Domain, Judgement, as_object
-from reward.sandbox.box import Box
+from reward.sandbox.box import Box, SandboxError
 from reward.sandbox.limits import Limits
 from reward.sandbox.tests import (
     Assertions,
@@ -64,7 +64,10 @@ class CodeReference:
     def __post_init__(self) -> None:
         if not (_is_number(self.seconds) and type(self.memory_mib) is int):
             raise ValueError("seconds and memory_mib are numbers, memory_mib a whole one")
-        texts = [self.assertions] if isinstance(self.assertions, str) else list(self.assertions)
+        texts = [self.assertions] if isinstance(self.assertions, str) else self.assertions
+        if not isinstance(texts, list | tuple):
+            raise ValueError("assertions are a text or a list of texts")
+        texts = list(texts)
         found = {
             "runs": tuple(_run(one) for one in _listed("runs", self.runs)),
             "calls": tuple(_call(one) for one in _listed("calls", self.calls)),
@@ -116,6 +119,8 @@ def _call(given: dict[str, Any]) -> Call:
 def _assertions(texts: list[Any], setup: object, entry: object) -> Assertions:
     if not all(isinstance(text, str) for text in (*texts, setup, entry)):
         raise ValueError("assertions, setup and entry are texts")
+    if entry and not str(entry).isidentifier():
+        raise ValueError(f"the entry {entry!r} is no name of a function")
     try:
         used, called = _names_used([str(setup), *texts])
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -204,7 +209,11 @@ class CodeDomain(Domain):
             way_of(policy.sandbox)
         except ValueError as error:
             return Grade(False, None, self.name, "sandbox", str(error), "error")
-        return super()._verdict(program, reference, policy)
+        try:
+            return super()._verdict(program, reference, policy)
+        except SandboxError as error:
+            reason = f"the sandbox came to an end: {error}"
+            return Grade(False, program.strip()[:200], self.name, "sandbox", reason, "crash")
 
 
 def _new_box(way: Any, packages: bool, limits: Limits) -> Box:  # noqa: ANN401

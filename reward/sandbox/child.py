@@ -21,7 +21,6 @@ from typing import Any, NoReturn
 
 from reward.sandbox import seccomp
 from reward.sandbox.limits import Limits
-from reward.sandbox.namespaces import WORK
 
 
 def run_child(
@@ -35,9 +34,8 @@ def run_child(
     status = 1
     try:
         kept = _take_streams(streams, calls.fileno() if request["role"] != "program" else None)
-        folder = f"{WORK if os.path.isdir(WORK) else os.getcwd()}/{number}"
-        os.mkdir(folder)
-        os.chdir(folder)
+        os.mkdir(str(number))
+        os.chdir(str(number))
         _limit(limits)
         seccomp.install()
         status = _ended_by(request, kept)

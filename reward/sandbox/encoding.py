@@ -110,7 +110,7 @@ def decode(data: Any, find: Find | None = None, depth: int = 0) -> Any:  # noqa:
     ((name, parts),) = data.items()
     try:
         return _decoded(name, parts, find, depth)
-    except (TypeError, KeyError, ArithmeticError, AttributeError) as error:
+    except (TypeError, LookupError, ArithmeticError, AttributeError) as error:
         raise ValueError(f"no {name[:20]} of this protocol: {type(error).__name__}") from None
 
 

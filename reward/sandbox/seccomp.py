@@ -2,8 +2,8 @@
 
 It is a second wall: namespaces, an empty capability set and resource limits already hold what it
 forbids, except memory that no resource limit counts (``memfd_create``, System V and POSIX message
-queues) and sockets of kinds that a network namespace does not separate. What it refuses returns
-"not permitted". An unknown kind of processor has no filter.
+queues), sockets of kinds that a network namespace does not separate, and the limits of process 1.
+What it refuses returns "not permitted". An unknown kind of processor has no filter.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ _REFUSED = {
     "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180),
     "socket": (41, 198),
 }  # fmt: skip
-_CLONE, _CLONE3 = (56, 220), 435
+_CLONE, _CLONE3, _PRLIMIT = (56, 220), 435, (302, 261)
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _NEW_NAMESPACES = 0x7E020000
 
@@ -62,6 +62,14 @@ def instructions(machine: str) -> list[tuple[int, int, int, int]]:
         lines += [(_EQUAL, 0, 1, numbers[column]), refuse]
     # Its flags are in memory, which no filter reads; the C library then asks for clone.
     lines += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _ERRNO | _ENOSYS)]
+    # The limits of another process; 0 is the caller.
+    lines += [
+        (_EQUAL, 0, 4, _PRLIMIT[column]),
+        (_LOAD, 0, 0, _AT_FIRST_ARGUMENT),
+        (_EQUAL, 1, 0, 0),
+        refuse,
+        (_RETURN, 0, 0, _ALLOW),
+    ]
     lines += [
         (_EQUAL, 0, 3, _CLONE[column]),
         (_LOAD, 0, 0, _AT_FIRST_ARGUMENT),

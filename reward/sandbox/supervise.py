@@ -8,6 +8,7 @@ killed. Whatever reaches this process by way of a program is a claim, compared e
 
 import os
 import select
+import shutil
 import signal
 import socket
 import time
@@ -35,6 +36,8 @@ def serve(control: socket.socket, calls: socket.socket, alone: bool) -> None:
     if alone and os.getpid() != 1:
         raise RuntimeError("the sandbox has no process namespace of its own")
     system.prctl(system.PR_SET_DUMPABLE, 0)
+    # Process 1 gets no signal that it has no handler for; elsewhere Ctrl-C is the host's.
+    signal.signal(signal.SIGINT, signal.SIG_DFL if alone else signal.SIG_IGN)
     if not alone:
         system.prctl(system.PR_SET_CHILD_SUBREAPER, 1)
     send_message(control, {"ready": True})
@@ -57,7 +60,7 @@ class _Run:
         request: dict[str, Any],
         number: int,
     ) -> None:
-        self.control, self.alone = control, alone
+        self.control, self.alone, self.number = control, alone, number
         self.limits = Limits(**request["limits"])
         self.given = request.get("stdin", "").encode("utf-8", "replace")
         self.kept = {"stdout": bytearray(), "stderr": bytearray()}
@@ -82,6 +85,10 @@ class _Run:
         status = self._wait()
         seconds = time.monotonic() - self.began
         _kill_all(self.pid, self.alone)
+        # What it wrote; a tree that is too deep for this stays, and takes room from later runs of
+        # the same program only.
+        with suppress(OSError, RecursionError):
+            shutil.rmtree(f"{os.getcwd()}/{self.number}")
         for descriptor in list(self.reading):
             self._read(descriptor)
             os.close(descriptor)

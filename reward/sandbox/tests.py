@@ -202,6 +202,7 @@ class _Module:
         if isinstance(error, TimeoutError):
             self.why = f"no end within {self.limits.seconds:g} s"
             return
+        self.box.calls.close()  # for a program that waits to be read
         try:
             outcome = self.box.outcome(within=1.0)
         except SandboxError:

@@ -64,7 +64,8 @@ def packages() -> list[str]:
 def folders(with_packages: bool) -> list[tuple[str, str]]:
     """What a program sees of this machine, as (path here, path inside): Python with its standard
     library, the system's libraries, and this package."""
-    paths = sysconfig.get_paths()
+    # Of the interpreter itself: in a virtual environment platbase is the environment.
+    paths = sysconfig.get_paths(vars={"platbase": sys.base_exec_prefix})
     wanted = [paths["stdlib"], paths["platstdlib"], os.path.realpath(sys.executable)]
     library = sysconfig.get_config_var("LIBDIR")
     if library and library not in ("/usr/lib", "/usr/lib64", "/lib"):
