@@ -80,7 +80,7 @@ class GradingPolicy:
             math-verify only is not. The default, ``library``, asks for none.
         thoughts: pairs of markers (opening, closing) of a thought, besides those of
             `reward.thoughts.KNOWN`.
-        sandbox: what separates a program from this machine (`reward.sandbox.ways.Isolation`).
+        sandbox: what separates a program from this machine (`reward.sandbox.limits.Isolation`).
         packages: whether a program may import this environment's installed packages.
     """
 

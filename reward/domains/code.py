@@ -39,10 +39,7 @@ from reward.sandbox.tests import (
 from reward.sandbox.ways import way_of
 from reward.verdict import Grade, GradingPolicy
 
-_FENCE = re.compile(
-    r"^[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([\w+.-]*+)[^\n`]*+\n(.*?)^[ \t]*+\1[ \t]*+$",
-    re.DOTALL | re.MULTILINE,
-)
+_FENCE = re.compile(r"[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([\w+.-]*+)[^`]*+")
 _LANGUAGES = ("", "python", "python3", "py", "py3")
 _DEFAULTS = Limits()
 
@@ -167,18 +164,32 @@ def _defined(node: ast.AST) -> set[str]:
 def program_in(response: str) -> str | None:
     """The program of a response: its last fenced block of Python, or all of it where there is no
     fence and Python can read it; None if there is none."""
-    blocks = [
-        body for _, language, body in _FENCE.findall(response) if language.lower() in _LANGUAGES
-    ]
-    if blocks:
-        return str(blocks[-1])
-    if "```" in response or "~~~" in response:
-        return None
+    lines = response.split("\n")
+    blocks, fenced = _fenced(lines)
+    if fenced:
+        return blocks[-1] if blocks else None
     try:
         ast.parse(response)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     return response
+
+
+def _fenced(lines: list[str]) -> tuple[list[str], bool]:
+    """The closed blocks of Python, and whether there was any fence."""
+    blocks: list[str] = []
+    opened, language, began, any_fence = "", "", 0, False
+    for number, line in enumerate(lines):
+        if opened:
+            mark = line.strip()
+            if set(mark) == {opened[0]} and len(mark) >= len(opened):
+                if language.lower() in _LANGUAGES:
+                    blocks.append("".join(f"{one}\n" for one in lines[began:number]))
+                opened = ""
+        elif found := _FENCE.fullmatch(line):
+            opened, language = found.groups()
+            began, any_fence = number + 1, True
+    return blocks, any_fence
 
 
 class CodeDomain(Domain):

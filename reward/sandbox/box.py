@@ -13,9 +13,16 @@ from types import TracebackType
 from typing import IO, Any
 
 from reward.messages import receive_message, send_message
-from reward.sandbox.limits import Limits, Outcome
-from reward.sandbox.ways import INSIDE, PACKAGE, Way, bubblewrap, environment, folders, interpreter
-from reward.sandbox.ways import packages as installed_packages
+from reward.sandbox.layout import (
+    INSIDE,
+    PACKAGE,
+    bubblewrap,
+    environment,
+    folders,
+    interpreter,
+)
+from reward.sandbox.layout import packages as installed_packages
+from reward.sandbox.limits import Limits, Outcome, Way
 from reward.sandbox.zygote import ZYGOTE, Zygote
 
 LARGEST_REPLY = 16 * 2**20

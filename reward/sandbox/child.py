@@ -16,7 +16,6 @@ import sys
 import threading
 import traceback
 from contextlib import suppress
-from types import ModuleType
 from typing import Any, NoReturn
 
 from reward.sandbox import seccomp
@@ -94,13 +93,13 @@ def _ended_by(request: dict[str, Any], calls: int | None) -> int:
     """Do what the request is for; the exit status."""
     from _sitebuiltins import Quitter
 
+    from reward.sandbox import calling, checking
+
     builtins.exit, builtins.quit = Quitter("exit", ""), Quitter("quit", "")
     try:
         if request["role"] == "program":
-            execute(request["source"], "__main__")
+            calling.execute(request["source"], "__main__")
         else:
-            from reward.sandbox import calling, checking
-
             serve = calling.serve if request["role"] == "module" else checking.serve
             with socket.socket(fileno=calls) as connection:
                 serve(connection, request)
@@ -115,14 +114,6 @@ def _ended_by(request: dict[str, Any], calls: int | None) -> int:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
     return status
-
-
-def execute(source: str, name: str) -> dict[str, Any]:
-    """Run a program's text as a module of a name; its names afterwards."""
-    module = ModuleType(name)
-    sys.modules[name] = module
-    exec(compile(source, "solution.py", "exec"), module.__dict__)
-    return module.__dict__
 
 
 def _status(code: object) -> int:

@@ -5,8 +5,8 @@ import re
 
 TOLERANCE = 1e-6
 """Relative, and absolute below 1, where the expected number is written as a decimal."""
-_DECIMAL = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d{1,4})?")
-_NUMBER = re.compile(r"[-+]?(?:\d{1,400}\.?\d*|\.\d+)(?:[eE][-+]?\d{1,4})?")
+_DECIMAL = re.compile(r"[-+]?+(?:\d++\.\d*+|\.\d++|\d++(?=[eE]))(?:[eE][-+]?+\d{1,4}+)?+")
+_NUMBER = re.compile(r"[-+]?+(?:\d{1,400}+\.?+\d*+|\.\d++)(?:[eE][-+]?+\d{1,4}+)?+")
 
 
 def same_output(got: str, expected: str) -> bool:

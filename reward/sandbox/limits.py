@@ -1,4 +1,4 @@
-"""What a program in the sandbox may use, and how its run ended."""
+"""How programs are kept apart from a machine, what they may use, and how a run ended."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,6 +6,11 @@ from typing import Literal
 Finish = Literal["ok", "timeout", "memory", "output", "crashed"]
 """How a run ended: by itself with exit status 0; stopped at its time; stopped at its memory, or by
 a ``MemoryError``; stopped because it wrote too much; anything else."""
+
+
+Isolation = Literal["auto", "bubblewrap", "namespaces", "none_i_trust_the_code"]
+"""What separates a program from this machine; ``auto`` is bubblewrap or namespaces."""
+Way = Literal["bubblewrap", "namespaces", "none_i_trust_the_code"]
 
 
 @dataclass(frozen=True)

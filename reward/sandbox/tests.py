@@ -190,12 +190,12 @@ class _Module:
                 raised = reply["raised"]
                 kind = raised[0] if isinstance(raised, list) and raised else raised
                 return Result(False, f"it raised {str(kind)[:40]}")
-            got = decode(reply["value"])
+            same = same_result(decode(reply["value"]), call.result)
         except (TimeoutError, ConnectionError):
             return Result(False, self.why or "no answer")
         except (ValueError, KeyError, RecursionError):
             return Result(False, "a result that is no plain value")
-        return Result(True) if same_result(got, call.result) else Result(False, "another result")
+        return Result(True) if same else Result(False, "another result")
 
     def _end(self, error: Exception) -> None:
         self.ended = True

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from reward.sandbox import system
-from reward.sandbox.ways import PACKAGE, environment, interpreter
+from reward.sandbox.layout import PACKAGE, environment, interpreter
 
 _MOST = 2**16
 _SECONDS = 20.0

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from reward.domains.code import CodeDomain
 from reward.sandbox.box import Box, SandboxError
-from reward.sandbox.limits import Limits
-from reward.sandbox.ways import Way, way_of
+from reward.sandbox.limits import Limits, Way
+from reward.sandbox.ways import way_of
 from reward.verdict import GradingPolicy
 
 SECRET = "the-host's-own-secret"

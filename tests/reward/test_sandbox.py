@@ -12,9 +12,10 @@ import pytest
 
 from reward.sandbox import ways
 from reward.sandbox.box import Box, SandboxError
+from reward.sandbox.layout import folders, packages
 from reward.sandbox.limits import Limits
 from reward.sandbox.seccomp import instructions
-from reward.sandbox.ways import folders, packages, way_of
+from reward.sandbox.ways import way_of
 from reward.sandbox.zygote import Zygote
 from reward.verdict import GradingPolicy
 from tests.reward.programs import (
