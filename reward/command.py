@@ -25,6 +25,7 @@ from reward.kinds import kind_of
 from reward.nodes import Node, Text
 from reward.normalize import clean
 from reward.pool import VerifierPool
+from reward.sandbox.ways import way_of
 from reward.thoughts import all_pairs, left_open
 from reward.verdict import DEFAULT, Grade, GradingPolicy
 
@@ -99,7 +100,7 @@ def grade_file(
 
     Raises:
         ValueError: for a missing file, a line that is not a JSON object, a missing field, an
-            unknown grader, or an output that is the input.
+            unknown grader, an output that is the input, or programs without a sandbox.
     """
     source, target = Path(path), None if out is None else Path(out)
     if target is not None and source.exists() and target.resolve() == source.resolve():
@@ -116,6 +117,8 @@ def grade_file(
         pairs = zip(answers, opened, strict=True)
         answers = [graded_text(answer, marker, grader) for answer, marker in pairs]
     golds = [_gold_field(rows, index, gold_field, source, grader) for index in range(len(rows))]
+    if grader == "code":
+        way_of(policy.sandbox)
     with VerifierPool(workers, timeout, grader, policy) as pool:
         grades = _grade_all(pool, answers, golds, pred_field is not None, progress)
         counters = pool.counters

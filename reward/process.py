@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from reward.messages import receive_message, send_message
 from reward.verdict import GradingPolicy
-from reward.worker import receive_message, send_message
 
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[1])
 _BOOTSTRAP = (

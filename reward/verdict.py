@@ -80,6 +80,8 @@ class GradingPolicy:
             math-verify only is not. The default, ``library``, asks for none.
         thoughts: pairs of markers (opening, closing) of a thought, besides those of
             `reward.thoughts.KNOWN`.
+        sandbox: what separates a program from this machine (`reward.sandbox.limits.Isolation`).
+        packages: whether a program may import this environment's installed packages.
     """
 
     extraction: Extraction = "boxed"
@@ -97,6 +99,8 @@ class GradingPolicy:
     set_for_tuple: bool = False
     certainty: Evidence = "library"
     thoughts: tuple[tuple[str, str], ...] = ()
+    sandbox: Literal["auto", "bubblewrap", "namespaces", "none_i_trust_the_code"] = "auto"
+    packages: bool = False
 
     def __post_init__(self) -> None:
         if self.certainty not in LEVELS:

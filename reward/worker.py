@@ -12,12 +12,10 @@ the parent handles.
 
 import contextlib
 import ctypes
-import json
 import os
 import resource
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -25,40 +23,10 @@ from functools import partial
 from typing import Any
 
 from reward.limits import Expired, alarm
+from reward.messages import receive_message, send_message
 from reward.verdict import GradingPolicy
 
 PR_SET_PDEATHSIG = 1
-MAX_MESSAGE_BYTES = 512 * 2**20
-
-
-def send_message(connection: socket.socket, message: dict[str, Any]) -> None:
-    """Send one JSON message; lone surrogates and control characters survive as escapes."""
-    body = json.dumps(message, ensure_ascii=True).encode("ascii")
-    connection.sendall(struct.pack(">I", len(body)) + body)
-
-
-def receive_message(connection: socket.socket) -> dict[str, Any]:
-    """Receive one message.
-
-    Raises:
-        EOFError: if the other side has closed.
-        TimeoutError: if the socket's timeout passes first.
-    """
-    (length,) = struct.unpack(">I", _receive_exactly(connection, 4))
-    if length > MAX_MESSAGE_BYTES:
-        raise EOFError(f"a message of {length} bytes is no message of this protocol")
-    message: dict[str, Any] = json.loads(_receive_exactly(connection, length))
-    return message
-
-
-def _receive_exactly(connection: socket.socket, count: int) -> bytes:
-    pieces = bytearray()
-    while len(pieces) < count:
-        piece = connection.recv(min(count - len(pieces), 2**20))
-        if not piece:
-            raise EOFError("the other side closed the connection")
-        pieces += piece
-    return bytes(pieces)
 
 
 def main(serve: Callable[[socket.socket], None] | None = None) -> None:

@@ -2,7 +2,8 @@
 
 A domain says what a reference looks like, which part of a response it reads, and how much of the
 credit an answer gets. Its checks run in the worker processes of `VerifierPool`, under the same time
-limits and with the same counters as mathematics. No domain executes what a model wrote.
+limits and with the same counters as mathematics. No domain executes what a model wrote, but for
+``code``, which does so in a sandbox (`reward.sandbox`).
 
 ``FILES`` names them all; a module is imported when its domain is used.
 """
@@ -24,6 +25,7 @@ FILES = {
     "countdown": "puzzles",
     "n_queens": "puzzles",
     "reasoning_gym": "gym",
+    "code": "code",
 }
 """The file of each domain."""
 

@@ -1,6 +1,6 @@
 """The verbs of measuring: eval, score, compare, grade."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -188,10 +188,16 @@ def grade(
         str, typer.Option(help="Field with the reference answer, or a list of them.")
     ] = "gold",
     grader: Annotated[
-        str, typer.Option(help="rlvr, one_shot_rlvr, qwen or exact (docs/verifier.md).")
+        str,
+        typer.Option(
+            help="rlvr, qwen, exact (docs/verifier.md), code, choice (docs/domains.md) ..."
+        ),
     ] = "rlvr",
     workers: Annotated[int, typer.Option(min=1, help="Verifier processes.")] = 1,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a verdict may take.")] = 5.0,
+    sandbox: Annotated[
+        str, typer.Option(help="For code: auto, bubblewrap, namespaces (docs/code.md).")
+    ] = "auto",
     explain: Annotated[
         bool, typer.Option("--explain", help="Say how PRED is compared with GOLD.")
     ] = False,
@@ -203,6 +209,8 @@ def grade(
     """
     from reward.command import explain as explain_pair
     from reward.command import grade_file
+    from reward.sandbox.ways import check_isolation
+    from reward.verdict import DEFAULT
     from rlvr.progress import watching
 
     # Unknown options are let through because an answer may begin with a minus sign.
@@ -217,6 +225,7 @@ def grade(
     if explain:
         typer.echo(explain_pair(items[0], items[1]))
         return
+    policy = replace(DEFAULT, sandbox=check_isolation(sandbox))
     with watching(f"grading {items[0]}") as progress:
         grade_file(
             items[0],
@@ -227,6 +236,7 @@ def grade(
             grader=grader,
             workers=workers,
             timeout=timeout,
+            policy=policy,
             echo=typer.echo,
             progress=progress,
         )

@@ -13,7 +13,7 @@ from rlvr.types import Message, Problem
 Grader = Literal[
     "rlvr", "exact", "math_verify", "one_shot_rlvr", "qwen", "choice", "text", "quantity",
     "json_schema", "pattern", "instructions", "sorting", "sudoku", "countdown", "n_queens",
-    "reasoning_gym",
+    "reasoning_gym", "code",
 ]  # fmt: skip
 """The names of `reward.graders`, which is slow to import."""
 MATHEMATICS = ("rlvr", "exact", "math_verify", "one_shot_rlvr", "qwen")

@@ -13,7 +13,7 @@ from rlvr.policy.model import Policy
 from rlvr.policy.vocabulary import check_token_ids
 from rlvr.rl.recipe import RLRecipe
 from rlvr.runs.log import notify
-from rlvr.runs.prompts import usable_prompts
+from rlvr.runs.prompts import check_sandbox, usable_prompts
 from rlvr.runs.reward_functions import RewardFunctions
 from rlvr.runs.scoring import Scorer
 from rlvr.runs.second_judge import check_problems
@@ -84,7 +84,8 @@ def load_data(
     """The problems of training, and those of evaluation by set.
 
     Raises:
-        ValueError: They cannot be read, or lack what a reward function must be given.
+        ValueError: They cannot be read, lack what a reward function must be given, or are
+            programs that no sandbox can run.
     """
     wanted = RowsWanted(functions.needs_answer or needs_verdicts(recipe), functions.reads_columns)
     training = relabelled(load_problems(recipe.data.source, wanted), recipe.data.relabel)
@@ -94,6 +95,7 @@ def load_data(
         *((f"evaluation set {name!r}", problems) for name, problems in sets.items()),
     ):
         functions.check_columns({c for problem in problems for c in problem.columns}, where)
+        check_sandbox(recipe.reward, problems)
     return training, sets
 
 

@@ -6,7 +6,6 @@ ledger's rows, and a random sample of the answers is graded again.
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import reward
@@ -18,6 +17,7 @@ from rlvr.policy.loading import load_tokenizer
 from rlvr.rl.books import Books, Check
 from rlvr.rl.ledger import certificate
 from rlvr.rl.recipe import RLRecipe
+from rlvr.runs.scoring import policy_of
 
 _GIVEN_UP = {"timeout", "crash", "error"}
 """States of a verdict that say something about the machine and not about the answer."""
@@ -91,7 +91,7 @@ def _graded_again(
         return [], 0
     settings = recipe.reward
     thoughts = thought_markers(load_tokenizer(recipe.model), settings.thoughts)
-    policy = replace(reward.DEFAULT, thoughts=thoughts, certainty=settings.certainty)
+    policy = policy_of(settings, thoughts)
     asked = []
     for one, _ in chosen:
         grader, opened = graders.get(one["group"], "rlvr"), left_open(one["prompt"], thoughts)

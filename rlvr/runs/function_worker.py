@@ -11,8 +11,9 @@ from typing import Any
 
 from reward.calls import Call, Notes, plan_call
 from reward.functions import RewardError, RewardInput, find_function
+from reward.messages import receive_message, send_message
 from reward.worker import main as serve_as_worker
-from reward.worker import receive_message, send_message, silence
+from reward.worker import silence
 from rlvr.runs.function_messages import notes_message, read_call
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from reward.sandbox.ways import way_of
 from rlvr.data import (
     Prompt,
     Source,
@@ -16,6 +17,7 @@ from rlvr.data import (
     load_template,
 )
 from rlvr.runs.log import notify
+from rlvr.runs.rewards import RewardSettings
 from rlvr.runs.scoring import Scorer
 from rlvr.types import Problem
 
@@ -42,6 +44,19 @@ def held_out_prompts(
     }
 
 
+def check_sandbox(settings: RewardSettings, problems: Sequence[Problem]) -> None:
+    """See that programs can be run, where problems are judged by running them.
+
+    Raises:
+        ValueError: No sandbox can be made here, and the settings ask for one.
+    """
+    if any(problem.grader == "code" for problem in problems):
+        try:
+            way_of(settings.code.sandbox)
+        except ValueError as error:
+            raise ValueError(f"reward.code.sandbox={settings.code.sandbox}: {error}") from error
+
+
 def usable_prompts(
     name: str,
     problems: Sequence[Problem],
@@ -60,6 +75,7 @@ def usable_prompts(
     Raises:
         ValueError: No problem is left.
     """
+    check_sandbox(scorer.settings, problems)
     answered = [problem for problem in problems if problem.answer]
     golds = scorer.pool.check_golds(
         [problem.answer for problem in answered], [problem.grader for problem in answered]

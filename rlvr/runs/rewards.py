@@ -187,6 +187,17 @@ def _sampled(value: object) -> object:
 Check = Annotated[CheckSettings, BeforeValidator(_sampled)]
 
 
+class CodeSettings(Settings):
+    """How programs are run that the grader ``code`` judges (docs/code.md)."""
+
+    sandbox: Literal["auto", "bubblewrap", "namespaces", "none_i_trust_the_code"] = "auto"
+    """What separates a model's program from this machine: "bubblewrap", "namespaces" made by this
+    package, or "auto", the first of them that works; without one that works a run is refused.
+    "none_i_trust_the_code" lets programs do what the user may, but for limits of time and size."""
+    packages: bool = False
+    """Let programs import this environment's installed packages, besides the standard library."""
+
+
 class RewardSettings(Settings):
     """The reward of a completion."""
 
@@ -212,6 +223,8 @@ class RewardSettings(Settings):
     """Number of verifier processes."""
     timeout: float = Field(5.0, gt=0)
     """Seconds after which grading is stopped, the worker is killed and the completion scores 0."""
+    code: CodeSettings = CodeSettings()
+    """How programs are run, where problems have the grader ``code``."""
     check: Check | None = None
     """Have a second judge give some of the verdicts in training again, to estimate how often the
     verifier is wrong: "sample" (a tenth), or shares. It changes no reward. Mathematics only."""

@@ -105,6 +105,24 @@ class BegunGroups:
     asked: Asked | None = None
 
 
+def policy_of(
+    settings: RewardSettings, thoughts: tuple[tuple[str, str], ...]
+) -> reward.GradingPolicy:
+    """What settings say of how answers are judged.
+
+    Args:
+        settings: Of rewards.
+        thoughts: Pairs of markers, those of the tokenizer with those of the settings.
+    """
+    return replace(
+        reward.DEFAULT,
+        thoughts=thoughts,
+        certainty=settings.certainty,
+        sandbox=settings.code.sandbox,
+        packages=settings.code.packages,
+    )
+
+
 class Scorer:
     """The verifier pool and the recipe's reward functions; a context manager.
 
@@ -134,9 +152,7 @@ class Scorer:
             self.needs_verdicts = self.functions.may_read_verdict
         self.ungradable: set[str] = set()
         """Reference answers that get no verdict, as the verifier cannot read them."""
-        policy = replace(
-            reward.DEFAULT, thoughts=self.decode.thoughts, certainty=settings.certainty
-        )
+        policy = policy_of(settings, self.decode.thoughts)
         self.pool = VerifierPool(settings.workers, settings.timeout, policy=policy)
         self.judge: SecondJudge | None = None
         if settings.check is not None:

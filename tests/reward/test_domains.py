@@ -363,6 +363,7 @@ GOLDS = {
         "task": "letter_counting",
         "entry": {"question": "", "answer": "3", "metadata": {}},
     },
+    "code": {"runs": [{"input": "", "output": "1"}]},
 }  # fmt: skip
 
 

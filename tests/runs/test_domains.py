@@ -4,10 +4,12 @@ import json
 
 import pytest
 
+from reward.sandbox import ways
 from rlvr.data import FileSource, GymSource, load_problems
 from rlvr.data.consistency import MATHEMATICS, Grader
 from rlvr.data.rows import Fields
 from tests.command import call, refused
+from tests.reward.test_sandbox import needs_sandbox
 from tests.training import column, run
 
 
@@ -116,3 +118,53 @@ def test_a_file_is_graded_by_a_domain_from_the_command_line(tmp_path):
     graded = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["correct"] for row in graded] == [True, True, False]
     assert "did you mean 'choice'" in refused("grade", path, "--grader", "choise")
+
+
+@pytest.fixture
+def programs(values, tmp_path):
+    """A run whose problems are judged by running programs."""
+    reference = {"runs": [{"input": "", "output": "1"}]}
+    rows = [{"problem": str(n), "answer": reference, "kind": "code"} for n in range(4)]
+    path = write(tmp_path / "programs.jsonl", rows)
+    source = {"name": "file", "path": str(path), "fields": {"grader": "kind"}}
+    data = {**values["data"], "source": source}
+    return {**values, "data": data, "evaluation": {"every": 2, "sets": {}}}
+
+
+@needs_sandbox
+def test_a_run_is_rewarded_by_programs(programs):
+    folder, metrics = run(programs)
+    kept = [
+        json.loads(line)
+        for path in sorted((folder / "completions").glob("*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    assert kept
+    assert all(row["correct"] is False for row in kept)
+    said = {row["reason"] for row in kept}
+    assert any("of 1 tests" in reason or "no fenced block" in reason for reason in said), said
+    assert not any(column(metrics, "verifier/errors"))
+
+
+def test_a_run_without_a_sandbox_is_refused_and_leaves_no_folder(programs, tmp_path, monkeypatch):
+    monkeypatch.setattr(ways, "_fault", lambda way: "not here")
+    ways.way_of.cache_clear()
+    try:
+        with pytest.raises(ValueError, match=r"reward.code.sandbox=auto: no sandbox .*not here"):
+            run(programs)
+        assert not [path for path in tmp_path.iterdir() if path.is_dir() and any(path.iterdir())]
+    finally:
+        ways.way_of.cache_clear()
+
+
+@needs_sandbox
+def test_programs_are_graded_from_the_command_line(tmp_path):
+    reference = {"calls": [{"function": "add", "args": [1, 2], "result": 3}]}
+    text = "```python\ndef add(a, b):\n    return {}\n```"
+    rows = [{"response": text.format(body), "gold": reference} for body in ("a + b", "a - b")]
+    path = write(tmp_path / "rows.jsonl", rows)
+    done = call("grade", path, "--grader", "code", "--out", tmp_path / "out.jsonl")
+    assert done.returncode == 0, done.stderr
+    graded = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["correct"] for row in graded] == [True, False]
+    assert "choose one of auto" in refused("grade", path, "--grader", "code", "--sandbox", "no")
