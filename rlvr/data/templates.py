@@ -107,6 +107,8 @@ class Template:
 
     name: str
     settings: TemplateSettings
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """JSON schemas of the tools that the model may call, which the chat template shows."""
 
     def messages(self, messages: Sequence[Message]) -> list[Message]:
         """The whole conversation: system message, examples, the problem's earlier turns, the
@@ -180,6 +182,7 @@ class Template:
                 chat_template=self._chat_template_file,
                 add_generation_prompt=prompt,
                 tokenize=False,
+                **({"tools": list(self.tools)} if self.tools else {}),
                 **self.settings.chat_template_kwargs,
             )
         except TemplateError as error:

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlvr.data.templates import Template
+from rlvr.environments.calls import VALUES, WORDS, example_call
 from rlvr.types import Message
-
-_WORDS = "a reply that no template holds"
 
 
 class Conversation:
@@ -39,20 +38,38 @@ class Conversation:
         if self.template.settings.mode == "text":
             text = "".join(message["content"] for message in messages)
             return tuple(self._encoded(text + self.template.settings.prefill))
-        ids = self._encoded(self._rest(messages) + self.template.settings.prefill)
+        ids = self._encoded(self._rest(messages, last) + self.template.settings.prefill)
         return tuple(ids[1:] if ids[:1] == [last] else ids)
 
-    def _rest(self, messages: Sequence[Message]) -> str:
+    def _rest(self, messages: Sequence[Message], last: int) -> str:
         """What the chat template writes behind an assistant's words."""
-        before = [Message(role="user", content="hello"), Message(role="assistant", content=_WORDS)]
-        whole = self.template.framed([*before, *messages], self.tokenizer)
-        _, words, rest = whole.rpartition(_WORDS)
+        user = Message(role="user", content="hello")
+        if messages and str(messages[0]["role"]) == "tool":
+            return self._behind_calls([user, example_call(), *messages], last)
+        reply = Message(role="assistant", content=WORDS)
+        whole = self.template.framed([user, reply, *messages], self.tokenizer)
+        _, words, rest = whole.rpartition(WORDS)
         if not words:
             raise ValueError(
                 f"the chat template of template {self.template.name!r} does not show what an "
                 "assistant said before; use another data.template.chat_template"
             )
         return rest
+
+    def _behind_calls(self, messages: Sequence[Message], last: int) -> str:
+        """What it writes behind a turn that called tools, from the token on that closes it."""
+        whole = self.template.framed(messages, self.tokenizer)
+        _, _, rest = whole.rpartition(VALUES[-1])
+        results = rest.find(messages[2]["content"])
+        for token in (last, self.template.turn_end(self.tokenizer)):
+            text = "" if token is None else str(self.tokenizer.decode([token]))
+            place = rest.find(text) if text else -1
+            if 0 <= place <= results:
+                return rest[place:]
+        # Some close a call otherwise than an answer: by the first special token behind it.
+        added = self.tokenizer.added_tokens_decoder.values()
+        places = [rest.find(token.content) for token in added if token.special]
+        return rest[min((place for place in places if 0 <= place <= results), default=0) :]
 
     def _encoded(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))

@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from rlvr.types import Message, Problem
+from rlvr.types import FinishReason, Message, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,13 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The episode is over; ``reward`` is that of its last turn."""
+    """The episode is over; ``reward`` is that of its last turn.
+
+    ``cut`` names the limit that ended it, where it did not come to its end.
+    """
 
     reward: float = 0.0
+    cut: FinishReason | None = None
 
 
 class Environment:

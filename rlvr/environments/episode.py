@@ -10,9 +10,11 @@ from typing import Any
 
 from rlvr.data.decoding import ResponseDecoder
 from rlvr.data.templates import Template
+from rlvr.environments.calls import CallFormat, call_format, plain_words
 from rlvr.environments.conversation import Conversation
 from rlvr.environments.environment import Action, Done, Environment, Observation
 from rlvr.environments.settings import EnvironmentSettings
+from rlvr.environments.tools import Tools
 from rlvr.settings.outside import is_place, load_outside
 from rlvr.threads import EventLoop
 from rlvr.types import Answer, Limits, Message, Problem
@@ -21,6 +23,7 @@ BUILT_IN = {
     "guess_number": "rlvr.environments.games:GuessNumber",
     "grid": "rlvr.environments.games:Grid",
     "self_correction": "rlvr.environments.self_correction:SelfCorrection",
+    "tools": "rlvr.environments.tools:Tools",
 }
 
 
@@ -70,10 +73,23 @@ class Environments:
     ) -> None:
         self.settings, self.decode, self.judge = settings, decode, judge
         self.made = environment_class(settings.name)
-        self.conversation = Conversation(template, tokenizer)
+        self.template, self.format, self._schemas = self._with_tools(template, tokenizer)
+        self.conversation = Conversation(self.template, tokenizer)
         self.limits = Limits(settings.max_turns, settings.max_tokens, settings.max_seconds)
         self._loop: EventLoop | None = None
-        self._make()
+
+    def _with_tools(
+        self,
+        template: Template,
+        tokenizer: Any,  # noqa: ANN401
+    ) -> tuple[Template, CallFormat | None, list[dict[str, Any]]]:
+        """The template with the environment's tools, and how its model calls them."""
+        made = self._make()
+        if not isinstance(made, Tools):
+            return template, None, []
+        shown = replace(template, tools=tuple(made.schemas))
+        found = call_format(shown, tokenizer)
+        return (shown if found.own else template), found, made.schemas
 
     def _make(self) -> Environment:
         try:
@@ -85,16 +101,25 @@ class Environments:
             ) from None
         return self.made(**self.settings.parameters)
 
+    def _ready(self) -> Environment:
+        """A new object, which knows how its model calls tools."""
+        made = self._make()
+        if isinstance(made, Tools):
+            made.format = self.format
+        return made
+
     def opened(self, problem: Problem) -> Problem:
         """The problem with the prompt that its episodes begin with."""
-        environment = self._make()
+        environment = self._ready()
         messages = self._first(environment, problem)
+        if self.format is not None and not self.format.own:
+            messages = _with_words(messages, plain_words(self._schemas))
         environment.close()
         return replace(problem, messages=messages)
 
     def begin(self, problem: Problem, seed: int) -> "TokenEpisode":
         """An episode of a problem; ``seed`` is that of its place in the run."""
-        environment = self._make()
+        environment = self._ready()
         self._first(environment, problem)
         environment.random = Random(seed)
         return TokenEpisode(environment, self.conversation, self.decode, self._waited)
@@ -129,6 +154,13 @@ class Environments:
 
 async def _as_coroutine(given: Any) -> Any:  # noqa: ANN401
     return await given
+
+
+def _with_words(messages: Sequence[Message], words: str) -> tuple[Message, ...]:
+    """Messages with a word on tools, in the system message if there is one, else in the first."""
+    first, *rest = messages
+    separator = "\n\n"
+    return ({**first, "content": f"{words}{separator}{first['content']}"}, *rest)  # type: ignore[arg-type, return-value]
 
 
 class TokenEpisode:
@@ -169,7 +201,7 @@ class TokenEpisode:
             ) from error
         if isinstance(given, Done):
             self.environment.close()
-            return Answer(ended="stop", reward=_number(given.reward, name))
+            return Answer(ended=given.cut or "stop", reward=_number(given.reward, name))
         if not isinstance(given, Observation):
             raise ValueError(
                 f"environment {name} answered turn {self.turns} with {given!r}; step returns an "

@@ -9,7 +9,7 @@ class EnvironmentSettings(Settings):
     """Episodes of several turns."""
 
     name: str
-    """The environment: guess_number, grid, self_correction, or file.py:Class or
+    """The environment: guess_number, grid, self_correction, tools, or file.py:Class or
     package.module:Class of your own."""
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
     """Arguments of its constructor."""

@@ -67,7 +67,7 @@ def _prompts(recipe: RLRecipe, problems: Sequence[Problem], tokenizer: Any) -> l
         environments = Environments(
             recipe.environment, template, tokenizer, decode, lambda *_: False
         )
-        problems = opened_all(problems, environments)
+        problems, template = opened_all(problems, environments), environments.template
     return prompts_shown(encode_prompts(problems, template, tokenizer, limit), tokenizer)
 
 

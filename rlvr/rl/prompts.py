@@ -54,6 +54,8 @@ def load_prompts(
     ``refused`` is told how many problems of the training data were left out, by why.
     """
     template = load_template(recipe.data.template)
+    if environments is not None:  # it may show tools
+        template = environments.template
     limit = recipe.data.max_prompt_tokens
 
     def usable(

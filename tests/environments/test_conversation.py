@@ -1,11 +1,7 @@
 """What stands between turns, over the chat templates of many families."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
-import trl
 
 from rlvr.data.decoding import ResponseDecoder
 from rlvr.data.templates import Template, TemplateSettings
@@ -21,22 +17,11 @@ from rlvr.rollout.episodes import play
 from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.transformers_engine import TransformersEngine
 from rlvr.types import Message, Problem
-
-FOLDER = Path(trl.__file__).parent / "chat_templates"
-# Their tokenizers come with a processor of images, or they are the same but for marks of a mask.
-LEFT_OUT = re.compile(r"_training|idefics|llava|vl$|_vl|smolvlm")
-TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.jinja") if not LEFT_OUT.search(path.stem))
-SPECIAL = re.compile(r"<[|｜][^<>'\"{}\s]+[|｜]>|<(?:start|end)_of_turn>|<\|?turn\|?>")
+from tests.environments.families import FOLDER, TEMPLATES, specials
 
 FIRST, WORDS = Message(role="user", content="What is 2+3?"), "It is 6."
 SECOND = Message(role="user", content="That is wrong.")
 TEXT = Template("plain", TemplateSettings(mode="text"))
-
-
-def specials():
-    """The special tokens of all templates."""
-    texts = [(FOLDER / f"{name}.jinja").read_text() for name in TEMPLATES]
-    return sorted({token for text in texts for token in SPECIAL.findall(text)})
 
 
 @pytest.fixture(scope="module")
