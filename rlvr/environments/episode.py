@@ -160,7 +160,7 @@ def _with_words(messages: Sequence[Message], words: str) -> tuple[Message, ...]:
     """Messages with a word on tools, in the system message if there is one, else in the first."""
     first, *rest = messages
     separator = "\n\n"
-    return ({**first, "content": f"{words}{separator}{first['content']}"}, *rest)  # type: ignore[arg-type, return-value]
+    return ({**first, "content": f"{words}{separator}{first['content']}"}, *rest)
 
 
 class TokenEpisode:
