@@ -35,6 +35,7 @@ def environment() -> dict[str, str]:
     return {
         "PATH": "/usr/bin:/bin",
         "HOME": WORK,
+        "TMPDIR": WORK,
         "LANG": "C.UTF-8",
         "PYTHONHASHSEED": "0",
         "OMP_NUM_THREADS": "1",
@@ -77,10 +78,13 @@ def bubblewrap(with_packages: bool, work_mib: int) -> list[str]:
     ]  # fmt: skip
     for name, value in environment().items():
         command += ["--setenv", name, value]
-    for path, inside in folders(with_packages):
+    shown = folders(with_packages)
+    for path, inside in shown:
         command += ["--ro-bind", path, inside]
     for name in DEVICES:
         command += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
     command += ["--proc", "/proc", "--perms", "0700", "--size", str(work_mib * 2**20)]
-    command += ["--tmpfs", WORK, "--symlink", WORK, "/tmp", "--chdir", WORK]
+    command += ["--tmpfs", WORK, "--chdir", WORK]
+    if not any(inside.startswith("/tmp/") for _, inside in shown):
+        command += ["--symlink", WORK, "/tmp"]
     return [*command, "--remount-ro", "/", "--"]

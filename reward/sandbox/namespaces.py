@@ -127,7 +127,8 @@ def _private_folders(work_mib: int) -> None:
     hardened = system.MS_NOSUID | system.MS_NODEV | system.MS_NOEXEC
     for name in ("work", "proc", "old"):
         Path(_BASE, name).mkdir()
-    Path(_BASE, "tmp").symlink_to(WORK)
+    with suppress(FileExistsError):  # what is shown lies there; programs are told of WORK besides
+        Path(_BASE, "tmp").symlink_to(WORK)
     options = f"size={work_mib}m,nr_inodes=4096,mode=700"
     system.mount("tmpfs", _BASE + WORK, "tmpfs", hardened, options)
     with suppress(OSError):  # refused where parts of the host's /proc are covered

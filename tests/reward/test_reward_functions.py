@@ -103,7 +103,9 @@ def test_names_and_parameters_that_do_not_fit_are_refused(name, parameters, mess
 def test_every_registered_function_takes_a_reward_input_and_returns_a_number():
     needed = {"length": {"target": 10}, "overlong": {"buffer": 10}}
     for name in FUNCTIONS:
-        value = resolve(name, **needed.get(name, {}))(item(num_tokens=5, max_tokens=20))
+        value = resolve(name, **needed.get(name, {}))(
+            item(num_tokens=5, max_tokens=20, episode_reward=0.5)
+        )
         assert isinstance(value, float)
 
 

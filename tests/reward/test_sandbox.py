@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reward.sandbox import ways
+from reward.sandbox import box, layout, ways
 from reward.sandbox.box import Box, SandboxError
 from reward.sandbox.layout import folders, packages
 from reward.sandbox.limits import Limits
@@ -218,6 +218,24 @@ def test_installed_packages_are_there_if_asked_for():
     assert run(program, packages=True, memory_mib=2048).stdout == "3\n"
     assert set(packages()) <= {path for path, _ in folders(True)}
     assert not set(packages()) & {path for path, _ in folders(False)}
+
+
+@needs_sandbox
+def test_an_environment_in_tmp_is_shown_there_and_temporary_files_go_elsewhere(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(layout, "packages", lambda: [str(tmp_path)])
+    monkeypatch.setattr(box, "installed_packages", lambda: [str(tmp_path)])
+    tmp_path.chmod(0o755)  # programs run as nobody
+    (tmp_path / "own_package.py").write_text("answer = 42")
+    program = "import own_package, tempfile\nfile = tempfile.NamedTemporaryFile('w+')\n"
+    program += "file.write(str(own_package.answer)); file.seek(0); print(file.read())"
+    outcome = run(program, packages=True)
+    assert outcome.stdout == "42\n", outcome.stderr
+    assert (run(program).finish, run("import tempfile\ntempfile.TemporaryFile()").finish) == (
+        "crashed",
+        "ok",
+    )
 
 
 @needs_sandbox
