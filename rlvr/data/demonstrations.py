@@ -19,6 +19,7 @@ from typing import Any
 
 from rlvr.data.cells import as_structure, given
 from rlvr.data.consistency import short
+from rlvr.data.kept import check_one_turn, was_cut
 from rlvr.data.labelled_responses import messages_of, response_files
 from rlvr.data.local_file import read_rows
 from rlvr.data.messages import MessageError, Messages, Reply, read_messages, read_reply
@@ -93,7 +94,8 @@ class _Encoder:
     def __call__(self, row: Row, place: str) -> Demonstration:
         values = row.values
         name = str(values.get("id", place))
-        finished = values.get("finish_reason") != "length"
+        finished = not was_cut(values)
+        check_one_turn(values, place)
         if "token_ids" in values or "prompt_ids" in values:
             if not self.reencode:
                 ids = [_ids(values.get(key), key, place) for key in ("prompt_ids", "token_ids")]

@@ -8,6 +8,7 @@ from typing import Any
 from rlvr.data.cells import as_number, as_truth
 from rlvr.data.consistency import short
 from rlvr.data.hub import is_saved
+from rlvr.data.kept import check_one_turn, was_cut
 from rlvr.data.local_file import read_rows
 from rlvr.data.rows import Row
 
@@ -79,7 +80,8 @@ def pairs_of_rows(
                     f"{row.label}: {name} = {short(row.values.get(name))}; graded completions need "
                     "prompt, response and correct, as in a run's folders"
                 )
-        if values.get("finish_reason") == "length" or not values["response"].strip():
+        check_one_turn(values, row.label)
+        if was_cut(values) or not values["response"].strip():
             continue
         right, wrong = groups.setdefault(values["prompt"], ({}, {}))
         (right if values["correct"] else wrong).setdefault(

@@ -23,6 +23,7 @@ from reward.extract import extract
 from reward.thoughts import left_open
 from rlvr.data.cells import as_truth, given
 from rlvr.data.consistency import short
+from rlvr.data.kept import check_one_turn, was_cut
 from rlvr.data.local_file import read_rows
 from rlvr.data.messages import MessageError, Messages, read_prompt, read_reply
 from rlvr.data.preferences import read_pair
@@ -136,6 +137,7 @@ def _responses(row: Row, where: str, labelled: bool) -> list[tuple[Response, _Un
 
 
 def _response(values: Mapping[str, Any], place: str, labelled: bool) -> tuple[Response, _Unjudged]:
+    check_one_turn(values, place)
     value = given(values, "response", "completion")
     if not isinstance(value, str | list | Mapping):
         raise ValueError(
@@ -165,7 +167,7 @@ def _response(values: Mapping[str, Any], place: str, labelled: bool) -> tuple[Re
         text,
         correct,
         None if extracted is None else str(extracted),
-        values.get("finish_reason") != "length",
+        not was_cut(values),
         values,
         reply.keys,
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 from eval.results import interval, percent, read_results
 from eval.statistics import Bootstrap, paired_bootstrap
+from rlvr.data.kept import was_cut
 from rlvr.files import read_lines
 from rlvr.hub.source import Source
 
@@ -111,7 +112,7 @@ def _by_set(path: Path) -> dict[str, dict[str, float]]:
     for row in read_lines(path).objects:
         if row.get("correct") is None:
             continue  # its problem has no reference answer
-        right = bool(row.get("correct")) and row.get("finish_reason") != "length"
+        right = bool(row.get("correct")) and not was_cut(row)
         found[str(row.get("set"))][str(row.get("problem_id"))].append(right)
     return {
         name: {problem: fmean(rights) for problem, rights in problems.items()}

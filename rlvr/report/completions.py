@@ -27,7 +27,7 @@ KINDS = {"training": "completions", "evaluation": "evaluations"}
 
 TEXTS = ("problem_id", "group", "response", "answer", "extracted", "reason", "finish_reason", "set")
 NUMBERS = ("sample", "reward", "advantage", "policy_version")
-KNOWN = {*TEXTS, *NUMBERS, "step", "prompt", "rewards", "correct", "tokens", "step_ends"}
+KNOWN = {*TEXTS, *NUMBERS, "step", "prompt", "rewards", "correct", "tokens", "step_ends", "turns"}
 
 
 @dataclass(frozen=True)
@@ -217,6 +217,8 @@ def _row(row: dict[str, Any], prompts: dict[str, int]) -> dict[str, Any]:
         ends = row.get("step_ends")
         if _parts(ends, len(tokens)):
             small["steps"] = ends
+        if _turns(row.get("turns"), len(tokens)):
+            small["turns"] = row["turns"]
         if "".join(small["tokens"]) == small.get("response"):
             del small["response"]
     small["extra"] = {
@@ -232,6 +234,17 @@ def _parts(ends: object, length: int) -> bool:
     if not isinstance(ends, list) or not all(type(end) is int for end in ends):
         return False
     return ends[-1:] == [length] and all(a < b for a, b in pairwise([0, *ends]))
+
+
+def _turns(turns: object, length: int) -> bool:
+    """Whether these are turns of an episode: [start, stop, reward or null] in order."""
+    if not isinstance(turns, list) or len(turns) < 2:
+        return False
+    whole = all(isinstance(turn, list) and len(turn) == 3 for turn in turns)
+    if not whole or not all(type(place) is int for *places, _ in turns for place in places):
+        return False
+    places = [place for start, stop, _ in turns for place in (start, stop)]
+    return places == sorted(places) and places[0] >= 0 and places[-1] <= length
 
 
 def _token_lists(row: dict[str, Any], length: int) -> dict[str, list[float | None]]:

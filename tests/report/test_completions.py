@@ -95,6 +95,25 @@ def test_ends_of_steps_are_kept_where_they_part_the_tokens(run, maker, ends, kep
     assert found.get("steps") == (ends if kept else None)
 
 
+@pytest.mark.parametrize(
+    ("turns", "kept"),
+    [
+        ([[0, 2, 0.5], [3, 5, None]], True),
+        ([[0, 2, 0.5]], False),  # one turn is an answer as any other
+        ([[0, 3, 0.5], [2, 5, None]], False),
+        ([[0, 2, 0.5], [3, 5000, None]], False),
+        ([[0, 2], [3, 5]], False),
+        ([[0, 2, 0.5], ["3", 5, None]], False),
+        ("x", False),
+    ],
+)
+def test_turns_are_kept_where_they_lie_in_the_tokens(run, maker, turns, kept):
+    row = maker.completion(61, 0, 0, 12, 34)
+    maker.write_lines("completions/step_000061.jsonl", [row | {"turns": turns}])
+    (found,) = rows_of(next(f for f in choose_completions(run).files if f.step == 61))
+    assert found.get("turns") == (turns if kept else None)
+
+
 def test_rows_with_missing_fields_and_broken_lines_do_not_stop_the_page(run, maker):
     path = maker.write_lines("completions/step_000061.jsonl", [{"step": 61}, {"response": "x"}])
     path.write_text(path.read_text() + '{"step": 61, "resp')

@@ -295,6 +295,29 @@ def test_the_step_of_the_lowest_reward_is_marked_under_token_rewards(opened, run
     assert page.all(".token.blamed") == []
 
 
+def test_an_episode_shows_who_said_what(opened, run, maker):
+    row = maker.completion(61, 0, 0, 12, 34)
+    assert len(row["tokens"]) > 7
+    row |= {"turns": [[0, 3, 0.5], [5, len(row["tokens"]), None]], "finish_reason": "turns"}
+    maker.write_lines("completions/step_000061.jsonl", [row])
+    page = opened(write_report(run))
+    page.one('[data-row="0"]').click()
+    said = page.js(
+        "return [...document.querySelectorAll('.token.observed')]"
+        ".map((t) => [Number(t.dataset.index), t.classList.contains('low')])"
+    )
+    assert said == [[3, False], [4, False]]
+    assert "truncated" in page.texts(".detail-head .verdict")
+    page.js("document.querySelector('.text.tokens').focus()")
+    told = []
+    for _ in range(6):
+        page.press("\ue014")  # the right arrow key
+        told.append(page.texts("#tip span"))
+    assert any("turn 1 of 2: 0.5" in line for line in told[0])
+    assert "said by the environment" in told[3]
+    assert any("turn 2 of 2" in line for line in told[5])
+
+
 def test_markup_in_data_is_inert_and_readable(opened, run, maker):
     row = maker.completion(61, 0, 0, 12, 34)
     fields = ("response", "prompt", "answer", "extracted", "reason", "problem_id", "group")

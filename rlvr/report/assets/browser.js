@@ -5,7 +5,7 @@ const FILTERS = {
   all: ["All", () => true],
   correct: ["Correct", (row) => row.correct === true],
   wrong: ["Wrong", (row) => row.correct === false],
-  truncated: ["Truncated", (row) => row.finish_reason === "length"],
+  truncated: ["Truncated", (row) => Report.cut(row)],
 };
 const PAGE = 40;
 
@@ -53,6 +53,9 @@ const ORDERS = {
   long: ["longest first", (row) => Report.length(row), -1],
   brief: ["shortest first", (row) => Report.length(row), 1],
 };
+
+/* Whether a completion, or an episode, was cut at a limit. */
+Report.cut = (row) => ["length", "turns", "tokens", "seconds", "tool_calls"].includes(row.finish_reason);
 
 /* Tokens of a response; characters where no tokens were kept. */
 Report.length = (row) => (row.tokens ? row.tokens.length : Report.response(row).length);
@@ -349,7 +352,7 @@ Report.Browser = class {
   sample(index) {
     const row = this.rows[index];
     const [mark, word, tone] = Report.verdict(row);
-    const cut = row.finish_reason === "length";
+    const cut = Report.cut(row);
     return Report.make(
       "button",
       { type: "button", class: "sample", "data-row": index, click: () => this.open(index) },

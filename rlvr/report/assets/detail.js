@@ -16,7 +16,8 @@ let colouring = "logprobs";
 
 const facts = (row) => {
   const lists = row.lists || {};
-  const logprobs = (lists.logprobs || []).filter((value) => value !== null);
+  const sampled = (value, index) => value !== null && Report.turnAt(row, index) !== null;
+  const logprobs = (lists.logprobs || []).filter(sampled);
   const mean = logprobs.length ? logprobs.reduce((a, b) => a + b, 0) / logprobs.length : null;
   const pairs = [
     ["Gold answer", row.answer],
@@ -24,8 +25,9 @@ const facts = (row) => {
     ["Grader's reason", row.reason],
     ["Reward", Report.number(row.reward)],
     ["Advantage", row.advantage === undefined ? undefined : Report.number(row.advantage)],
-    ["Finish reason", row.finish_reason === "length" ? "length (truncated)" : row.finish_reason],
+    ["Finish reason", Report.cut(row) ? `${row.finish_reason} (truncated)` : row.finish_reason],
     ["Tokens", row.tokens && row.tokens.length],
+    ["Turns", row.turns && row.turns.length],
     ["Mean logprob", mean === null ? undefined : `${Report.number(mean)} nats`],
     ["Problem", row.problem_id],
     ["Evaluation set", row.set],
@@ -85,7 +87,7 @@ const responsePart = (row) => {
 /* Fill `pane` with the completion. `prompt` is its text; `actions` are the pane's buttons. */
 Report.detail = (pane, row, prompt, actions) => {
   const [mark, word, tone] = Report.verdict(row);
-  const cut = row.finish_reason === "length";
+  const cut = Report.cut(row);
   pane.replaceChildren(
     Report.make(
       "div",

@@ -46,8 +46,21 @@ Report.legend = (name, label, tinting) => {
 
 const shown = (token) => (token === "" ? "\u2205" : token.replaceAll("\n", "\u21b5\n").replaceAll("\t", "\u21e5\t"));
 
+/* The turn in which the policy wrote a token, from 0; null for what the environment said. */
+Report.turnAt = (row, index) => {
+  if (!row.turns) return 0;
+  const found = row.turns.findIndex(([start, stop]) => start <= index && index < stop);
+  return found < 0 ? null : found;
+};
+
 const describe = (row, index) => {
   const lines = [JSON.stringify(row.tokens[index])];
+  const turn = Report.turnAt(row, index);
+  if (turn === null) return [...lines, "said by the environment", `token ${index + 1} of ${row.tokens.length}`];
+  if (row.turns) {
+    const reward = row.turns[turn][2];
+    lines.push(`turn ${turn + 1} of ${row.turns.length}` + (reward === null ? "" : `: ${Report.number(reward)}`));
+  }
   for (const [name, values] of Object.entries(row.lists)) {
     const value = values[index];
     if (name === "logprobs") {
@@ -99,7 +112,9 @@ Report.tokens = (row, name) => {
   const tinting = Report.tinting(name, (row.lists && row.lists[name]) || []);
   const spans = row.tokens.map((token, index) => {
     const span = Report.make("span", { class: "token", "data-index": index }, shown(token));
-    const value = tinting ? row.lists[name][index] : null;
+    const said = Report.turnAt(row, index) === null;
+    if (said) span.classList.add("observed");
+    const value = tinting && !said ? row.lists[name][index] : null;
     if (value !== null) {
       const [side, share] = tinting.tint(value);
       span.classList.add(side);
