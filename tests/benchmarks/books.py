@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
+
 import reward
 from reward.grading import check_gold
 from reward.pool import Asked, VerifierPool
@@ -220,6 +222,7 @@ def main() -> None:
     parser.add_argument("--case", action="append", help="only this one; may be repeated")
     given = parser.parse_args()
     out = given.out.absolute()
+    torch.set_num_threads(1)  # a fork hangs in the threads that its parent had
     (out / "data").mkdir(parents=True, exist_ok=True)
     chosen = [c for c in book_cases(out / "data") if not given.case or c.name in given.case]
     if not chosen:
