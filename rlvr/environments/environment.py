@@ -89,4 +89,5 @@ class Environment:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Free what the episode holds; called once when it is over."""
+        """Free what the episode holds; called once when it is over, also where it was cut or the
+        run is stopped."""

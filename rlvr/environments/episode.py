@@ -200,7 +200,6 @@ class TokenEpisode:
                 f"environment {name} failed in turn {self.turns}: {type(error).__name__}: {error}"
             ) from error
         if isinstance(given, Done):
-            self.environment.close()
             return Answer(ended=given.cut or "stop", reward=_number(given.reward, name))
         if not isinstance(given, Observation):
             raise ValueError(
@@ -209,6 +208,10 @@ class TokenEpisode:
             )
         observed = self.conversation.between(given.messages, token_ids[-1])
         return Answer(observed, reward=_number(given.reward, name))
+
+    def close(self) -> None:
+        """Have the environment free what the episode holds."""
+        self.environment.close()
 
 
 def _number(reward: Any, name: str) -> float | None:  # noqa: ANN401

@@ -11,6 +11,7 @@ import inspect
 import math
 import operator
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, cast
 
 from rlvr.environments.calls import CALL_ID, CallFormat, ToolCall
@@ -114,6 +115,7 @@ def _tool(name: str) -> Tool:
     return cast(Tool, found)
 
 
+@cache
 def schema_of(function: Tool) -> dict[str, Any]:
     """A function's JSON schema, of its types and docstring.
 

@@ -33,6 +33,11 @@ class Episode(Protocol):
         """What follows what the policy wrote; called in a thread, one call after another."""
         ...
 
+    def close(self) -> None:
+        """The episode is over, however it ended; called once, where time ran out also while
+        :meth:`step` is still at work."""
+        ...
+
 
 @dataclass(eq=False, slots=True)
 class _Playing:
@@ -140,12 +145,17 @@ class _Play:
         self.began = time.monotonic()
 
     def run(self) -> None:
-        ready = [playing for own in self.of_request for playing in own]
+        ready = everything = [playing for own in self.of_request for playing in own]
         first = True
-        while ready:
-            self._wave(ready, first)
-            first, ready = False, self._answered()
-        assert self.over == self.total, "an episode was lost"
+        try:
+            while ready:
+                self._wave(ready, first)
+                first, ready = False, self._answered()
+            assert self.over == self.total, "an episode was lost"
+        finally:
+            for playing in everything:
+                if playing.output is None:
+                    playing.episode.close()
 
     def _wave(self, ready: list[_Playing], first: bool) -> None:
         """One turn of each; environments are asked as turns arrive."""
@@ -225,6 +235,7 @@ class _Play:
 
     def _end(self, playing: _Playing, reason: FinishReason) -> None:
         playing.end(reason)
+        playing.episode.close()
         self.over += 1
         self._tick()
         outputs = [own.output for own in self.of_request[playing.request]]

@@ -37,6 +37,10 @@ class Rounds:
 
     def __init__(self, last, pause=0.0, reward=1.0):
         self.last, self.pause, self.reward, self.asked = last, pause, reward, 0
+        self.closed = 0
+
+    def close(self):
+        self.closed += 1
 
     def step(self, token_ids):
         time.sleep(self.pause)
@@ -143,9 +147,12 @@ def test_waves_do_not_depend_on_timing_where_bits_would():
 
 
 def test_an_environment_that_does_not_answer_in_time_is_left_to_itself():
-    block = threading.Event()
+    block, closed = threading.Event(), []
 
     class Hangs:
+        def close(self):
+            closed.append(self)
+
         def step(self, token_ids):
             block.wait(60)
             return Answer(ended="stop", reward=1.0)
@@ -157,17 +164,32 @@ def test_an_environment_that_does_not_answer_in_time_is_left_to_itself():
     )
     assert time.monotonic() - began < 30
     block.set()
+    assert len(closed) == 1
     assert (slow.finish_reason, slow.reward) == ("seconds", 0.0)
     assert (quick.finish_reason, quick.reward) == ("stop", 1.0)
 
 
 def test_a_fault_of_an_environment_reaches_the_caller():
     class Fails:
+        def close(self):
+            others.append(self)
+
         def step(self, token_ids):
             raise ValueError("no such tool")
 
+    others = []
+    episodes = [Rounds(9), Fails(), Rounds(9), Rounds(9)]
     with pytest.raises(ValueError, match="no such tool"):
-        played(Engine(), [Rounds(1), Fails(), Rounds(1), Rounds(1)])
+        played(Engine(), episodes)
+    assert len(others) == 1
+    assert [one.closed for one in episodes if isinstance(one, Rounds)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("finish", ["stop", "length"])
+def test_every_episode_is_closed_once_however_it_ends(finish):
+    episodes = [Rounds(1), Rounds(2), Rounds(9), Rounds(9)]
+    played(Engine(finish=finish), episodes, Limits(turns=3, tokens=900))
+    assert [one.closed for one in episodes] == [1, 1, 1, 1]
 
 
 def test_progress_counts_episodes_and_may_end_them():
